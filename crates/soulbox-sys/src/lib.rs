@@ -1,0 +1,1 @@
+//! Safe wrappers over single syscalls; the only unsafe code.

@@ -1,0 +1,12 @@
+//! The vocabulary of SoulBox: identifiers, units, what a sandbox is asked to be and what it is.
+//!
+//! Values only: no I/O, no serialisation. Wire spellings live in `soulbox-wire`.
+#![forbid(unsafe_code)]
+
+mod id;
+mod limits;
+mod sandbox;
+
+pub use id::{BuildId, IdError, SandboxId, TeamId, TemplateId};
+pub use limits::{Limits, MiB, MilliCpu};
+pub use sandbox::{DeathCause, Egress, Epoch, SandboxState, UnixMillis};

@@ -1,0 +1,176 @@
+//! The RPC between the unprivileged front and the root host agent.
+//!
+//! One stream socket, both directions multiplexed. A frame is a header of eight bytes and a JSON body:
+//!
+//! | bytes | meaning |
+//! |---|---|
+//! | 0..4 | length of the body, big endian |
+//! | 4 | number of descriptors that travel with the frame (SCM_RIGHTS), in order |
+//! | 5..8 | zero |
+//! | 8.. | a [`FrontFrame`] (front to agent) or an [`AgentFrame`] (agent to front) |
+//!
+//! The agent trusts the front with policy (which sandboxes exist), never with privilege: no frame names a path,
+//! a pid or a command. Times are Unix milliseconds, sizes are MiB unless the name says otherwise.
+
+use serde::{Deserialize, Serialize};
+
+/// Bytes of a frame's header.
+pub const HEADER_LEN: usize = 8;
+/// The longest body that either side accepts.
+pub const MAX_BODY: usize = 8 << 20;
+/// The most descriptors that one frame may carry.
+pub const MAX_FDS: usize = 16;
+
+/// What the front sends: a request with a number of its own choice, which the reply repeats.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FrontFrame {
+    pub id: u64,
+    pub request: Request,
+}
+
+/// What the agent sends.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum AgentFrame {
+    Reply { id: u64, result: Result<Reply, HostError> },
+    Event(Event),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// First request of every front. Reply: [`Reply::Hello`], with one descriptor for each public listener, in the order of `listeners`.
+    Hello,
+    /// Start a sandbox. Reply: [`Reply::Created`] with one descriptor: a TCP socket connected to its envd.
+    Create(Create),
+    /// End a sandbox. The reply comes when no process of it is left.
+    Kill { sandbox_id: String, epoch: u64 },
+    /// Move the deadline, in either direction. The host ends the sandbox at the deadline by itself.
+    SetDeadline { sandbox_id: String, epoch: u64, deadline: u64 },
+    /// Connect to a TCP port inside: 127.0.0.1, then ::1, then the outer address. Reply: [`Reply::Dialled`] with one descriptor.
+    Dial { sandbox_id: String, port: u16 },
+    /// Every live sandbox of this host. Reply: [`Reply::Sandboxes`].
+    List,
+    /// Templates whose layers lie in this host's pool, read from disk anew. Reply: [`Reply::Templates`].
+    Templates,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Create {
+    pub sandbox_id: String,
+    pub epoch: u64,
+    /// The build (template version) whose layers are the root file system.
+    pub build_id: String,
+    pub memory_mib: u64,
+    pub cpu_milli: u32,
+    pub pids: u32,
+    pub disk_mib: u64,
+    pub egress_open: bool,
+    pub deadline: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    Hello(Box<Hello>),
+    Created(Created),
+    /// Killed, or the deadline is set.
+    Done,
+    Dialled,
+    Sandboxes(Vec<HostSandbox>),
+    Templates(Vec<HostTemplate>),
+}
+
+/// All that the front needs to start; it reads no file but its own database.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hello {
+    pub settings: FrontSettings,
+    pub sandboxes: Vec<HostSandbox>,
+    pub templates: Vec<HostTemplate>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FrontSettings {
+    /// For each descriptor that came along: the address it listens on.
+    pub listeners: Vec<String>,
+    /// The configured domain, if any.
+    pub domain: Option<String>,
+    /// PEM texts of certificate chain and key; both or neither.
+    pub tls_cert_pem: Option<String>,
+    pub tls_key_pem: Option<String>,
+    /// Secrets of the default team, from `credentials.json`.
+    pub api_key: String,
+    pub access_token: String,
+    pub admin_token: String,
+    /// Hex of 32 bytes: the key of the HMACs that make envd and traffic tokens.
+    pub token_seed: String,
+    /// The longest life of a sandbox, in hours.
+    pub max_sandbox_hours: u64,
+    /// Concurrent sandboxes of the default team.
+    pub max_sandboxes: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Created {
+    pub started_at: u64,
+    /// Hex key: HMAC-SHA256 of an `/init` body with it authorises a change of the token.
+    pub init_secret: String,
+}
+
+/// A live sandbox as the host sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostSandbox {
+    pub sandbox_id: String,
+    pub epoch: u64,
+    pub build_id: String,
+    pub started_at: u64,
+    pub deadline: u64,
+}
+
+/// A template version in the host's pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostTemplate {
+    /// The alias, such as `base`.
+    pub name: String,
+    pub template_id: String,
+    pub build_id: String,
+    /// Unix milliseconds of the build.
+    pub built_at: u64,
+    /// Digests of the layers, lowest first.
+    pub layers: Vec<String>,
+    pub cpu_count: u32,
+    pub memory_mib: u64,
+    pub disk_mib: u64,
+    pub default_user: String,
+    pub default_workdir: String,
+}
+
+/// Things that happen on the host without a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Event {
+    /// A sandbox ended other than by a [`Request::Kill`] of that epoch; `cause` is a name of `DeathCause`.
+    Exited { sandbox_id: String, epoch: u64, cause: String },
+}
+
+/// Why the host did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct HostError {
+    pub kind: HostErrorKind,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostErrorKind {
+    /// No such live sandbox here.
+    NotFound,
+    /// The command is of an older epoch than the sandbox.
+    StaleEpoch,
+    /// The ID is in use.
+    AlreadyExists,
+    /// Nothing listens on the port.
+    PortClosed,
+    /// The build's layers are not in the pool.
+    TemplateMissing,
+    /// Slots, disk reserve or memory are used up; nothing was changed.
+    NoCapacity,
+    /// The step named in the message failed; nothing is left of the sandbox.
+    Failed,
+}

@@ -1,0 +1,1 @@
+//! JSON bodies of the REST API, in the spelling of E2B.
