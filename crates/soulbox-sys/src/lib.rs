@@ -1,1 +1,9 @@
-//! Safe wrappers over single syscalls; the only unsafe code.
+//! Safe wrappers over single system calls that no well-kept crate offers; the only unsafe code of the workspace.
+//!
+//! Everything here blocks for at most the call itself, owns no state, and takes and gives descriptors as owned or borrowed types.
+
+pub mod credentials;
+pub mod mount;
+pub mod namespace;
+pub mod netlink;
+pub mod seccomp;
