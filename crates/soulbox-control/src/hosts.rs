@@ -1,0 +1,129 @@
+//! [`Hosts`]: where sandboxes run, as control sees it. The implementation speaks the host RPC; nothing here knows it.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use soulbox_types::{BuildId, Egress, Epoch, Limits, SandboxId, TemplateId, UnixMillis};
+
+/// All that a host needs to make one sandbox usable.
+#[derive(Debug, Clone)]
+pub struct HostCreate {
+    pub sandbox_id: SandboxId,
+    pub epoch: Epoch,
+    pub template_id: TemplateId,
+    pub build_id: BuildId,
+    pub limits: Limits,
+    pub egress: Egress,
+    /// The host ends the sandbox at this moment by itself.
+    pub deadline: UnixMillis,
+    /// The token that envd shall demand; none leaves envd open.
+    pub access_token: Option<String>,
+    /// Environment of every process that envd starts.
+    pub env: BTreeMap<String, String>,
+    pub default_user: String,
+    pub default_workdir: String,
+}
+
+/// A sandbox that answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    pub started_at: UnixMillis,
+}
+
+/// A live sandbox as a host reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSandbox {
+    pub sandbox_id: SandboxId,
+    pub epoch: Epoch,
+    pub build_id: BuildId,
+    pub started_at: UnixMillis,
+    pub deadline: UnixMillis,
+}
+
+/// A template version whose layers lie on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostTemplate {
+    /// The alias, such as `base`.
+    pub name: String,
+    pub template_id: TemplateId,
+    pub build_id: BuildId,
+    pub built_at: UnixMillis,
+    /// The limits of its sandboxes unless the create says otherwise.
+    pub limits: Limits,
+    pub default_user: String,
+    pub default_workdir: String,
+}
+
+/// Why a host did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostFailure {
+    #[error("the host does not know the sandbox")]
+    NotFound,
+    #[error("the host has seen a later epoch of the sandbox")]
+    StaleEpoch,
+    #[error("the host already has a sandbox of this ID")]
+    AlreadyExists,
+    #[error("nothing listens on the port")]
+    PortClosed,
+    #[error("the host lacks the layers of the build")]
+    TemplateMissing,
+    #[error("the host has no capacity left: {0}")]
+    NoCapacity(String),
+    #[error("the host failed: {0}")]
+    Failed(String),
+    #[error("the sandbox's agent did not accept its initialisation: {0}")]
+    Init(String),
+    /// Nobody answered; whether it was done is unknown.
+    #[error("the host cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+impl HostFailure {
+    /// Whether something of a sandbox may be left on the host after its create failed so.
+    #[must_use]
+    pub fn may_leave_a_sandbox(&self) -> bool {
+        matches!(
+            self,
+            Self::Init(_) | Self::Unreachable(_) | Self::StaleEpoch
+        )
+    }
+}
+
+/// Runs sandboxes. Each call is bounded in time by control, which drops the future of a call that takes too long.
+#[async_trait]
+pub trait Hosts: Send + Sync + 'static {
+    /// Starts a sandbox; returns when its envd has answered `/init`, so it is usable.
+    ///
+    /// # Errors
+    /// After [`HostFailure::Init`] and [`HostFailure::Unreachable`] something may be left, which control then kills.
+    async fn create(&self, sandbox: &HostCreate) -> Result<Started, HostFailure>;
+
+    /// Ends a sandbox; `Ok` when no process of it is left. Also ends one whose create is under way.
+    ///
+    /// # Errors
+    /// [`HostFailure::NotFound`] when the host has no such sandbox, which is as good.
+    async fn kill(&self, sandbox_id: &SandboxId, epoch: Epoch) -> Result<(), HostFailure>;
+
+    /// Moves the moment at which the host ends the sandbox by itself, in either direction.
+    ///
+    /// # Errors
+    /// [`HostFailure::NotFound`] when it is already over.
+    async fn set_deadline(
+        &self,
+        sandbox_id: &SandboxId,
+        epoch: Epoch,
+        deadline: UnixMillis,
+    ) -> Result<(), HostFailure>;
+
+    /// Every live sandbox.
+    ///
+    /// # Errors
+    /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
+    async fn list(&self) -> Result<Vec<HostSandbox>, HostFailure>;
+
+    /// Every template version that can be started.
+    ///
+    /// # Errors
+    /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
+    async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure>;
+}

@@ -1,0 +1,28 @@
+//! [`LiveSandbox`]: what the ingress needs to know about a sandbox that can be reached now.
+
+use soulbox_types::{SandboxId, SandboxState, TeamId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Who may reach the ports of a sandbox other than envd's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Traffic {
+    /// Everybody who knows the address.
+    Public,
+    /// Who sends this token in `e2b-traffic-access-token`.
+    Private { token: String },
+}
+
+/// A sandbox that can be reached now. Holding one keeps nothing alive: watch [`LiveSandbox::gone`].
+#[derive(Debug)]
+pub struct LiveSandbox {
+    pub sandbox_id: SandboxId,
+    pub team_id: TeamId,
+    /// The latest state; anything but `Running` means that requests must be refused.
+    pub state: watch::Receiver<SandboxState>,
+    pub traffic: Traffic,
+    /// The token that envd demands, if the sandbox is secured.
+    pub access_token: Option<String>,
+    /// Cancelled the moment its end is decided, before the host is asked: streams into it are then reset.
+    pub gone: CancellationToken,
+}

@@ -1,0 +1,67 @@
+//! What control is told at its start; nothing here is read from the environment.
+
+use std::time::Duration;
+
+/// Policy and secrets of one installation.
+#[derive(Clone)]
+pub struct ControlSettings {
+    /// Key of the HMACs that make envd and traffic tokens; at least 32 bytes.
+    pub token_seed: Vec<u8>,
+    /// Secret of the administration routes and of acting as any team.
+    pub admin_token: String,
+    /// The longest life of a sandbox, in hours, of a team that has no limit of its own.
+    pub max_sandbox_hours: u32,
+    /// Concurrent sandboxes of a team that has no limit of its own.
+    pub max_sandboxes: u32,
+    /// The most CPUs, MiB of memory and MiB of disk that a create may ask for.
+    pub max_cpus: u32,
+    pub max_memory_mib: u64,
+    pub max_disk_mib: u64,
+    /// What API answers name as the version of the agent in sandboxes.
+    pub envd_version: String,
+    /// How long a host may take to start a sandbox.
+    pub start_within: Duration,
+    /// How long one attempt to kill or to move a deadline may take.
+    pub command_within: Duration,
+    /// How long rows of dead sandboxes are kept.
+    pub keep_dead: Duration,
+}
+
+impl ControlSettings {
+    /// The defaults of a self-hosted installation, with its secrets.
+    #[must_use]
+    pub fn new(token_seed: Vec<u8>, admin_token: String) -> Self {
+        Self {
+            token_seed,
+            admin_token,
+            max_sandbox_hours: 24,
+            max_sandboxes: 1000,
+            max_cpus: 8,
+            max_memory_mib: 8192,
+            max_disk_mib: 25_600,
+            envd_version: "0.6.13".to_owned(),
+            start_within: Duration::from_secs(30),
+            command_within: Duration::from_secs(15),
+            keep_dead: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}
+
+impl std::fmt::Debug for ControlSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The secrets stay out of every log.
+        f.debug_struct("ControlSettings")
+            .field("max_sandbox_hours", &self.max_sandbox_hours)
+            .field("max_sandboxes", &self.max_sandboxes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The secrets of the default team, as `credentials.json` has them.
+#[derive(Clone)]
+pub struct Credentials {
+    /// `e2b_` and hex.
+    pub api_key: String,
+    /// `sk_e2b_` and hex.
+    pub access_token: String,
+}

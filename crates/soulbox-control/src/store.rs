@@ -1,0 +1,252 @@
+//! [`Store`]: the records that outlive the process. Implementations live in `soulbox-store`.
+//!
+//! Sandbox rows are changed by compare-and-swap on `(state, epoch)`, so two owners cannot both decide.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use soulbox_types::{
+    BuildId, DeathCause, Egress, Epoch, Limits, SandboxId, SandboxState, TeamId, TemplateId,
+    UnixMillis,
+};
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TeamRow {
+    pub team_id: TeamId,
+    pub name: String,
+    /// Its namespace of template aliases.
+    pub slug: String,
+    pub banned: bool,
+    pub blocked: bool,
+    pub blocked_reason: Option<String>,
+    /// None: the installation's setting holds.
+    pub max_sandboxes: Option<u32>,
+    pub max_sandbox_hours: Option<u32>,
+    pub created_at: UnixMillis,
+}
+
+/// A secret of a team, known by its hash only. API keys and access tokens have the same shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRow {
+    /// A UUID.
+    pub key_id: String,
+    pub team_id: TeamId,
+    pub name: String,
+    /// `$sha256$` and the base64 of the digest.
+    pub hash: String,
+    /// What may be shown: `e2b_`, the length of the rest, its first two and last four characters.
+    pub prefix: String,
+    pub value_length: u32,
+    pub mask_prefix: String,
+    pub mask_suffix: String,
+    pub created_at: UnixMillis,
+    pub last_used_at: Option<UnixMillis>,
+}
+
+/// Which kind of secret a [`KeyRow`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    ApiKey,
+    AccessToken,
+}
+
+/// A template: a name for builds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateRow {
+    pub template_id: TemplateId,
+    pub team_id: TeamId,
+    pub public: bool,
+    pub created_at: UnixMillis,
+    pub updated_at: UnixMillis,
+    pub spawn_count: u64,
+    pub last_spawned_at: Option<UnixMillis>,
+}
+
+/// How far a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildStatus {
+    Waiting,
+    Building,
+    Ready,
+    Failed,
+}
+
+/// One version of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildRow {
+    pub build_id: BuildId,
+    pub template_id: TemplateId,
+    pub status: BuildStatus,
+    pub limits: Limits,
+    pub default_user: String,
+    pub default_workdir: String,
+    pub envd_version: String,
+    pub created_at: UnixMillis,
+    pub updated_at: UnixMillis,
+    pub finished_at: Option<UnixMillis>,
+}
+
+/// A name of a template. An empty namespace is the global one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasRow {
+    pub namespace: String,
+    pub alias: String,
+    pub template_id: TemplateId,
+}
+
+/// A tag given to a build; the newest one of a tag holds. Rows are only ever added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssignmentRow {
+    /// A UUID.
+    pub assignment_id: String,
+    pub template_id: TemplateId,
+    pub build_id: BuildId,
+    pub tag: String,
+    pub assigned_at: UnixMillis,
+}
+
+/// Every template with all that belongs to it; [`AssignmentRow`]s oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CatalogRows {
+    pub templates: Vec<TemplateRow>,
+    pub builds: Vec<BuildRow>,
+    pub aliases: Vec<AliasRow>,
+    pub assignments: Vec<AssignmentRow>,
+}
+
+/// A sandbox, dead ones included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxRow {
+    pub sandbox_id: SandboxId,
+    pub team_id: TeamId,
+    pub template_id: TemplateId,
+    pub build_id: BuildId,
+    /// The alias that the create named, if it named one.
+    pub alias: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    pub limits: Limits,
+    pub egress: Egress,
+    /// `allow_internet_access` as it was asked for; none when the create did not say.
+    pub internet_access: Option<bool>,
+    pub secure: bool,
+    pub public_traffic: bool,
+    pub envd_version: String,
+    pub created_at: UnixMillis,
+    pub progress: Progress,
+}
+
+/// The part of a sandbox row that changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub state: SandboxState,
+    pub epoch: Epoch,
+    pub started_at: Option<UnixMillis>,
+    pub deadline: UnixMillis,
+    pub ended_at: Option<UnixMillis>,
+    pub cause: Option<DeathCause>,
+}
+
+/// The caller's name for one create, so that a repetition does not make a second sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyClaim {
+    pub key: String,
+    /// Digest of the request; the same key with another one is refused.
+    pub fingerprint: String,
+}
+
+/// What became of an attempt to insert a sandbox row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reservation {
+    /// The row is in and counts against the limit.
+    Made,
+    /// The team has as many live sandboxes as it may.
+    LimitReached,
+    /// An earlier create of the team has this idempotency key; its row, if it is still kept.
+    AlreadyClaimed {
+        fingerprint: String,
+        sandbox: Option<Box<SandboxRow>>,
+    },
+}
+
+/// What became of a compare-and-swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    Done,
+    /// The row has another state or epoch than expected, or is not there.
+    Conflict,
+}
+
+/// Spawns of a template since the last report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spawns {
+    pub template_id: TemplateId,
+    pub count: u64,
+    pub last: UnixMillis,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+#[error("the store failed to {action}")]
+pub struct StoreError {
+    /// What was tried, in words: `insert a sandbox`.
+    pub action: &'static str,
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// The records. Sandbox rows may be lost by a power failure (it ends the sandboxes as well); all else is on disk before the call returns.
+///
+/// # Errors
+/// Every call: [`StoreError`] when the database refused or could not be reached; nothing was changed then.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Inserts the team unless its slug exists; returns the row that is there.
+    async fn ensure_team(&self, team: &TeamRow) -> Result<TeamRow, StoreError>;
+    /// The team of this ID.
+    async fn team(&self, team_id: &TeamId) -> Result<Option<TeamRow>, StoreError>;
+    /// Makes this the one key of its team, kind and name; others of that name stop working.
+    async fn replace_key(&self, kind: KeyKind, key: &KeyRow) -> Result<(), StoreError>;
+    /// The key of this hash with its team.
+    async fn key(&self, kind: KeyKind, hash: &str)
+    -> Result<Option<(KeyRow, TeamRow)>, StoreError>;
+    /// Notes when API keys were last used.
+    async fn touch_keys(&self, used: &[(String, UnixMillis)]) -> Result<(), StoreError>;
+
+    /// Inserts or updates a template, its aliases and a build, and tags the build `default` unless it is so already.
+    async fn register_template(
+        &self,
+        template: &TemplateRow,
+        build: &BuildRow,
+        aliases: &[AliasRow],
+        assignment: &AssignmentRow,
+    ) -> Result<(), StoreError>;
+    /// Everything about templates.
+    async fn catalog(&self) -> Result<CatalogRows, StoreError>;
+    /// Adds to the counters of templates.
+    async fn add_spawns(&self, spawns: &[Spawns]) -> Result<(), StoreError>;
+
+    /// Inserts the row if fewer than `limit` sandboxes of its team are alive, in one transaction.
+    async fn reserve(
+        &self,
+        row: &SandboxRow,
+        limit: u32,
+        claim: Option<&IdempotencyClaim>,
+    ) -> Result<Reservation, StoreError>;
+    /// Replaces the progress of a row whose state and epoch are still as expected.
+    async fn advance(
+        &self,
+        sandbox_id: &SandboxId,
+        expected: (SandboxState, Epoch),
+        progress: &Progress,
+    ) -> Result<Swap, StoreError>;
+    /// The row of this ID, dead or alive.
+    async fn sandbox(&self, sandbox_id: &SandboxId) -> Result<Option<SandboxRow>, StoreError>;
+    /// Rows that are not dead, of one team or of all.
+    async fn live_sandboxes(&self, team_id: Option<&TeamId>)
+    -> Result<Vec<SandboxRow>, StoreError>;
+    /// Deletes rows of sandboxes that died, and idempotency keys that were claimed, before this moment; returns how many sandboxes.
+    async fn prune(&self, before: UnixMillis) -> Result<u64, StoreError>;
+    /// Work that would otherwise be done by some unlucky write, such as a checkpoint. Called from time to time.
+    async fn maintain(&self) -> Result<(), StoreError>;
+}
