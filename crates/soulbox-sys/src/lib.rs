@@ -2,7 +2,10 @@
 //!
 //! Everything here blocks for at most the call itself, owns no state, and takes and gives descriptors as owned or borrowed types.
 
+pub mod btrfs;
 pub mod credentials;
+pub mod fdpass;
+pub mod loopdev;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

@@ -1,0 +1,94 @@
+//! Why the pool did not do it.
+
+use std::io;
+use std::path::PathBuf;
+
+use soulbox_types::MiB;
+
+use crate::layer::LayerDigest;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    #[error("failed to {doing} `{path}`")]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`mkfs.btrfs` is not installed")]
+    MkfsMissing,
+    #[error("`mkfs.btrfs` could not format `{image}`: {message}")]
+    MkfsFailed { image: PathBuf, message: String },
+    #[error("the disk of `{image}` has {free} free, a pool of {wanted} does not fit")]
+    DiskTooSmall {
+        image: PathBuf,
+        free: MiB,
+        wanted: MiB,
+    },
+    #[error("a pool of {wanted} is too small, {least} is the least")]
+    SizeTooSmall { wanted: MiB, least: MiB },
+    #[error("no loop device could be had for `{image}`")]
+    LoopDevice {
+        image: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{path}` is a mount point, but not of this pool")]
+    ForeignMount { path: PathBuf },
+    #[error("`{path}` exists and is not a btrfs subvolume")]
+    NotASubvolume { path: PathBuf },
+    #[error("failed to mount `{image}` at `{path}`")]
+    Mount {
+        image: PathBuf,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another process has held `{path}` for {seconds} s")]
+    Locked { path: PathBuf, seconds: u64 },
+    #[error("only {free} of the pool are free, {reserve} are kept in reserve")]
+    ReserveReached { free: MiB, reserve: MiB },
+    #[error("`{name}` is no name for {what}")]
+    BadName { what: &'static str, name: String },
+    #[error("upper `{name}` exists already")]
+    UpperExists { name: String },
+    #[error("there is no upper `{name}`")]
+    UpperMissing { name: String },
+    #[error("failed to set the quota of upper `{name}`")]
+    SetQuota {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the pool's file system has no quotas")]
+    QuotaUnavailable,
+    #[error("layer {digest} of template `{template}` is not in the pool")]
+    LayerMissing {
+        template: String,
+        digest: LayerDigest,
+    },
+    #[error("manifest `{path}` cannot be read")]
+    BadManifest {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("pool `{path}` is in use")]
+    Busy { path: PathBuf },
+}
+
+impl PoolError {
+    /// For `map_err`: a failed step on a path.
+    pub(crate) fn io<E: Into<io::Error>>(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            doing,
+            path,
+            source: source.into(),
+        }
+    }
+}
