@@ -1,0 +1,2 @@
+[ "${BASH-}" ] && [ -f "$HOME/.bashrc" ] && . "$HOME/.bashrc"
+:
