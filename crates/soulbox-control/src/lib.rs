@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod hosts;
+pub mod lifecycle;
 mod live;
 mod settings;
 mod store;

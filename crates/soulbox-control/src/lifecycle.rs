@@ -1,0 +1,839 @@
+//! The life of one sandbox as a pure function: [`step`] maps a machine and an event to a machine and effects.
+//!
+//! The owner task performs the effects in order and feeds what came of them back as events. Nothing in here waits, reads a clock
+//! or fails. Rules that hold for every sequence of events:
+//! - every machine that is not over has a [`Machine::wake_at`]: no state lacks a timer that leaves it;
+//! - a kill wins over everything, and the cause that came first stays;
+//! - `Dead` is final, and it is entered from `Killing` only when the host has said that nothing is left;
+//! - each decision that the host is told of has an epoch of its own.
+//!
+//! ```text
+//! Reserving -> Starting -> Running -> Killing -> Dead
+//!     |            |           +-- exited, lost --^
+//!     |            +-- start failed, nothing left ^   (something may be left: Killing)
+//!     +-- refused --------------------------------^
+//! ```
+
+use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
+
+use crate::store::Progress;
+
+/// Longest wait in `Reserving` and `Starting` beyond what the performer allows its calls: a safety net, never the normal way out.
+const GRACE_MILLIS: u64 = 5_000;
+/// A start that took longer than this moves the deadline, so that the caller does not pay for it.
+const START_LAG_MILLIS: u64 = 1_000;
+/// How long an attempt to kill is waited for; the performer gives up earlier and says so.
+const ATTEMPT_MILLIS: u64 = 20_000;
+const FIRST_RETRY_MILLIS: u64 = 250;
+const LAST_RETRY_MILLIS: u64 = 10_000;
+/// When a row could not be changed.
+const SAVE_RETRY_MILLIS: u64 = 2_000;
+
+/// Where a sandbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Its row, and with it its place in the quota, is being inserted.
+    Reserving,
+    /// A host was asked to start it.
+    Starting,
+    /// It answers.
+    Running {
+        /// When to tell the host its deadline again, because it did not take it.
+        tell_again_at: Option<UnixMillis>,
+    },
+    /// The host was asked to end it.
+    Killing {
+        /// The answer to the create is still out, so that the kill may have come too early.
+        start_pending: bool,
+        attempts: u32,
+        retry_at: UnixMillis,
+    },
+    /// Over.
+    Dead,
+}
+
+/// All that [`step`] needs to know about a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    pub phase: Phase,
+    pub epoch: Epoch,
+    pub deadline: UnixMillis,
+    pub started_at: Option<UnixMillis>,
+    pub ended_at: Option<UnixMillis>,
+    pub cause: Option<DeathCause>,
+    /// When the create was asked for.
+    asked_at: UnixMillis,
+    /// When the host or the store must have answered in `Reserving` and `Starting`.
+    give_up_at: UnixMillis,
+    /// The row does not have this machine's state; saving is tried again then.
+    save_again_at: Option<UnixMillis>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The row is in.
+    Reserved,
+    /// The row is not in: quota or store.
+    NotReserved,
+    /// The sandbox answers since then.
+    Started { started_at: UnixMillis },
+    /// The create failed; whether something may be left of it.
+    StartFailed { leftover: bool },
+    /// The deadline shall be this, earlier or later.
+    SetDeadline { deadline: UnixMillis },
+    /// The deadline shall be no earlier than this.
+    Extend { deadline: UnixMillis },
+    /// The host took the deadline of that epoch.
+    DeadlineTaken { epoch: Epoch },
+    /// The host did not answer to the deadline of that epoch.
+    DeadlineFailed { epoch: Epoch },
+    /// Its end was decided.
+    Kill { cause: DeathCause },
+    /// The host says that no process is left.
+    HostGone,
+    /// The host did not manage to, or did not answer.
+    KillFailed,
+    /// The host says that it ended by itself.
+    Exited { cause: DeathCause },
+    /// The host does not know it.
+    Lost,
+    /// The row has the state.
+    Saved,
+    /// The row could not be changed.
+    SaveFailed,
+    /// The time of [`Machine::wake_at`] is here.
+    Tick,
+}
+
+/// What the owner has to do, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Insert the row. Comes back as [`Event::Reserved`] or [`Event::NotReserved`].
+    Reserve,
+    /// Ask the host to start it. [`Event::Started`] or [`Event::StartFailed`].
+    HostCreate,
+    /// Ask the host to end it. [`Event::HostGone`] or [`Event::KillFailed`].
+    HostKill { epoch: Epoch },
+    /// Tell the host the deadline. [`Event::DeadlineTaken`], [`Event::DeadlineFailed`] or [`Event::Lost`].
+    HostDeadline { epoch: Epoch, deadline: UnixMillis },
+    /// Reset the streams into it and let nobody find it any more.
+    Cut,
+    /// Let it be found.
+    Announce,
+    /// Write the progress to the row. [`Event::Saved`] or [`Event::SaveFailed`].
+    Save,
+}
+
+impl Machine {
+    /// A sandbox that nobody has asked anything for yet; its first effect is [`Effect::Reserve`].
+    #[must_use]
+    pub fn new(now: UnixMillis, timeout_millis: u64, start_within_millis: u64) -> Self {
+        Self {
+            phase: Phase::Reserving,
+            epoch: Epoch::FIRST,
+            deadline: now.plus_millis(timeout_millis),
+            started_at: None,
+            ended_at: None,
+            cause: None,
+            asked_at: now,
+            give_up_at: now
+                .plus_millis(start_within_millis)
+                .plus_millis(GRACE_MILLIS),
+            save_again_at: None,
+        }
+    }
+
+    /// A sandbox that runs on a host since before this process did. The later epoch's deadline holds; both sides get it.
+    #[must_use]
+    pub fn adopt(
+        row: &Progress,
+        host_epoch: Epoch,
+        host_deadline: UnixMillis,
+        started_at: UnixMillis,
+        now: UnixMillis,
+    ) -> (Self, Vec<Effect>) {
+        let deadline = if host_epoch > row.epoch {
+            host_deadline
+        } else {
+            row.deadline
+        };
+        let mut machine = Self {
+            phase: Phase::Running {
+                tell_again_at: None,
+            },
+            epoch: row.epoch.max(host_epoch),
+            deadline,
+            started_at: Some(started_at),
+            ended_at: None,
+            cause: None,
+            asked_at: now,
+            give_up_at: now,
+            save_again_at: None,
+        };
+        let mut effects = vec![Effect::Announce];
+        if deadline != host_deadline {
+            machine.move_deadline(deadline, &mut effects);
+        } else if machine.progress() != *row {
+            effects.push(Effect::Save);
+        }
+        (machine, effects)
+    }
+
+    /// A row that was being killed, or that no host knows, when the process started: it is killed once more, so that the host has said it.
+    #[must_use]
+    pub fn resume_kill(row: &Progress, cause: DeathCause, now: UnixMillis) -> (Self, Vec<Effect>) {
+        let machine = Self {
+            phase: Phase::Starting,
+            epoch: row.epoch,
+            deadline: row.deadline,
+            started_at: row.started_at,
+            ended_at: None,
+            cause: row.cause,
+            asked_at: now,
+            give_up_at: now,
+            save_again_at: None,
+        };
+        let (mut machine, effects) = step(&machine, now, Event::Kill { cause });
+        // The create of an earlier process is not under way any more.
+        if let Phase::Killing { start_pending, .. } = &mut machine.phase {
+            *start_pending = false;
+        }
+        (machine, effects)
+    }
+
+    /// When [`Event::Tick`] is due; none when it is over and its row says so.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<UnixMillis> {
+        let own = match self.phase {
+            Phase::Reserving | Phase::Starting => Some(self.give_up_at),
+            Phase::Running { tell_again_at } => {
+                Some(tell_again_at.map_or(self.deadline, |again| again.min(self.deadline)))
+            }
+            Phase::Killing { retry_at, .. } => Some(retry_at),
+            Phase::Dead => None,
+        };
+        match (own, self.save_again_at) {
+            (Some(own), Some(save)) => Some(own.min(save)),
+            (own, save) => own.or(save),
+        }
+    }
+
+    /// Whether nothing is left to do.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.wake_at().is_none()
+    }
+
+    /// What others see.
+    #[must_use]
+    pub fn state(&self) -> SandboxState {
+        match self.phase {
+            Phase::Reserving | Phase::Starting => SandboxState::Creating,
+            Phase::Running { .. } => SandboxState::Running,
+            Phase::Killing { .. } => SandboxState::Killing,
+            Phase::Dead => SandboxState::Dead,
+        }
+    }
+
+    /// What the row should say.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            state: self.state(),
+            epoch: self.epoch,
+            started_at: self.started_at,
+            deadline: self.deadline,
+            ended_at: self.ended_at,
+            cause: self.cause,
+        }
+    }
+
+    fn kill(
+        &mut self,
+        now: UnixMillis,
+        cause: DeathCause,
+        start_pending: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.epoch = self.epoch.next();
+        self.cause.get_or_insert(cause);
+        self.phase = Phase::Killing {
+            start_pending,
+            attempts: 1,
+            retry_at: now.plus_millis(ATTEMPT_MILLIS),
+        };
+        effects.extend([
+            Effect::Cut,
+            Effect::Save,
+            Effect::HostKill { epoch: self.epoch },
+        ]);
+    }
+
+    fn die(&mut self, now: UnixMillis, cause: DeathCause, effects: &mut Vec<Effect>) {
+        self.cause.get_or_insert(cause);
+        self.ended_at = Some(now);
+        self.phase = Phase::Dead;
+        effects.extend([Effect::Cut, Effect::Save]);
+    }
+
+    fn move_deadline(&mut self, deadline: UnixMillis, effects: &mut Vec<Effect>) {
+        self.epoch = self.epoch.next();
+        self.deadline = deadline;
+        self.phase = Phase::Running {
+            tell_again_at: None,
+        };
+        effects.extend([
+            Effect::Save,
+            Effect::HostDeadline {
+                epoch: self.epoch,
+                deadline,
+            },
+        ]);
+    }
+}
+
+/// What a sandbox becomes when something happens at `now`, and what is to be done about it.
+#[must_use]
+pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<Effect>) {
+    let mut next = *machine;
+    let mut effects = Vec::new();
+    match (machine.phase, event) {
+        (_, Event::Saved) => next.save_again_at = None,
+        // Nothing is saved before the start.
+        (Phase::Reserving | Phase::Starting, Event::SaveFailed) => {}
+        (_, Event::SaveFailed) => next.save_again_at = Some(now.plus_millis(SAVE_RETRY_MILLIS)),
+
+        (Phase::Reserving, Event::Reserved) => {
+            next.phase = Phase::Starting;
+            effects.push(Effect::HostCreate);
+        }
+        (Phase::Reserving, Event::NotReserved) => {
+            // There is no row, so there is nothing to save.
+            next.cause = Some(DeathCause::FailedToStart);
+            next.ended_at = Some(now);
+            next.phase = Phase::Dead;
+        }
+        // No host was asked yet, but the row may be there: the store did not say.
+        (Phase::Reserving, Event::Kill { cause }) => next.die(now, cause, &mut effects),
+        (Phase::Reserving, Event::Tick) if now >= machine.give_up_at => {
+            next.die(now, DeathCause::FailedToStart, &mut effects);
+        }
+
+        (Phase::Starting, Event::Started { started_at }) => {
+            next.started_at = Some(started_at);
+            next.phase = Phase::Running {
+                tell_again_at: None,
+            };
+            effects.push(Effect::Announce);
+            let lag = started_at.millis_since(machine.asked_at);
+            if lag > START_LAG_MILLIS {
+                next.move_deadline(machine.deadline.plus_millis(lag), &mut effects);
+            } else {
+                effects.push(Effect::Save);
+            }
+        }
+        (Phase::Starting, Event::StartFailed { leftover: false }) => {
+            next.die(now, DeathCause::FailedToStart, &mut effects);
+        }
+        (Phase::Starting, Event::StartFailed { leftover: true }) => {
+            next.kill(now, DeathCause::FailedToStart, false, &mut effects);
+        }
+        (Phase::Starting, Event::Tick) if now >= machine.give_up_at => {
+            next.kill(now, DeathCause::FailedToStart, false, &mut effects);
+        }
+        // The host tells of an end only after a start; the answer to the create has been overtaken.
+        (Phase::Starting, Event::Exited { cause }) => next.die(now, cause, &mut effects),
+        (Phase::Starting, Event::Kill { cause }) => next.kill(now, cause, true, &mut effects),
+
+        (Phase::Running { .. }, Event::SetDeadline { deadline }) => {
+            next.move_deadline(deadline, &mut effects);
+        }
+        (Phase::Running { .. }, Event::Extend { deadline }) if deadline > machine.deadline => {
+            next.move_deadline(deadline, &mut effects);
+        }
+        (Phase::Running { .. }, Event::DeadlineTaken { epoch }) if epoch == machine.epoch => {
+            next.phase = Phase::Running {
+                tell_again_at: None,
+            };
+        }
+        (Phase::Running { .. }, Event::DeadlineFailed { epoch }) if epoch == machine.epoch => {
+            next.phase = Phase::Running {
+                tell_again_at: Some(now.plus_millis(retry_millis(2))),
+            };
+        }
+        (Phase::Running { .. }, Event::Kill { cause }) => {
+            next.kill(now, cause, false, &mut effects)
+        }
+        (Phase::Running { .. }, Event::Exited { cause }) => next.die(now, cause, &mut effects),
+        (Phase::Running { .. }, Event::Lost) => next.die(now, DeathCause::Lost, &mut effects),
+        (Phase::Running { .. }, Event::Tick) if now >= machine.deadline => {
+            next.kill(now, DeathCause::Expired, false, &mut effects);
+        }
+        (
+            Phase::Running {
+                tell_again_at: Some(again),
+            },
+            Event::Tick,
+        ) if now >= again => {
+            // With a new epoch, in case the host has seen a later one than the row knew.
+            next.move_deadline(machine.deadline, &mut effects);
+        }
+
+        // The answer to the create came after the kill was asked for: the host may have started it after all.
+        (
+            Phase::Killing {
+                start_pending: true,
+                attempts,
+                ..
+            },
+            Event::Started { .. } | Event::StartFailed { leftover: true },
+        ) => {
+            if let Event::Started { started_at } = event {
+                next.started_at = Some(started_at);
+            }
+            next.phase = Phase::Killing {
+                start_pending: false,
+                attempts,
+                retry_at: now.plus_millis(ATTEMPT_MILLIS),
+            };
+            effects.push(Effect::HostKill {
+                epoch: machine.epoch,
+            });
+        }
+        (
+            Phase::Killing {
+                start_pending: true,
+                ..
+            },
+            Event::StartFailed { leftover: false },
+        ) => {
+            next.die(now, DeathCause::Killed, &mut effects);
+        }
+        // The host knows of nothing now, yet the create may still come through: wait for its answer.
+        (
+            Phase::Killing {
+                start_pending: true,
+                ..
+            },
+            Event::HostGone,
+        ) => {}
+        (Phase::Killing { .. }, Event::HostGone | Event::Exited { .. } | Event::Lost) => {
+            next.die(now, DeathCause::Killed, &mut effects);
+        }
+        (
+            Phase::Killing {
+                start_pending,
+                attempts,
+                ..
+            },
+            Event::KillFailed,
+        ) => {
+            next.phase = Phase::Killing {
+                start_pending,
+                attempts,
+                retry_at: now.plus_millis(retry_millis(attempts)),
+            };
+        }
+        (
+            Phase::Killing {
+                start_pending,
+                attempts,
+                retry_at,
+            },
+            Event::Tick,
+        ) if now >= retry_at => {
+            // With a new epoch, in case the host has seen a later one than the row knew.
+            next.epoch = machine.epoch.next();
+            next.phase = Phase::Killing {
+                // The performer bounds every create; an answer that is out for longer than that will not come.
+                start_pending: start_pending && now < machine.give_up_at,
+                attempts: attempts.saturating_add(1),
+                retry_at: now.plus_millis(ATTEMPT_MILLIS),
+            };
+            effects.push(Effect::HostKill { epoch: next.epoch });
+        }
+        // Late answers, repetitions, and questions that no longer matter.
+        _ => {}
+    }
+    if event == Event::Tick && next.save_again_at.is_some_and(|at| now >= at) {
+        next.save_again_at = Some(now.plus_millis(LAST_RETRY_MILLIS));
+        if !effects.contains(&Effect::Save) {
+            effects.push(Effect::Save);
+        }
+    }
+    (next, effects)
+}
+
+fn retry_millis(attempts: u32) -> u64 {
+    FIRST_RETRY_MILLIS
+        .saturating_mul(1 << attempts.min(10))
+        .min(LAST_RETRY_MILLIS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T0: UnixMillis = UnixMillis(1_000_000);
+
+    fn at(millis: u64) -> UnixMillis {
+        T0.plus_millis(millis)
+    }
+
+    /// Feeds events at their times and returns the last machine and all effects.
+    fn play(events: &[(u64, Event)]) -> (Machine, Vec<Effect>) {
+        let mut machine = Machine::new(T0, 60_000, 30_000);
+        let mut all = Vec::new();
+        for (millis, event) in events {
+            let (next, effects) = step(&machine, at(*millis), *event);
+            machine = next;
+            all.extend(effects);
+        }
+        (machine, all)
+    }
+
+    const STARTED: Event = Event::Started {
+        started_at: UnixMillis(1_000_003),
+    };
+    const KILL: Event = Event::Kill {
+        cause: DeathCause::Killed,
+    };
+    const E2: Epoch = Epoch(2);
+
+    #[test]
+    fn create_announces_before_it_saves() {
+        let (machine, effects) = play(&[(1, Event::Reserved), (3, STARTED)]);
+        assert_eq!(machine.state(), SandboxState::Running);
+        assert_eq!(
+            effects,
+            [Effect::HostCreate, Effect::Announce, Effect::Save]
+        );
+        assert_eq!(machine.deadline, at(60_000));
+        assert_eq!(machine.wake_at(), Some(at(60_000)));
+    }
+
+    #[test]
+    fn a_slow_start_is_not_paid_by_the_caller() {
+        let late = Event::Started {
+            started_at: at(5_000),
+        };
+        let (machine, effects) = play(&[(1, Event::Reserved), (5_001, late)]);
+        assert_eq!(machine.deadline, at(65_000));
+        assert!(effects.contains(&Effect::HostDeadline {
+            epoch: E2,
+            deadline: at(65_000)
+        }));
+    }
+
+    #[test]
+    fn no_row_no_save() {
+        let (machine, effects) = play(&[(1, Event::NotReserved)]);
+        assert!(machine.is_over());
+        assert_eq!(effects, []);
+    }
+
+    #[test]
+    fn a_failed_start_is_dead_or_killed_by_what_it_leaves() {
+        let (machine, effects) = play(&[
+            (1, Event::Reserved),
+            (2, Event::StartFailed { leftover: false }),
+        ]);
+        assert_eq!(
+            (machine.state(), machine.cause),
+            (SandboxState::Dead, Some(DeathCause::FailedToStart))
+        );
+        assert!(
+            !effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::HostKill { .. }))
+        );
+        let (machine, effects) = play(&[
+            (1, Event::Reserved),
+            (2, Event::StartFailed { leftover: true }),
+        ]);
+        assert_eq!(machine.state(), SandboxState::Killing);
+        assert!(effects.contains(&Effect::HostKill { epoch: E2 }));
+    }
+
+    #[test]
+    fn kill_cuts_before_it_asks_the_host() {
+        let (machine, effects) = play(&[(1, Event::Reserved), (3, STARTED), (9, KILL)]);
+        assert_eq!(machine.state(), SandboxState::Killing);
+        assert_eq!(
+            effects[3..],
+            [Effect::Cut, Effect::Save, Effect::HostKill { epoch: E2 }]
+        );
+        let (machine, _) = step(&machine, at(10), Event::HostGone);
+        assert_eq!(
+            (machine.state(), machine.cause),
+            (SandboxState::Dead, Some(DeathCause::Killed))
+        );
+        assert!(machine.is_over());
+    }
+
+    #[test]
+    fn a_kill_during_the_start_waits_for_its_answer() {
+        let (machine, _) = play(&[(1, Event::Reserved), (2, KILL), (3, Event::HostGone)]);
+        assert_eq!(
+            machine.state(),
+            SandboxState::Killing,
+            "the create may still come through"
+        );
+        let (machine, effects) = step(&machine, at(4), STARTED);
+        assert_eq!(effects, [Effect::HostKill { epoch: E2 }]);
+        assert_eq!(
+            step(&machine, at(5), Event::HostGone).0.state(),
+            SandboxState::Dead
+        );
+    }
+
+    #[test]
+    fn expiry_by_control_and_by_host_in_both_orders() {
+        let running = [(1, Event::Reserved), (3, STARTED)];
+        let (machine, _) = play(&running);
+        let (killing, effects) = step(&machine, at(60_000), Event::Tick);
+        assert!(effects.contains(&Effect::HostKill { epoch: E2 }));
+        let exited = Event::Exited {
+            cause: DeathCause::Expired,
+        };
+        for end in [exited, Event::HostGone] {
+            let (dead, _) = step(&killing, at(60_001), end);
+            assert_eq!(
+                (dead.state(), dead.cause),
+                (SandboxState::Dead, Some(DeathCause::Expired))
+            );
+        }
+        let (dead, effects) = step(&machine, at(59_999), exited);
+        assert_eq!(
+            (dead.state(), dead.cause),
+            (SandboxState::Dead, Some(DeathCause::Expired))
+        );
+        assert_eq!(effects, [Effect::Cut, Effect::Save]);
+        assert_eq!(step(&dead, at(60_000), Event::Tick), (dead, vec![]));
+    }
+
+    #[test]
+    fn extend_only_extends_and_set_also_shortens() {
+        let (machine, _) = play(&[(1, Event::Reserved), (3, STARTED)]);
+        let (same, effects) = step(
+            &machine,
+            at(5),
+            Event::Extend {
+                deadline: at(59_000),
+            },
+        );
+        assert_eq!((same, effects), (machine, vec![]));
+        let (longer, _) = step(
+            &machine,
+            at(5),
+            Event::Extend {
+                deadline: at(70_000),
+            },
+        );
+        assert_eq!((longer.deadline, longer.epoch), (at(70_000), E2));
+        let (shorter, effects) = step(
+            &longer,
+            at(6),
+            Event::SetDeadline {
+                deadline: at(9_000),
+            },
+        );
+        assert_eq!(shorter.wake_at(), Some(at(9_000)));
+        assert_eq!(
+            effects,
+            [
+                Effect::Save,
+                Effect::HostDeadline {
+                    epoch: Epoch(3),
+                    deadline: at(9_000)
+                }
+            ]
+        );
+    }
+
+    #[test]
+    fn an_untold_deadline_is_told_again() {
+        let (machine, _) = play(&[
+            (1, Event::Reserved),
+            (3, STARTED),
+            (
+                4,
+                Event::SetDeadline {
+                    deadline: at(90_000),
+                },
+            ),
+        ]);
+        let (machine, _) = step(&machine, at(5), Event::DeadlineFailed { epoch: E2 });
+        let again = machine.wake_at().expect("a timer");
+        assert!(again < at(90_000));
+        let (machine, effects) = step(&machine, again, Event::Tick);
+        assert!(effects.contains(&Effect::HostDeadline {
+            epoch: Epoch(3),
+            deadline: at(90_000)
+        }));
+        // The answer to the older telling changes nothing.
+        assert_eq!(
+            step(&machine, again, Event::DeadlineFailed { epoch: E2 }).0,
+            machine
+        );
+    }
+
+    #[test]
+    fn adopting_keeps_the_deadline_of_the_later_epoch() {
+        let row = Progress {
+            state: SandboxState::Running,
+            epoch: Epoch(3),
+            started_at: Some(T0),
+            deadline: at(80_000),
+            ended_at: None,
+            cause: None,
+        };
+        let (machine, effects) = Machine::adopt(&row, Epoch(2), at(50_000), T0, at(10));
+        assert_eq!(machine.deadline, at(80_000));
+        assert!(effects.contains(&Effect::HostDeadline {
+            epoch: Epoch(4),
+            deadline: at(80_000)
+        }));
+        let (machine, effects) = Machine::adopt(&row, Epoch(4), at(50_000), T0, at(10));
+        assert_eq!((machine.deadline, machine.epoch), (at(50_000), Epoch(4)));
+        assert_eq!(effects, [Effect::Announce, Effect::Save]);
+        let (_, effects) = Machine::adopt(&row, Epoch(3), at(80_000), T0, at(10));
+        assert_eq!(effects, [Effect::Announce]);
+    }
+
+    #[test]
+    fn a_row_that_could_not_be_written_is_written_later_even_when_dead() {
+        let (machine, _) = play(&[(1, Event::Reserved), (3, STARTED), (9, Event::Lost)]);
+        let (machine, _) = step(&machine, at(9), Event::SaveFailed);
+        assert!(!machine.is_over());
+        let wake = machine.wake_at().expect("a timer");
+        let (machine, effects) = step(&machine, wake, Event::Tick);
+        assert_eq!(effects, [Effect::Save]);
+        assert!(step(&machine, wake, Event::Saved).0.is_over());
+    }
+
+    /// xorshift64*: a seed names the whole run.
+    struct Random(u64);
+    impl Random {
+        fn next(&mut self, below: u64) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
+        }
+    }
+
+    fn random_event(random: &mut Random, now: UnixMillis) -> Event {
+        let deadline = now.plus_millis(random.next(100_000));
+        let epoch = Epoch(1 + random.next(6));
+        match random.next(17) {
+            0 => Event::Reserved,
+            1 => Event::NotReserved,
+            2 => Event::Started { started_at: now },
+            3 => Event::StartFailed {
+                leftover: random.next(2) == 0,
+            },
+            4 => Event::SetDeadline { deadline },
+            5 => Event::Extend { deadline },
+            6 => Event::DeadlineTaken { epoch },
+            7 => Event::DeadlineFailed { epoch },
+            8 => Event::Kill {
+                cause: DeathCause::Killed,
+            },
+            9 => Event::HostGone,
+            10 => Event::KillFailed,
+            11 => Event::Exited {
+                cause: DeathCause::OutOfMemory,
+            },
+            12 => Event::Lost,
+            13 => Event::Saved,
+            14 => Event::SaveFailed,
+            _ => Event::Tick,
+        }
+    }
+
+    fn rank(state: SandboxState) -> u8 {
+        match state {
+            SandboxState::Creating => 0,
+            SandboxState::Running => 1,
+            SandboxState::Killing => 2,
+            SandboxState::Dead => 3,
+        }
+    }
+
+    #[test]
+    fn random_events_never_lead_back_and_never_get_stuck() {
+        for seed in 1..=20_000_u64 {
+            let random = &mut Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut machine = Machine::new(T0, 1 + random.next(60_000), 30_000);
+            let mut now = T0;
+            for _ in 0..random.next(40) {
+                now = now.plus_millis(random.next(3_000));
+                let event = random_event(random, now);
+                let (next, effects) = step(&machine, now, event);
+                let context = format!("seed {seed}: {machine:?} + {event:?} -> {next:?}");
+                assert!(
+                    rank(next.state()) >= rank(machine.state()),
+                    "went back, {context}"
+                );
+                assert!(next.epoch >= machine.epoch, "epoch went back, {context}");
+                assert!(
+                    next.state() == SandboxState::Dead || next.wake_at().is_some(),
+                    "no timer, {context}"
+                );
+                if machine.cause.is_some() {
+                    assert_eq!(next.cause, machine.cause, "cause changed, {context}");
+                }
+                if matches!(event, Event::Kill { .. }) {
+                    assert!(rank(next.state()) >= 2, "a kill lost, {context}");
+                }
+                let cut = effects.contains(&Effect::Cut);
+                if machine.state() == SandboxState::Running && next.state() != SandboxState::Running
+                {
+                    assert!(cut, "left running without a cut, {context}");
+                }
+                assert_eq!(
+                    next.state() == SandboxState::Dead,
+                    next.ended_at.is_some(),
+                    "{context}"
+                );
+                machine = next;
+            }
+            finish(seed, machine, now);
+        }
+    }
+
+    /// From any state: with a host that says gone and a store that saves, timers alone lead to the end.
+    fn finish(seed: u64, mut machine: Machine, mut now: UnixMillis) {
+        let (next, effects) = step(&machine, now, KILL);
+        machine = answer(next, now, effects);
+        for _ in 0..20 {
+            let Some(wake) = machine.wake_at() else {
+                return;
+            };
+            now = now.max(wake);
+            let (next, effects) = step(&machine, now, Event::Tick);
+            assert_ne!(
+                (next, effects.is_empty()),
+                (machine, true),
+                "seed {seed}: the timer of {machine:?} does nothing"
+            );
+            machine = answer(next, now, effects);
+        }
+        panic!("seed {seed}: not over after 20 timers: {machine:?}");
+    }
+
+    fn answer(mut machine: Machine, now: UnixMillis, effects: Vec<Effect>) -> Machine {
+        for effect in effects {
+            let event = match effect {
+                Effect::HostKill { .. } => Event::HostGone,
+                Effect::Save => Event::Saved,
+                _ => continue,
+            };
+            let (next, more) = step(&machine, now, event);
+            machine = answer(next, now, more);
+        }
+        machine
+    }
+}
