@@ -1,0 +1,65 @@
+//! The launcher's first life, as root of the host.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use soulbox_sys::namespace::{Cloned, clone_into_namespaces};
+
+use super::channel::{Channel, FromLauncher, ToLauncher};
+use super::{LaunchError, Step, parked};
+use crate::plan::SetupPlan;
+
+/// Joins the cgroups, makes the child, maps its IDs. In the child this does not return.
+pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
+    let Some((message, cgroups)) = control.receive::<ToLauncher>(None).step("read the setup plan")? else {
+        return Ok(());
+    };
+    let ToLauncher::Setup(plan) = message else {
+        return Err(io::Error::from_raw_os_error(libc::EPROTO)).step("read the setup plan");
+    };
+    for cgroup in cgroups {
+        // A single-threaded process that writes `0` to `tasks` moves itself without the threadgroup lock, whose grace period costs 11-20 ms.
+        fs::File::from(cgroup).write_all(b"0").step("join a cgroup")?;
+    }
+    let (mapped, tell_mapped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
+    match clone_into_namespaces().step("clone into new namespaces")? {
+        Cloned::Child => {
+            drop(tell_mapped);
+            std::process::exit(child(control, &plan, mapped));
+        }
+        Cloned::Parent { child, pid } => {
+            write_maps(pid, &plan)?;
+            control.send(&FromLauncher::Cloned { pid }, &[child.as_fd()]).step("report the child")?;
+            rustix::io::write(&tell_mapped, b"m").step("wake the child")?;
+            Ok(())
+        }
+    }
+}
+
+/// Maps the slot's range to 0 and up. Only the host's root can write more than one ID.
+fn write_maps(pid: i32, plan: &SetupPlan) -> Result<(), LaunchError> {
+    let map = format!("0 {} {}\n", plan.id_base, plan.id_count);
+    for name in ["uid_map", "gid_map"] {
+        // The kernel takes a map in one write only.
+        fs::write(format!("/proc/{pid}/{name}"), &map).step(format!("write {name}"))?;
+    }
+    Ok(())
+}
+
+fn child(control: &Channel, plan: &SetupPlan, mapped: OwnedFd) -> i32 {
+    let mut byte = [0u8; 1];
+    match rustix::io::read(&mapped, &mut byte) {
+        Ok(1) => {}
+        // The other side failed and has told the agent.
+        _ => return 1,
+    }
+    drop(mapped);
+    match parked::run(control, plan) {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = control.send(&error.report(), &[]);
+            1
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! The life of a slot: prepared, booted, and in the end released.
+//!
+//! | state | type | what exists |
+//! |---|---|---|
+//! | parked | [`Parked`] | cgroup, namespaces, veth pair; a launcher waits inside, and ends when this process does |
+//! | running | [`Running`] | its own root, envd; it outlives this process, which may [`Native::adopt`] it later |
+//!
+//! A slot is used once: what was inside never meets a second sandbox. Dropping either value ends its processes; whoever wants them to live
+//! on calls [`Running::leave`].
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use soulbox_sys::mount::{MountAttributes, set_attributes};
+use soulbox_types::Limits;
+
+use crate::cgroup::{Cgroup, CgroupError, Hierarchies};
+use crate::dial::Dialer;
+use crate::identity::{Instance, Slot};
+use crate::launch::channel::{Channel, FromLauncher, ToLauncher};
+use crate::network::{Cidr, HostNetwork, NetworkError};
+use crate::plan;
+use crate::rootfs::{Mounter, RootError, RootSource};
+
+/// A launcher that has not answered by then never will.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The kernel frees a cgroup some milliseconds after its last process ended.
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+pub enum NativeError {
+    #[error("failed to start `{path}`")]
+    Launcher { path: PathBuf, #[source] source: io::Error },
+    #[error("failed to {step}")]
+    Io { step: &'static str, #[source] source: io::Error },
+    #[error("the launcher failed to {step}")]
+    Launch { step: String, #[source] source: io::Error },
+    #[error("the launcher ended while it should {0}")]
+    LauncherEnded(&'static str),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Root(#[from] RootError),
+}
+
+fn io_step(step: &'static str) -> impl FnOnce(io::Error) -> NativeError {
+    move |source| NativeError::Io { step, source }
+}
+
+/// The runtime of one installation.
+#[derive(Debug)]
+pub struct Native {
+    instance: Instance,
+    /// Holds `envd` and `launch`; bound read-only into every sandbox.
+    guests: PathBuf,
+    empty_root: PathBuf,
+    hierarchies: Hierarchies,
+    network: HostNetwork,
+    mounter: Mounter,
+    dialer: Dialer,
+}
+
+impl Native {
+    /// Takes the host in use: cgroup parent, network rules, helper threads. `run` is a directory of ours; it gets an empty root for parked
+    /// launchers. Needs root; runs `nft` once.
+    ///
+    /// # Errors
+    /// The part of the host that is missing or refused.
+    pub fn start(instance: Instance, guests: &Path, run: &Path, allow_internal: &[Cidr]) -> Result<Self, NativeError> {
+        let hierarchies = Hierarchies::discover()?;
+        hierarchies.prepare_parent(&instance.cgroup())?;
+        let empty_root = run.join("empty");
+        fs::create_dir_all(empty_root.join("root")).map_err(io_step("make the empty root"))?;
+        Ok(Self {
+            instance,
+            guests: guests.to_owned(),
+            empty_root,
+            hierarchies,
+            network: HostNetwork::start(instance, allow_internal)?,
+            mounter: Mounter::start()?,
+            dialer: Dialer::start().map_err(io_step("start the dialer"))?,
+        })
+    }
+
+    /// Makes a parked slot. About 5 ms.
+    ///
+    /// # Errors
+    /// The step that failed; nothing is left of the slot then.
+    pub fn prepare(&self, slot: Slot, limits: &Limits) -> Result<Parked, NativeError> {
+        let cgroup = self.hierarchies.create(&slot.cgroup(), limits)?;
+        let (control, theirs) = Channel::pair().map_err(io_step("make a control socket"))?;
+        let path = self.guests.join("launch");
+        let mut launcher = Command::new(&path)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|source| NativeError::Launcher { path, source })?;
+        let cloned = self.start_launcher(slot, &control, &cgroup);
+        if cloned.is_err() {
+            // It may hang in a step; it owns nothing yet.
+            let _ = launcher.kill();
+        }
+        launcher.wait().map_err(io_step("reap the launcher"))?;
+        let (pid, process) = cloned?;
+        let mut parked = Parked { slot, pid, process: Process(process), control, namespaces: None, cgroup };
+        expect(&parked.control, "enter its namespaces", |message| matches!(message, FromLauncher::Inside))?;
+        parked.namespaces = Some(Namespaces::open(pid).map_err(io_step("open the namespaces of the launcher"))?);
+        self.network.attach(slot, pid)?;
+        let parked_or = (|| {
+            parked.control.send(&ToLauncher::NetworkReady, &[]).map_err(io_step("tell the launcher"))?;
+            expect(&parked.control, "configure its network", |message| matches!(message, FromLauncher::Parked))
+        })();
+        match parked_or {
+            Ok(_) => Ok(parked),
+            Err(error) => {
+                self.network.detach(slot);
+                Err(error)
+            }
+        }
+    }
+
+    fn start_launcher(&self, slot: Slot, control: &Channel, cgroup: &Cgroup) -> Result<(i32, OwnedFd), NativeError> {
+        let joins = cgroup.join_files()?;
+        let joins: Vec<_> = joins.iter().map(AsFd::as_fd).collect();
+        let plan = plan::setup(slot, &self.empty_root.to_string_lossy());
+        control.send(&ToLauncher::Setup(plan), &joins).map_err(io_step("send the setup plan"))?;
+        let (message, mut descriptors) =
+            expect(control, "clone", |message| matches!(message, FromLauncher::Cloned { .. }))?;
+        match (message, descriptors.pop()) {
+            (FromLauncher::Cloned { pid }, Some(process)) => Ok((pid, process)),
+            _ => Err(NativeError::LauncherEnded("report its child")),
+        }
+    }
+
+    /// Turns a parked slot into a sandbox in which envd runs. About 2.5 ms. On success, connections to envd's port are accepted.
+    ///
+    /// # Errors
+    /// The step that failed; nothing is left of the slot then.
+    pub fn boot(&self, parked: Parked, source: RootSource, boot: &plan::BootPlan) -> Result<Running, NativeError> {
+        let slot = parked.slot;
+        match self.boot_parked(parked, source, boot) {
+            Ok(running) => Ok(running),
+            Err(error) => {
+                self.network.detach(slot);
+                Err(error)
+            }
+        }
+    }
+
+    fn boot_parked(&self, parked: Parked, source: RootSource, boot: &plan::BootPlan) -> Result<Running, NativeError> {
+        let Parked { slot, pid, process, control, namespaces, cgroup } = parked;
+        let Some(namespaces) = namespaces else { return Err(NativeError::LauncherEnded("enter its namespaces")) };
+        let root = self.mounter.mount(slot, namespaces.user, source)?;
+        let guests = open_tree(
+            rustix::fs::CWD,
+            &self.guests,
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )
+        .map_err(|errno| io_step("clone the guest programs")(errno.into()))?;
+        let read_only = MountAttributes { no_suid: true, ..MountAttributes::READ_ONLY };
+        set_attributes(guests.as_fd(), read_only).map_err(io_step("make the guest programs read-only"))?;
+        control
+            .send(&ToLauncher::Boot(boot.clone()), &[root.overlay.as_fd(), root.shm.as_fd(), guests.as_fd()])
+            .map_err(io_step("send the boot plan"))?;
+        expect(&control, "boot", |message| matches!(message, FromLauncher::Booted))?;
+        Ok(Running { slot, pid, process, network_namespace: namespaces.network, cgroup })
+    }
+
+    /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time.
+    #[must_use]
+    pub fn adopt(&self, slot: Slot, pid: i32, start_time: u64) -> Option<Running> {
+        let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // Read after the pidfd was opened: the pid cannot go to another process in between without this being seen.
+        if process_start_time(pid) != Some(start_time) {
+            return None;
+        }
+        let network_namespace = open_namespace(pid, "net").ok()?;
+        let cgroup = self.hierarchies.adopt(&slot.cgroup());
+        Some(Running { slot, pid, process: Process(process), network_namespace, cgroup })
+    }
+
+    /// Opens or closes the way out of a slot.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn set_egress(&self, slot: Slot, open: bool) -> Result<(), NetworkError> {
+        self.network.set_egress(slot, open)
+    }
+
+    /// A socket inside the sandbox, to be connected to one of [`crate::dial::addresses`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn socket(&self, running: &Running, ipv6: bool) -> io::Result<OwnedFd> {
+        self.dialer.socket(running.network_namespace.try_clone()?, ipv6)
+    }
+
+    /// Gives back all that a sandbox had in the kernel, after its last process ended. Blocks for up to two seconds; usually 1 ms.
+    ///
+    /// # Errors
+    /// A cgroup that still has processes.
+    pub fn release(&self, running: Running) -> Result<(), NativeError> {
+        let Running { slot, process, cgroup, .. } = running;
+        drop(process);
+        self.network.detach(slot);
+        Ok(cgroup.remove(CGROUP_TIMEOUT)?)
+    }
+
+    /// Ends and removes everything of the installation but the slots in `keep`: what an agent that died left half done.
+    /// Returns how many slots it found something of.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn sweep(&self, keep: &[Slot]) -> io::Result<usize> {
+        let kept = |index: &str| keep.iter().any(|slot| slot.index().to_string() == index);
+        let mut swept = 0;
+        let parent = self.instance.cgroup();
+        for name in self.hierarchies.children(&parent).into_iter().filter(|name| !kept(name)) {
+            swept += 1;
+            self.hierarchies.kill_processes(&format!("{parent}/{name}"));
+            let _ = self.hierarchies.adopt(&format!("{parent}/{name}")).remove(CGROUP_TIMEOUT);
+        }
+        let prefix = self.instance.interface_prefix();
+        for interface in self.network.interfaces()? {
+            let Some(index) = interface.strip_prefix(&prefix).filter(|index| !kept(index)) else { continue };
+            self.network.delete_interface(&interface)?;
+            if let Some(slot) = index.parse().ok().and_then(|index| Slot::new(self.instance, index)) {
+                self.network.detach(slot);
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Takes the installation off the host: for when no sandbox of it is left.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn remove(self) -> Result<(), NetworkError> {
+        self.hierarchies.remove(&self.instance.cgroup());
+        HostNetwork::remove(self.instance)
+    }
+}
+
+/// A slot that waits for its sandbox.
+#[derive(Debug)]
+pub struct Parked {
+    slot: Slot,
+    pid: i32,
+    // Before `cgroup`, which can only go when the process is gone.
+    process: Process,
+    control: Channel,
+    namespaces: Option<Namespaces>,
+    cgroup: Cgroup,
+}
+
+impl Parked {
+    /// Which slot it is.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+}
+
+/// A sandbox with a running envd.
+#[derive(Debug)]
+pub struct Running {
+    slot: Slot,
+    pid: i32,
+    process: Process,
+    network_namespace: OwnedFd,
+    cgroup: Cgroup,
+}
+
+impl Running {
+    /// Which slot it is.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// The host's pid of the sandbox's init.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// When init started, in clock ticks after boot: with the pid it names the process for ever.
+    #[must_use]
+    pub fn start_time(&self) -> Option<u64> {
+        process_start_time(self.pid)
+    }
+
+    /// A pidfd of init: readable when no process of the sandbox is left.
+    ///
+    /// # Errors
+    /// When descriptors are used up.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.process.0.try_clone()
+    }
+
+    /// Changes the limits.
+    ///
+    /// # Errors
+    /// See [`Cgroup::set_limits`].
+    pub fn set_limits(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.cgroup.set_limits(limits)
+    }
+
+    /// How many processes were ended because of the memory limit.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        self.cgroup.oom_kills()
+    }
+
+    /// Sends SIGKILL to init, and so to all. Returns at once; the pidfd tells when they are gone.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Lets the sandbox live on without this value.
+    pub fn leave(self) {
+        let Self { process, cgroup, .. } = self;
+        cgroup.leave();
+        process.leave();
+    }
+}
+
+/// Init of a slot, which ends with this value.
+#[derive(Debug)]
+struct Process(OwnedFd);
+
+impl Process {
+    fn kill(&self) {
+        // ESRCH: it has ended already.
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+    }
+
+    fn leave(self) {
+        // The descriptor goes with this process, which is about to end.
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        // Adopted ones are not our children (ECHILD): whoever inherited them reaps them.
+        while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED) {}
+    }
+}
+
+#[derive(Debug)]
+struct Namespaces {
+    user: OwnedFd,
+    network: OwnedFd,
+}
+
+impl Namespaces {
+    fn open(pid: i32) -> io::Result<Self> {
+        Ok(Self { user: open_namespace(pid, "user")?, network: open_namespace(pid, "net")? })
+    }
+}
+
+fn open_namespace(pid: i32, name: &str) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(format!("/proc/{pid}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Field 22 of /proc/PID/stat, proc_pid_stat(5).
+fn process_start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, so count from its end.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+fn expect(
+    control: &Channel,
+    doing: &'static str,
+    wanted: impl FnOnce(&FromLauncher) -> bool,
+) -> Result<(FromLauncher, Vec<OwnedFd>), NativeError> {
+    match control.receive::<FromLauncher>(Some(STEP_TIMEOUT)) {
+        Ok(Some((FromLauncher::Failed { step, errno }, _))) => {
+            Err(NativeError::Launch { step, source: io::Error::from_raw_os_error(errno) })
+        }
+        Ok(Some((message, descriptors))) if wanted(&message) => Ok((message, descriptors)),
+        Ok(_) => Err(NativeError::LauncherEnded(doing)),
+        Err(source) => Err(NativeError::Io { step: "hear from the launcher", source }),
+    }
+}
