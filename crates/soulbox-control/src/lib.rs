@@ -1,19 +1,51 @@
 //! Decides: authentication, quota, lifecycle, desired state. Performs nothing itself but through [`Hosts`] and [`Store`].
 //!
-//! [`Control`] is the entry. One task owns a sandbox ([`owner`]); it feeds events to the pure [`lifecycle::step`] and performs the
-//! effects. Everybody else sends it requests or watches its state.
+//! [`Control`] is the entry. One task owns a sandbox; it feeds events to the pure [`lifecycle::step`] and performs the effects.
+//! Everybody else sends it requests or watches its state. [`Control::live`] is what the ingress looks up.
 #![forbid(unsafe_code)]
 
+mod auth;
+mod catalog;
+mod clock;
+mod control;
+mod error;
 mod hosts;
 pub mod lifecycle;
+mod list;
 mod live;
+mod owner;
+mod random;
+mod recovery;
+mod registry;
 mod settings;
+mod spec;
 mod store;
+mod token;
 
+pub use auth::{AuthError, Credential};
+pub use catalog::{ResolveError, TemplateView};
+pub use control::{Control, HostEvent, SandboxView};
+pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};
 pub use hosts::{HostCreate, HostFailure, HostSandbox, HostTemplate, Hosts, Started};
+pub use list::{Cursor, ListQuery, Order, Page, parse_sandbox_id};
 pub use live::{LiveSandbox, Traffic};
+pub use random::RandomError;
+pub use recovery::Recovered;
 pub use settings::{ControlSettings, Credentials};
+pub use spec::{LimitOverrides, ReferenceError, SandboxSpec, TemplateReference};
 pub use store::{
     AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, IdempotencyClaim, KeyKind, KeyRow,
     Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
+
+/// An error with its sources, for one field of a log line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -126,10 +126,14 @@ pub enum Effect {
 }
 
 impl Machine {
-    /// A sandbox that nobody has asked anything for yet; its first effect is [`Effect::Reserve`].
+    /// A sandbox that is asked for now.
     #[must_use]
-    pub fn new(now: UnixMillis, timeout_millis: u64, start_within_millis: u64) -> Self {
-        Self {
+    pub fn create(
+        now: UnixMillis,
+        timeout_millis: u64,
+        start_within_millis: u64,
+    ) -> (Self, Vec<Effect>) {
+        let machine = Self {
             phase: Phase::Reserving,
             epoch: Epoch::FIRST,
             deadline: now.plus_millis(timeout_millis),
@@ -141,7 +145,8 @@ impl Machine {
                 .plus_millis(start_within_millis)
                 .plus_millis(GRACE_MILLIS),
             save_again_at: None,
-        }
+        };
+        (machine, vec![Effect::Reserve])
     }
 
     /// A sandbox that runs on a host since before this process did. The later epoch's deadline holds; both sides get it.
@@ -483,7 +488,8 @@ mod tests {
 
     /// Feeds events at their times and returns the last machine and all effects.
     fn play(events: &[(u64, Event)]) -> (Machine, Vec<Effect>) {
-        let mut machine = Machine::new(T0, 60_000, 30_000);
+        let (mut machine, first) = Machine::create(T0, 60_000, 30_000);
+        assert_eq!(first, [Effect::Reserve]);
         let mut all = Vec::new();
         for (millis, event) in events {
             let (next, effects) = step(&machine, at(*millis), *event);
@@ -766,7 +772,7 @@ mod tests {
     fn random_events_never_lead_back_and_never_get_stuck() {
         for seed in 1..=20_000_u64 {
             let random = &mut Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let mut machine = Machine::new(T0, 1 + random.next(60_000), 30_000);
+            let mut machine = Machine::create(T0, 1 + random.next(60_000), 30_000).0;
             let mut now = T0;
             for _ in 0..random.next(40) {
                 now = now.plus_millis(random.next(3_000));

@@ -1,0 +1,711 @@
+//! [`Control`]: what the API, the ingress and the front's start call.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use soulbox_types::{
+    DeathCause, Epoch, Limits, MiB, MilliCpu, SandboxId, SandboxState, TeamId, TemplateId,
+    UnixMillis,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{AuthError, Credential, Keyring};
+use crate::catalog::{Catalog, ResolveError, Resolved, TemplateView};
+use crate::clock;
+use crate::error::{CreateError, LimitError, SandboxError};
+use crate::hosts::{HostCreate, Hosts};
+use crate::lifecycle::{Effect, Event, Machine};
+use crate::list::{self, Cursor, ListQuery, Order, Page};
+use crate::live::{LiveSandbox, Traffic};
+use crate::owner::{Creation, DeadlineChange, Ends, INBOX, Owner, Refusal, Request, Surroundings};
+use crate::random;
+use crate::registry::{Handle, Registry};
+use crate::settings::ControlSettings;
+use crate::spec::{LimitOverrides, SandboxSpec, TemplateReference};
+use crate::store::{Progress, SandboxRow, Spawns, Store, StoreError, TeamRow};
+use crate::token::TokenMint;
+
+/// A refresh gives at least this.
+const SHORTEST_REFRESH: Duration = Duration::from_secs(15);
+/// How long callers wait for a kill; it stays under way after that.
+const KILL_ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// The deciding half of a SoulBox server. Clones share everything.
+#[derive(Clone)]
+pub struct Control {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) around: Arc<Surroundings>,
+    pub(crate) keyring: Keyring,
+    pub(crate) mint: TokenMint,
+    pub(crate) catalog: RwLock<Arc<Catalog>>,
+    pub(crate) spawns: Mutex<HashMap<TemplateId, Spawns>>,
+    /// Serialises readings of the hosts' templates, and says when the last one was.
+    pub(crate) refreshed: tokio::sync::Mutex<Option<tokio::time::Instant>>,
+}
+
+/// A sandbox as the API shows it.
+#[derive(Debug, Clone)]
+pub struct SandboxView {
+    pub row: Arc<SandboxRow>,
+    pub progress: Progress,
+    pub access_token: Option<String>,
+    pub traffic_token: Option<String>,
+}
+
+/// What a host told by itself.
+#[derive(Debug, Clone)]
+pub enum HostEvent {
+    /// A sandbox ended other than by a kill of control.
+    Exited {
+        sandbox_id: SandboxId,
+        epoch: Epoch,
+        cause: DeathCause,
+    },
+}
+
+impl Control {
+    /// Decides with these records and hosts. Call [`Control::recover`] before anything else, and keep [`Control::run`] running.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, hosts: Arc<dyn Hosts>, settings: ControlSettings) -> Self {
+        let keyring = Keyring::new(store.clone(), &settings.admin_token);
+        let mint = TokenMint::new(&settings.token_seed);
+        let registry = Registry::default();
+        Self {
+            shared: Arc::new(Shared {
+                around: Arc::new(Surroundings {
+                    store,
+                    hosts,
+                    settings,
+                    registry,
+                }),
+                keyring,
+                mint,
+                catalog: RwLock::default(),
+                spawns: Mutex::default(),
+                refreshed: tokio::sync::Mutex::default(),
+            }),
+        }
+    }
+
+    /// The settings it was made with.
+    #[must_use]
+    pub fn settings(&self) -> &ControlSettings {
+        &self.shared.around.settings
+    }
+
+    /// The team that a credential acts for, blocked ones included.
+    ///
+    /// # Errors
+    /// The credential is not valid, or its team is banned.
+    pub async fn authenticate(
+        &self,
+        credential: Credential<'_>,
+    ) -> Result<Arc<TeamRow>, AuthError> {
+        self.shared.keyring.authenticate(credential).await
+    }
+
+    /// Whether this is the administration token.
+    ///
+    /// # Errors
+    /// [`AuthError::AdminToken`].
+    pub fn check_admin(&self, token: &str) -> Result<(), AuthError> {
+        self.shared.keyring.check_admin(token)
+    }
+
+    /// The sandbox, if it can be reached now. Cheap: for every proxied request.
+    #[must_use]
+    pub fn live(&self, sandbox_id: &SandboxId) -> Option<Arc<LiveSandbox>> {
+        self.registry().live(sandbox_id)
+    }
+
+    /// Tells the owner what happened to its sandbox. Events of sandboxes without an owner are of the past.
+    pub async fn host_event(&self, event: HostEvent) {
+        let HostEvent::Exited {
+            sandbox_id,
+            epoch,
+            cause,
+        } = event;
+        let Some(handle) = self.registry().get(&sandbox_id) else {
+            return;
+        };
+        tracing::info!(%sandbox_id, epoch = epoch.0, %cause, "the host told of an end");
+        // An owner that has gone needs no event.
+        drop(
+            handle
+                .requests
+                .send(Request::Ended(Event::Exited { cause }))
+                .await,
+        );
+    }
+
+    /// Creates a sandbox; it is usable when this returns. Dropping the future does not stop the create, but a sandbox that
+    /// nobody then waits for is killed.
+    ///
+    /// # Errors
+    /// See [`CreateError`]; nothing stays of the sandbox.
+    pub async fn create(
+        &self,
+        team: &TeamRow,
+        spec: SandboxSpec,
+    ) -> Result<SandboxView, CreateError> {
+        let resolved = self.resolve(team, &spec.template).await?;
+        let settings = self.settings();
+        let hours = self.max_hours(team);
+        if spec.timeout.is_zero() {
+            return Err(CreateError::TimeoutNotPositive);
+        }
+        if spec.timeout > longest(hours) {
+            return Err(CreateError::TimeoutTooLong { hours });
+        }
+        let limits = apply(resolved.build.limits, spec.overrides, settings)?;
+        if !spec.public_traffic && !spec.secure {
+            return Err(CreateError::PrivateTrafficNotSecure);
+        }
+        if self.registry().stopping().is_cancelled() {
+            return Err(CreateError::Stopping);
+        }
+
+        let now = clock::now();
+        let within = settings.start_within;
+        let (machine, first) =
+            Machine::create(now, clock::millis(spec.timeout), clock::millis(within));
+        let row = Arc::new(SandboxRow {
+            sandbox_id: random::sandbox_id()?,
+            team_id: team.team_id.clone(),
+            template_id: resolved.template.template_id.clone(),
+            build_id: resolved.build.build_id.clone(),
+            alias: resolved.alias.clone(),
+            limits,
+            egress: spec.egress(),
+            internet_access: spec.internet_access,
+            secure: spec.secure,
+            public_traffic: spec.public_traffic,
+            envd_version: resolved.build.envd_version.clone(),
+            created_at: now,
+            progress: machine.progress(),
+            metadata: spec.metadata,
+        });
+        let command = HostCreate {
+            sandbox_id: row.sandbox_id.clone(),
+            epoch: machine.epoch,
+            template_id: row.template_id.clone(),
+            build_id: row.build_id.clone(),
+            limits,
+            egress: row.egress,
+            deadline: machine.deadline,
+            access_token: self.access_token(&row),
+            env: spec.env,
+            default_user: resolved.build.default_user.clone(),
+            default_workdir: resolved.build.default_workdir.clone(),
+        };
+        let (reply, created) = oneshot::channel();
+        let limit = team.max_sandboxes.unwrap_or(settings.max_sandboxes);
+        let claim = spec.idempotency.clone();
+        let creation = Creation {
+            command,
+            limit,
+            claim,
+            reply,
+        };
+        self.own(row.clone(), machine, first, Some(creation));
+
+        let answer_within = within + settings.command_within * 2;
+        match tokio::time::timeout(answer_within, created).await {
+            Ok(Ok(Ok(progress))) => {
+                self.count_spawn(&row, progress.started_at.unwrap_or(now));
+                Ok(self.view(row, progress))
+            }
+            Ok(Ok(Err(Refusal::Failed(failure)))) => {
+                if matches!(
+                    failure,
+                    CreateError::Host(crate::HostFailure::TemplateMissing)
+                ) {
+                    // The catalog may be behind the hosts; the next create shall know better.
+                    drop(self.refresh_templates(Duration::ZERO).await);
+                }
+                Err(failure)
+            }
+            Ok(Ok(Err(Refusal::Claimed {
+                fingerprint,
+                sandbox,
+            }))) => self.replay(
+                spec.idempotency.as_ref().map(|it| &it.fingerprint),
+                &fingerprint,
+                sandbox,
+            ),
+            Ok(Err(_)) => Err(CreateError::Stopping),
+            Err(_) => Err(CreateError::TimedOut),
+        }
+    }
+
+    /// The running sandbox, its deadline extended to `timeout` from now if that is later.
+    ///
+    /// # Errors
+    /// The timeout is longer than may be, whether or not the sandbox exists; the sandbox does not run.
+    pub async fn connect(
+        &self,
+        team: &TeamRow,
+        id: &SandboxId,
+        timeout: Duration,
+    ) -> Result<SandboxView, SandboxError> {
+        let hours = self.max_hours(team);
+        if timeout > longest(hours) {
+            return Err(SandboxError::TimeoutTooLong { hours });
+        }
+        let handle = self.handle(team, id)?;
+        match handle.state() {
+            SandboxState::Running => {}
+            SandboxState::Killing => return Err(SandboxError::BeingKilled),
+            SandboxState::Creating | SandboxState::Dead => return Err(SandboxError::NotFound),
+        }
+        let deadline = self.clamp(team, &handle, timeout);
+        self.move_deadline(&handle, DeadlineChange::Extend(deadline))
+            .await?;
+        let progress = *handle.progress.borrow();
+        Ok(self.view(handle.row, progress))
+    }
+
+    /// Ends a sandbox; returns when no process of it is left. Kills at the same time join.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`]; [`SandboxError::TimedOut`] leaves the kill under way.
+    pub async fn kill(&self, team: &TeamRow, id: &SandboxId) -> Result<(), SandboxError> {
+        let handle = self.handle(team, id)?;
+        let (reply, done) = oneshot::channel();
+        let request = Request::Kill {
+            cause: DeathCause::Killed,
+            reply,
+        };
+        let killed = async {
+            handle
+                .requests
+                .send(request)
+                .await
+                .map_err(|_| SandboxError::NotFound)?;
+            done.await.map_err(|_| SandboxError::NotFound)
+        };
+        tokio::time::timeout(KILL_ANSWER_WITHIN, killed)
+            .await
+            .map_err(|_| SandboxError::TimedOut)?
+    }
+
+    /// Moves the deadline to `timeout` from now, at most to the longest life that the team's sandboxes may have.
+    ///
+    /// # Errors
+    /// The sandbox does not run or has lived its longest life.
+    pub async fn set_timeout(
+        &self,
+        team: &TeamRow,
+        id: &SandboxId,
+        timeout: Duration,
+    ) -> Result<(), SandboxError> {
+        let handle = self.running(team, id)?;
+        let started_at = handle
+            .progress
+            .borrow()
+            .started_at
+            .unwrap_or(handle.row.created_at);
+        if clock::now().millis_since(started_at) >= clock::millis(longest(self.max_hours(team))) {
+            return Err(SandboxError::LifetimeExceeded);
+        }
+        let deadline = self.clamp(team, &handle, timeout);
+        self.move_deadline(&handle, DeadlineChange::Set(deadline))
+            .await
+    }
+
+    /// Extends the deadline to at least `duration` from now; never shortens it.
+    ///
+    /// # Errors
+    /// The sandbox does not run.
+    pub async fn refresh(
+        &self,
+        team: &TeamRow,
+        id: &SandboxId,
+        duration: Duration,
+    ) -> Result<(), SandboxError> {
+        let handle = self.running(team, id)?;
+        let deadline = self.clamp(team, &handle, duration.max(SHORTEST_REFRESH));
+        self.move_deadline(&handle, DeadlineChange::Extend(deadline))
+            .await
+    }
+
+    /// A running sandbox.
+    ///
+    /// # Errors
+    /// [`SandboxError::NotFound`].
+    pub fn sandbox(&self, team: &TeamRow, id: &SandboxId) -> Result<SandboxView, SandboxError> {
+        let handle = self.running(team, id)?;
+        let progress = *handle.progress.borrow();
+        Ok(self.view(handle.row, progress))
+    }
+
+    /// Sandboxes of the team. A template that means nothing matches nothing.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    pub async fn list(
+        &self,
+        team: &TeamRow,
+        query: &ListQuery,
+    ) -> Result<Page<SandboxView>, StoreError> {
+        let template = match &query.template {
+            None => None,
+            Some(reference) => match self.catalog().by_alias(team, reference) {
+                Ok(template) => Some(template.template_id.clone()),
+                Err(_) => {
+                    return Ok(Page {
+                        items: Vec::new(),
+                        total: 0,
+                        next: None,
+                    });
+                }
+            },
+        };
+        let rows = self.store().live_sandboxes(Some(&team.team_id)).await?;
+        let page = list::sandboxes(rows, query, template.as_ref());
+        let items = page.items.into_iter().map(|row| {
+            let progress = row.progress;
+            self.view(Arc::new(row), progress)
+        });
+        Ok(Page {
+            items: items.collect(),
+            total: page.total,
+            next: page.next,
+        })
+    }
+
+    /// A page of the team's own templates, newest first.
+    #[must_use]
+    pub fn templates(
+        &self,
+        team: &TeamRow,
+        after: Option<&Cursor>,
+        limit: usize,
+    ) -> Page<TemplateView> {
+        let views = self.catalog().all_of(team);
+        list::page(views, Order::NewestFirst, after, limit, |view| Cursor {
+            at: view.template.created_at,
+            id: view.template.template_id.to_string(),
+        })
+    }
+
+    /// One of the team's own templates.
+    ///
+    /// # Errors
+    /// It is not there, or another team's.
+    pub fn template(&self, team: &TeamRow, id: &TemplateId) -> Result<TemplateView, ResolveError> {
+        self.catalog().own(team, id)
+    }
+
+    /// The template of an alias.
+    ///
+    /// # Errors
+    /// It is not there, or another team's private one.
+    pub async fn template_by_alias(
+        &self,
+        team: &TeamRow,
+        reference: &TemplateReference,
+    ) -> Result<Arc<crate::store::TemplateRow>, ResolveError> {
+        let found = self.catalog().by_alias(team, reference);
+        if matches!(found, Err(ResolveError::NoTemplate { .. }))
+            && self.refreshed_for_a_miss().await
+        {
+            return self.catalog().by_alias(team, reference);
+        }
+        found
+    }
+
+    /// Lets go of the sandboxes, which go on, and returns when every owner has; at most `within`.
+    pub async fn stop(&self, within: Duration) {
+        self.registry().stopping().cancel();
+        self.registry().owners().close();
+        if tokio::time::timeout(within, self.registry().owners().wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some owners of sandboxes did not stop in time");
+        }
+        self.flush_counters().await;
+    }
+
+    /// Starts the task that owns a sandbox.
+    pub(crate) fn own(
+        &self,
+        row: Arc<SandboxRow>,
+        machine: Machine,
+        first: Vec<Effect>,
+        creation: Option<Creation>,
+    ) {
+        let (requests, inbox) = mpsc::channel(INBOX);
+        let (progress, progress_out) = watch::channel(machine.progress());
+        let (state, state_out) = watch::channel(machine.state());
+        let traffic = match self.traffic_token(&row) {
+            Some(token) => Traffic::Private { token },
+            None => Traffic::Public,
+        };
+        let live = Arc::new(LiveSandbox {
+            sandbox_id: row.sandbox_id.clone(),
+            team_id: row.team_id.clone(),
+            state: state_out,
+            traffic,
+            access_token: self.access_token(&row),
+            gone: CancellationToken::new(),
+        });
+        let handle = Handle {
+            row: row.clone(),
+            live: live.clone(),
+            progress: progress_out,
+            requests,
+        };
+        self.registry().insert(handle);
+        let ends = Ends {
+            inbox,
+            progress,
+            state,
+        };
+        let owner = Owner::new(
+            self.shared.around.clone(),
+            row,
+            live,
+            machine,
+            ends,
+            creation,
+        );
+        self.registry().owners().spawn(owner.run(first));
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.shared.around.registry
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.shared.around.store
+    }
+
+    pub(crate) fn hosts(&self) -> &dyn Hosts {
+        &*self.shared.around.hosts
+    }
+
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.shared
+            .catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn resolve(
+        &self,
+        team: &TeamRow,
+        reference: &TemplateReference,
+    ) -> Result<Resolved, ResolveError> {
+        let found = self.catalog().resolve(team, reference);
+        if found.is_err() && self.refreshed_for_a_miss().await {
+            return self.catalog().resolve(team, reference);
+        }
+        found
+    }
+
+    /// A template may have been built since the hosts were last asked; they are asked at most once a second for it.
+    async fn refreshed_for_a_miss(&self) -> bool {
+        match self.refresh_templates(Duration::from_secs(1)).await {
+            Ok(refreshed) => refreshed,
+            Err(failure) => {
+                tracing::warn!(error = %crate::chain(&failure), "failed to read the host's templates");
+                false
+            }
+        }
+    }
+
+    /// An earlier create had the key; its outcome is this one's.
+    fn replay(
+        &self,
+        asked: Option<&String>,
+        claimed: &String,
+        sandbox: Option<Box<SandboxRow>>,
+    ) -> Result<SandboxView, CreateError> {
+        if asked != Some(claimed) {
+            return Err(CreateError::IdempotencyMismatch);
+        }
+        let Some(row) = sandbox else {
+            return Err(CreateError::IdempotencyOutcomeUnknown);
+        };
+        // What the owner says is newer than the row.
+        let progress = self
+            .registry()
+            .get(&row.sandbox_id)
+            .map_or(row.progress, |handle| *handle.progress.borrow());
+        match (progress.state, progress.started_at) {
+            (SandboxState::Creating, _) => Err(CreateError::IdempotencyInProgress),
+            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, Some(_)) => {
+                Ok(self.view(Arc::new(*row), progress))
+            }
+            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, None) => {
+                Err(CreateError::IdempotencyOutcomeUnknown)
+            }
+        }
+    }
+
+    fn view(&self, row: Arc<SandboxRow>, progress: Progress) -> SandboxView {
+        SandboxView {
+            access_token: self.access_token(&row),
+            traffic_token: self.traffic_token(&row),
+            row,
+            progress,
+        }
+    }
+
+    fn access_token(&self, row: &SandboxRow) -> Option<String> {
+        row.secure.then(|| self.shared.mint.envd(&row.sandbox_id))
+    }
+
+    fn traffic_token(&self, row: &SandboxRow) -> Option<String> {
+        (!row.public_traffic).then(|| self.shared.mint.traffic(&row.sandbox_id))
+    }
+
+    fn handle(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
+        let handle = self.registry().get(id).ok_or(SandboxError::NotFound)?;
+        if handle.row.team_id == team.team_id {
+            Ok(handle)
+        } else {
+            Err(SandboxError::NotFound)
+        }
+    }
+
+    fn running(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
+        let handle = self.handle(team, id)?;
+        if handle.state() == SandboxState::Running {
+            Ok(handle)
+        } else {
+            Err(SandboxError::NotFound)
+        }
+    }
+
+    fn max_hours(&self, team: &TeamRow) -> u32 {
+        team.max_sandbox_hours
+            .unwrap_or(self.settings().max_sandbox_hours)
+    }
+
+    fn clamp(&self, team: &TeamRow, handle: &Handle, timeout: Duration) -> UnixMillis {
+        let started_at = handle
+            .progress
+            .borrow()
+            .started_at
+            .unwrap_or(handle.row.created_at);
+        let last = started_at.plus_millis(clock::millis(longest(self.max_hours(team))));
+        clock::now().plus_millis(clock::millis(timeout)).min(last)
+    }
+
+    async fn move_deadline(
+        &self,
+        handle: &Handle,
+        change: DeadlineChange,
+    ) -> Result<(), SandboxError> {
+        let (reply, done) = oneshot::channel();
+        let moved = async {
+            let request = Request::Deadline { change, reply };
+            handle
+                .requests
+                .send(request)
+                .await
+                .map_err(|_| SandboxError::NotFound)?;
+            done.await.map_err(|_| SandboxError::NotFound)?
+        };
+        let within = self.settings().command_within * 2;
+        tokio::time::timeout(within, moved)
+            .await
+            .map_err(|_| SandboxError::TimedOut)?
+    }
+
+    fn count_spawn(&self, row: &SandboxRow, at: UnixMillis) {
+        let mut spawns = self
+            .shared
+            .spawns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let entry = spawns
+            .entry(row.template_id.clone())
+            .or_insert_with(|| Spawns {
+                template_id: row.template_id.clone(),
+                count: 0,
+                last: at,
+            });
+        entry.count += 1;
+        entry.last = entry.last.max(at);
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control")
+            .field("settings", self.settings())
+            .finish_non_exhaustive()
+    }
+}
+
+fn longest(hours: u32) -> Duration {
+    Duration::from_secs(u64::from(hours) * 3600)
+}
+
+/// The template's limits with what the create wants otherwise.
+fn apply(
+    mut limits: Limits,
+    overrides: LimitOverrides,
+    settings: &ControlSettings,
+) -> Result<Limits, LimitError> {
+    const LEAST_MIB: u64 = 128;
+    if let Some(cpus) = overrides.cpus {
+        let max = settings.max_cpus;
+        if cpus != 1 && cpus % 2 != 0 || cpus == 0 {
+            return Err(LimitError::CpuOdd);
+        }
+        if cpus > max {
+            return Err(LimitError::CpuTooMany { max });
+        }
+        limits.cpu = MilliCpu::whole(cpus);
+    }
+    if let Some(memory) = overrides.memory_mib {
+        let max = settings.max_memory_mib;
+        if memory < LEAST_MIB {
+            return Err(LimitError::MemoryTooLittle { min: LEAST_MIB });
+        }
+        if memory % 2 != 0 {
+            return Err(LimitError::MemoryOdd);
+        }
+        if memory > max {
+            return Err(LimitError::MemoryTooMuch { max });
+        }
+        limits.memory = MiB(memory);
+    }
+    if let Some(disk) = overrides.disk_mib {
+        let max = settings.max_disk_mib;
+        if disk < LEAST_MIB {
+            return Err(LimitError::DiskTooLittle { min: LEAST_MIB });
+        }
+        if disk > max {
+            return Err(LimitError::DiskTooMuch { max });
+        }
+        limits.disk = MiB(disk);
+    }
+    Ok(limits)
+}
+
+/// The team that owns what the installation itself brings along.
+pub(crate) fn default_team(team_id: TeamId) -> TeamRow {
+    TeamRow {
+        team_id,
+        name: "default".to_owned(),
+        slug: "default".to_owned(),
+        banned: false,
+        blocked: false,
+        blocked_reason: None,
+        max_sandboxes: None,
+        max_sandbox_hours: None,
+        created_at: clock::now(),
+    }
+}

@@ -1,0 +1,323 @@
+//! Agreement with the hosts: at the start of the server, and from time to time, since an event may be lost.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::auth;
+use crate::catalog::Catalog;
+use crate::clock;
+use crate::control::{Control, default_team};
+use crate::error::RecoverError;
+use crate::hosts::{HostFailure, HostSandbox, HostTemplate};
+use crate::lifecycle::{Event, Machine};
+use crate::owner::Request;
+use crate::random;
+use crate::settings::Credentials;
+use crate::store::{
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyKind, SandboxRow, TeamRow, TemplateRow,
+};
+
+/// How often lists are compared, counters written and rows pruned.
+const HOUSEKEEPING: Duration = Duration::from_secs(20);
+/// Rows are pruned in every so many rounds.
+const PRUNE_ROUNDS: u64 = 90;
+/// A sandbox that the host does not list is lost only if it is older than this: the list may be of before its start.
+const SETTLED_MILLIS: u64 = 10_000;
+
+/// What was found at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Recovered {
+    /// Run on as before.
+    pub adopted: usize,
+    /// Had a row, but no host knows them.
+    pub lost: usize,
+    /// Had no living row, or were not finished; being killed.
+    pub orphans: usize,
+    pub templates: usize,
+}
+
+impl Control {
+    /// Takes up the records of the predecessor: default team, credentials, templates, running sandboxes.
+    ///
+    /// # Errors
+    /// The host or the store did not answer, or a credential is malformed.
+    pub async fn recover(&self, credentials: &Credentials) -> Result<Recovered, RecoverError> {
+        let team = self
+            .store()
+            .ensure_team(&default_team(random::team_id()?))
+            .await?;
+        let secrets = [
+            (KeyKind::ApiKey, &credentials.api_key, "API key"),
+            (
+                KeyKind::AccessToken,
+                &credentials.access_token,
+                "access token",
+            ),
+        ];
+        for (kind, secret, what) in secrets {
+            let row = auth::key_row(kind, secret, "credentials.json", &team.team_id)?
+                .ok_or(RecoverError::Credential(what))?;
+            self.store().replace_key(kind, &row).await?;
+        }
+        self.shared.keyring.forget();
+        self.refresh_templates(Duration::ZERO).await?;
+        let mut found = Recovered {
+            templates: self.catalog().all_of(&team).len(),
+            ..Recovered::default()
+        };
+        let listed = self.listed().await?;
+        let mut listed: HashMap<SandboxId, HostSandbox> = listed
+            .into_iter()
+            .map(|sandbox| (sandbox.sandbox_id.clone(), sandbox))
+            .collect();
+        for row in self.store().live_sandboxes(None).await? {
+            let on_host = listed.remove(&row.sandbox_id);
+            self.reconcile(row, on_host.as_ref(), &mut found);
+        }
+        for orphan in listed.into_values() {
+            found.orphans += 1;
+            self.kill_orphan(&orphan.sandbox_id, orphan.epoch).await;
+        }
+        info!(
+            adopted = found.adopted,
+            lost = found.lost,
+            orphans = found.orphans,
+            templates = found.templates,
+            "took up the records"
+        );
+        Ok(found)
+    }
+
+    /// Keeps house until `shutdown`: compares with the hosts' lists, writes counters, prunes, lets the store tidy up.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut round: u64 = 0;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(HOUSEKEEPING) => {}
+            }
+            round += 1;
+            self.compare().await;
+            self.flush_counters().await;
+            if let Err(failure) = self.refresh_templates(Duration::ZERO).await {
+                warn!(error = %crate::chain(&failure), "failed to read the host's templates");
+            }
+            if let Err(failure) = self.store().maintain().await {
+                warn!(error = %crate::chain(&failure), "the store failed to tidy up");
+            }
+            if round % PRUNE_ROUNDS == 1 {
+                self.prune().await;
+            }
+        }
+    }
+
+    /// Reads the hosts' templates into the store and the catalog, unless that was done within `unless_within`; says whether.
+    pub(crate) async fn refresh_templates(
+        &self,
+        unless_within: Duration,
+    ) -> Result<bool, RecoverError> {
+        let mut last = self.shared.refreshed.lock().await;
+        if last.is_some_and(|at| at.elapsed() < unless_within) {
+            return Ok(false);
+        }
+        *last = Some(tokio::time::Instant::now());
+        let within = self.settings().command_within;
+        let templates = tokio::time::timeout(within, self.hosts().templates())
+            .await
+            .unwrap_or_else(|_| Err(HostFailure::Unreachable("no answer in time".to_owned())))
+            .map_err(|source| RecoverError::Host {
+                what: "templates",
+                source,
+            })?;
+        let team = self
+            .store()
+            .ensure_team(&default_team(random::team_id()?))
+            .await?;
+        let known = self.catalog();
+        for template in &templates {
+            if known.default_build(&template.template_id) != Some(&template.build_id) {
+                self.register(&team, template).await?;
+            }
+        }
+        let rows = self.store().catalog().await?;
+        *self
+            .shared
+            .catalog
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(Catalog::new(rows));
+        Ok(true)
+    }
+
+    pub(crate) async fn flush_counters(&self) {
+        let spawns: Vec<_> = self
+            .shared
+            .spawns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain()
+            .map(|(_, spawns)| spawns)
+            .collect();
+        if !spawns.is_empty() {
+            if let Err(failure) = self.store().add_spawns(&spawns).await {
+                warn!(error = %crate::chain(&failure), "failed to count spawns of templates");
+            }
+        }
+        let used = self.shared.keyring.take_used();
+        if !used.is_empty() {
+            if let Err(failure) = self.store().touch_keys(&used).await {
+                warn!(error = %crate::chain(&failure), "failed to note the use of keys");
+            }
+        }
+    }
+
+    /// The templates that come with the host belong to the default team, have a global name and are public.
+    async fn register(&self, team: &TeamRow, template: &HostTemplate) -> Result<(), RecoverError> {
+        let row = TemplateRow {
+            template_id: template.template_id.clone(),
+            team_id: team.team_id.clone(),
+            public: true,
+            created_at: template.built_at,
+            updated_at: template.built_at,
+            spawn_count: 0,
+            last_spawned_at: None,
+        };
+        let build = BuildRow {
+            build_id: template.build_id.clone(),
+            template_id: template.template_id.clone(),
+            status: BuildStatus::Ready,
+            limits: template.limits,
+            default_user: template.default_user.clone(),
+            default_workdir: template.default_workdir.clone(),
+            envd_version: self.settings().envd_version.clone(),
+            created_at: template.built_at,
+            updated_at: template.built_at,
+            finished_at: Some(template.built_at),
+        };
+        let alias = AliasRow {
+            namespace: String::new(),
+            alias: template.name.clone(),
+            template_id: template.template_id.clone(),
+        };
+        let assignment = AssignmentRow {
+            assignment_id: random::uuid()?,
+            template_id: template.template_id.clone(),
+            build_id: template.build_id.clone(),
+            tag: "default".to_owned(),
+            assigned_at: clock::now(),
+        };
+        self.store()
+            .register_template(&row, &build, &[alias], &assignment)
+            .await?;
+        info!(template_id = %row.template_id, build_id = %build.build_id, name = template.name, "registered a template");
+        Ok(())
+    }
+
+    fn reconcile(&self, row: SandboxRow, on_host: Option<&HostSandbox>, found: &mut Recovered) {
+        let now = clock::now();
+        let row = Arc::new(row);
+        let (machine, effects) = match (row.progress.state, on_host) {
+            (SandboxState::Running, Some(host)) => {
+                found.adopted += 1;
+                let started_at = row.progress.started_at.unwrap_or(host.started_at);
+                Machine::adopt(&row.progress, host.epoch, host.deadline, started_at, now)
+            }
+            // Nobody was told of it, and its agent may not have been initialised.
+            (SandboxState::Creating, _) => {
+                found.orphans += 1;
+                Machine::resume_kill(&row.progress, DeathCause::FailedToStart, now)
+            }
+            (SandboxState::Killing | SandboxState::Dead, _) => {
+                found.orphans += 1;
+                Machine::resume_kill(&row.progress, DeathCause::Killed, now)
+            }
+            (SandboxState::Running, None) => {
+                found.lost += 1;
+                let expired = now >= row.progress.deadline;
+                let cause = if expired {
+                    DeathCause::Expired
+                } else {
+                    DeathCause::Lost
+                };
+                Machine::resume_kill(&row.progress, cause, now)
+            }
+        };
+        self.own(row, machine, effects, None);
+    }
+
+    async fn listed(&self) -> Result<Vec<HostSandbox>, RecoverError> {
+        let within = self.settings().command_within;
+        tokio::time::timeout(within, self.hosts().list())
+            .await
+            .unwrap_or_else(|_| Err(HostFailure::Unreachable("no answer in time".to_owned())))
+            .map_err(|source| RecoverError::Host {
+                what: "sandboxes",
+                source,
+            })
+    }
+
+    /// Compares the host's list with the owners.
+    async fn compare(&self) {
+        let asked_at = clock::now();
+        let listed = match self.listed().await {
+            Ok(listed) => listed,
+            Err(failure) => {
+                warn!(error = %crate::chain(&failure), "failed to compare with the host");
+                return;
+            }
+        };
+        for handle in self.registry().all() {
+            let progress = *handle.progress.borrow();
+            let settled = progress
+                .started_at
+                .is_some_and(|at| asked_at.millis_since(at) > SETTLED_MILLIS);
+            let known = listed
+                .iter()
+                .any(|sandbox| sandbox.sandbox_id == handle.row.sandbox_id);
+            if progress.state == SandboxState::Running && settled && !known {
+                warn!(sandbox_id = %handle.row.sandbox_id, "the host does not know the sandbox any more");
+                // An owner that has gone needs no event.
+                drop(handle.requests.send(Request::Ended(Event::Lost)).await);
+            }
+        }
+        for sandbox in listed {
+            if self.registry().get(&sandbox.sandbox_id).is_none() {
+                match self.store().sandbox(&sandbox.sandbox_id).await {
+                    // Another server's.
+                    Ok(Some(row)) if row.progress.state != SandboxState::Dead => {}
+                    Ok(_) => self.kill_orphan(&sandbox.sandbox_id, sandbox.epoch).await,
+                    Err(failure) => {
+                        warn!(error = %crate::chain(&failure), "failed to look up a sandbox of the host");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn kill_orphan(&self, id: &SandboxId, epoch: Epoch) {
+        warn!(sandbox_id = %id, "killing a sandbox that nobody owns");
+        let within = self.settings().command_within;
+        match tokio::time::timeout(within, self.hosts().kill(id, epoch.next())).await {
+            Ok(Ok(()) | Err(HostFailure::NotFound)) => {}
+            // The next comparison tries again.
+            Ok(Err(failure)) => {
+                warn!(sandbox_id = %id, error = %failure, "failed to kill an orphan")
+            }
+            Err(_) => warn!(sandbox_id = %id, "failed to kill an orphan in time"),
+        }
+    }
+
+    async fn prune(&self) {
+        let keep = clock::millis(self.settings().keep_dead);
+        let before = soulbox_types::UnixMillis(clock::now().0.saturating_sub(keep));
+        match self.store().prune(before).await {
+            Ok(0) => {}
+            Ok(count) => info!(count, "pruned rows of dead sandboxes"),
+            Err(failure) => warn!(error = %crate::chain(&failure), "failed to prune"),
+        }
+    }
+}

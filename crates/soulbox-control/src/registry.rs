@@ -1,0 +1,78 @@
+//! The sandboxes that have an owner in this process, by ID.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use soulbox_types::{SandboxId, SandboxState};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::live::LiveSandbox;
+use crate::owner::Request;
+use crate::store::{Progress, SandboxRow};
+
+/// How to reach an owner and what it last said.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) row: Arc<SandboxRow>,
+    pub(crate) live: Arc<LiveSandbox>,
+    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) requests: mpsc::Sender<Request>,
+}
+
+impl Handle {
+    pub(crate) fn state(&self) -> SandboxState {
+        self.progress.borrow().state
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Registry {
+    handles: RwLock<HashMap<SandboxId, Handle>>,
+    owners: TaskTracker,
+    stopping: CancellationToken,
+}
+
+impl Registry {
+    pub(crate) fn insert(&self, handle: Handle) {
+        self.write().insert(handle.row.sandbox_id.clone(), handle);
+    }
+
+    pub(crate) fn remove(&self, id: &SandboxId) {
+        self.write().remove(id);
+    }
+
+    pub(crate) fn get(&self, id: &SandboxId) -> Option<Handle> {
+        self.read().get(id).cloned()
+    }
+
+    /// The sandbox, if it runs now. On the path of every proxied request: one hash, no allocation.
+    pub(crate) fn live(&self, id: &SandboxId) -> Option<Arc<LiveSandbox>> {
+        let handles = self.read();
+        let live = &handles.get(id)?.live;
+        (*live.state.borrow() == SandboxState::Running).then(|| live.clone())
+    }
+
+    pub(crate) fn all(&self) -> Vec<Handle> {
+        self.read().values().cloned().collect()
+    }
+
+    pub(crate) fn owners(&self) -> &TaskTracker {
+        &self.owners
+    }
+
+    /// Cancelled when the server stops; owners then leave their sandboxes running.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    // Every change of the map is one call, so a panic elsewhere does not spoil it.
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<SandboxId, Handle>> {
+        self.handles.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<SandboxId, Handle>> {
+        self.handles.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
