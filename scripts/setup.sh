@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Makes a Debian 12 machine with Rust, Node, Python, make and apt able to build, run and test SoulBox.
+#
+#   scripts/setup.sh packages   Debian packages, only those that are missing
+#   scripts/setup.sh sdks       the official clients that examples and tests use, in .cache
+#
+# Each part does nothing when its result is already there. Packages come by apt, pip and npm as this machine
+# has them set up.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '==> %s\n' "$*" >&2; }
+fail() { printf 'error: %s\nhint: %s\n' "$1" "$2" >&2; exit 1; }
+
+need_root() {
+    [ "$(id -u)" = 0 ] || fail "sandboxes need root: namespaces, cgroups and mounts" "run make as root"
+}
+
+packages() {
+    need_root
+    local wanted=(
+        btrfs-progs mmdebstrap nftables iproute2    # the server's own tools
+        gcc libc6-dev make pkg-config               # the linker of Rust, static libc of the guests
+        ca-certificates curl git jq openssl procps util-linux
+    )
+    local missing=() package
+    for package in "${wanted[@]}"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+    done
+    # A Python from elsewhere brings its own venv; Debian's has it in a package.
+    python=$(find_python) && "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+    if [ ${#missing[@]} -gt 0 ]; then
+        say "installing ${missing[*]}"
+        command -v apt-get > /dev/null || fail "no apt-get here, and missing: ${missing[*]}" "install them by hand"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
+    fi
+    command -v cargo > /dev/null || fail "there is no cargo" "install Rust 1.95 or newer"
+    command -v npm > /dev/null || fail "there is no npm" "install Node 20.18 or newer"
+}
+
+find_python() {
+    local candidate
+    for candidate in python3.11 python3; do
+        # A name alone proves nothing: version switchers leave shims for versions that are not chosen.
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# venv FOLDER REQUIREMENT...: exactly these, made anew when the list changes.
+venv() {
+    local folder=$1
+    shift
+    [ "$(cat "$folder/.made-of" 2> /dev/null)" = "$*" ] && return
+    say "installing $* into $folder"
+    rm -rf "$folder"
+    local python
+    python=$(find_python) || fail "there is no Python 3.10 or newer" "apt-get install python3 python3-venv"
+    "$python" -m venv "$folder"
+    "$folder/bin/pip" install --quiet --disable-pip-version-check "$@"
+    echo "$*" > "$folder/.made-of"
+}
+
+# node FOLDER PACKAGE...
+node_packages() {
+    local folder=$1
+    shift
+    [ "$(cat "$folder/.made-of" 2> /dev/null)" = "$*" ] && return
+    say "installing $* into $folder"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    echo '{ "private": true }' > "$folder/package.json"
+    npm install --silent --no-audit --no-fund --prefix "$folder" "$@" > /dev/null
+    echo "$*" > "$folder/.made-of"
+}
+
+sdks() {
+    mkdir -p .cache
+    venv .cache/venv-latest e2b==2.63.0 pytest==9.2.0 pytest-asyncio==1.5.0
+    venv .cache/venv-245 e2b==2.45.1
+    node_packages .cache/node-latest e2b@2.51.0
+    node_packages .cache/node-245 e2b@2.45.0
+}
+
+[ $# -gt 0 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+for part in "$@"; do
+    case $part in
+    packages | sdks) "$part" ;;
+    *) fail "there is no part $part" "packages or sdks" ;;
+    esac
+done
