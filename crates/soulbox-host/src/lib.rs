@@ -1,1 +1,45 @@
+//! The host agent: owns the sandboxes of one Linux host, a task each, and every kernel object of theirs.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`host`] | the map of live sandboxes; create, dial, list; start and stop of it all |
+//! | [`sandbox`] | one sandbox: deadline, kill, end |
+//! | [`warm`] | slots made ahead |
+//! | [`workshop`] | the order of steps that makes and unmakes a sandbox |
+//! | [`runtime`], [`native`] | the seam to the isolation tier, and the first tier |
+//! | [`record`], [`instance`] | what outlives the agent |
+//! | [`dns`] | the gateway's name server |
+//!
+//! It parses nothing from the internet and nothing from a guest: bytes of sandboxes never pass through it, only connected sockets.
 #![forbid(unsafe_code)]
+
+pub mod dns;
+pub mod host;
+pub mod instance;
+pub mod native;
+pub mod record;
+pub mod runtime;
+mod sandbox;
+mod slots;
+mod warm;
+mod workshop;
+
+pub use host::{Host, HostSettings, StartError};
+pub use warm::WarmTargets;
+
+/// The port of envd inside every sandbox.
+pub const ENVD_PORT: u16 = soulbox_runtime::identity::ENVD_PORT;
+/// Processes and threads of a sandbox whose creator names no number.
+pub const DEFAULT_PIDS: u32 = 4096;
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

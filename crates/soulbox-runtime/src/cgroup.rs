@@ -145,7 +145,7 @@ impl Hierarchies {
     /// The cgroup of a sandbox that is there already, without making anything.
     #[must_use]
     pub fn adopt(&self, name: &str) -> Cgroup {
-        Cgroup { hierarchies: self.clone(), name: name.to_owned(), armed: true }
+        Cgroup { hierarchies: self.clone(), name: name.to_owned(), armed: false }
     }
 
     /// Names below `parent` in any hierarchy.
@@ -182,7 +182,7 @@ impl Hierarchies {
     }
 }
 
-/// The cgroup of one sandbox; removed when dropped, unless [`Cgroup::leave`] was called.
+/// The cgroup of one sandbox. One that was made here is removed when dropped, unless [`Cgroup::leave`] was called.
 #[derive(Debug)]
 pub struct Cgroup {
     hierarchies: Hierarchies,
@@ -270,8 +270,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`CgroupError::File`] with `EBUSY` when processes are left.
-    pub fn remove(mut self, within: Duration) -> Result<(), CgroupError> {
-        self.armed = false;
+    pub fn remove(&self, within: Duration) -> Result<(), CgroupError> {
         let deadline = Instant::now() + within;
         for (path, _) in self.directories() {
             loop {
@@ -287,7 +286,7 @@ impl Cgroup {
     }
 
     /// Gives up the guard: the cgroup stays, for the sandbox that outlives this process.
-    pub fn leave(mut self) {
+    pub fn leave(&mut self) {
         self.armed = false;
     }
 

@@ -5,8 +5,8 @@
 //! | parked | [`Parked`] | cgroup, namespaces, veth pair; a launcher waits inside, and ends when this process does |
 //! | running | [`Running`] | its own root, envd; it outlives this process, which may [`Native::adopt`] it later |
 //!
-//! A slot is used once: what was inside never meets a second sandbox. Dropping either value ends its processes; whoever wants them to live
-//! on calls [`Running::leave`].
+//! A slot is used once: what was inside never meets a second sandbox. Dropping a [`Parked`] ends it; dropping a [`Running`] does nothing,
+//! since no fault of the agent may end a sandbox: [`Running::kill`] and [`Native::release`] do that.
 
 use std::fs;
 use std::io;
@@ -113,7 +113,7 @@ impl Native {
         }
         launcher.wait().map_err(io_step("reap the launcher"))?;
         let (pid, process) = cloned?;
-        let mut parked = Parked { slot, pid, process: Process(process), control, namespaces: None, cgroup };
+        let mut parked = Parked { slot, pid, process: Process { pidfd: process, ends_with_this: true }, control, namespaces: None, cgroup };
         expect(&parked.control, "enter its namespaces", |message| matches!(message, FromLauncher::Inside))?;
         parked.namespaces = Some(Namespaces::open(pid).map_err(io_step("open the namespaces of the launcher"))?);
         self.network.attach(slot, pid)?;
@@ -159,7 +159,7 @@ impl Native {
     }
 
     fn boot_parked(&self, parked: Parked, source: RootSource, boot: &plan::BootPlan) -> Result<Running, NativeError> {
-        let Parked { slot, pid, process, control, namespaces, cgroup } = parked;
+        let Parked { slot, pid, mut process, control, namespaces, mut cgroup } = parked;
         let Some(namespaces) = namespaces else { return Err(NativeError::LauncherEnded("enter its namespaces")) };
         let root = self.mounter.mount(slot, namespaces.user, source)?;
         let guests = open_tree(
@@ -174,6 +174,8 @@ impl Native {
             .send(&ToLauncher::Boot(boot.clone()), &[root.overlay.as_fd(), root.shm.as_fd(), guests.as_fd()])
             .map_err(io_step("send the boot plan"))?;
         expect(&control, "boot", |message| matches!(message, FromLauncher::Booted))?;
+        process.ends_with_this = false;
+        cgroup.leave();
         Ok(Running { slot, pid, process, network_namespace: namespaces.network, cgroup })
     }
 
@@ -187,7 +189,7 @@ impl Native {
         }
         let network_namespace = open_namespace(pid, "net").ok()?;
         let cgroup = self.hierarchies.adopt(&slot.cgroup());
-        Some(Running { slot, pid, process: Process(process), network_namespace, cgroup })
+        Some(Running { slot, pid, process: Process { pidfd: process, ends_with_this: false }, network_namespace, cgroup })
     }
 
     /// Opens or closes the way out of a slot.
@@ -210,11 +212,10 @@ impl Native {
     ///
     /// # Errors
     /// A cgroup that still has processes.
-    pub fn release(&self, running: Running) -> Result<(), NativeError> {
-        let Running { slot, process, cgroup, .. } = running;
-        drop(process);
-        self.network.detach(slot);
-        Ok(cgroup.remove(CGROUP_TIMEOUT)?)
+    pub fn release(&self, running: &Running) -> Result<(), NativeError> {
+        running.process.reap();
+        self.network.detach(running.slot);
+        Ok(running.cgroup.remove(CGROUP_TIMEOUT)?)
     }
 
     /// Ends and removes everything of the installation but the slots in `keep`: what an agent that died left half done.
@@ -306,7 +307,7 @@ impl Running {
     /// # Errors
     /// When descriptors are used up.
     pub fn pidfd(&self) -> io::Result<OwnedFd> {
-        self.process.0.try_clone()
+        self.process.pidfd.try_clone()
     }
 
     /// Changes the limits.
@@ -327,36 +328,33 @@ impl Running {
     pub fn kill(&self) {
         self.process.kill();
     }
-
-    /// Lets the sandbox live on without this value.
-    pub fn leave(self) {
-        let Self { process, cgroup, .. } = self;
-        cgroup.leave();
-        process.leave();
-    }
 }
 
-/// Init of a slot, which ends with this value.
+/// Init of a slot.
 #[derive(Debug)]
-struct Process(OwnedFd);
+struct Process {
+    pidfd: OwnedFd,
+    ends_with_this: bool,
+}
 
 impl Process {
     fn kill(&self) {
         // ESRCH: it has ended already.
-        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    fn leave(self) {
-        // The descriptor goes with this process, which is about to end.
-        std::mem::forget(self);
+    /// Waits for the end. Adopted ones are not our children (ECHILD): whoever inherited them reaps them.
+    fn reap(&self) {
+        while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {}
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.kill();
-        // Adopted ones are not our children (ECHILD): whoever inherited them reaps them.
-        while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED) {}
+        if self.ends_with_this {
+            self.kill();
+            self.reap();
+        }
     }
 }
 

@@ -142,7 +142,65 @@ mod tests {
     fn setup_plan_is_as_reviewed() {
         let slot = Slot::new(Instance::new(1).unwrap(), 7).unwrap();
         let plan = serde_json::to_string_pretty(&setup(slot, "/data/run/empty")).unwrap();
-        expect![[r#""#]].assert_eq(&plan);
+        expect![[r#"
+            {
+              "id_base": 2013724672,
+              "id_count": 65536,
+              "empty_root": "/data/run/empty",
+              "sysctls": [
+                [
+                  "net/ipv4/ip_unprivileged_port_start",
+                  "0"
+                ],
+                [
+                  "net/ipv4/ping_group_range",
+                  "0 65535"
+                ],
+                [
+                  "net/ipv6/conf/default/disable_ipv6",
+                  "1"
+                ],
+                [
+                  "user/max_inotify_instances",
+                  "1024"
+                ],
+                [
+                  "user/max_inotify_watches",
+                  "65536"
+                ],
+                [
+                  "user/max_user_namespaces",
+                  "0"
+                ]
+              ],
+              "proc_masked": [
+                "kcore",
+                "keys",
+                "timer_list"
+              ],
+              "proc_read_only": [
+                "sys",
+                "sysrq-trigger",
+                "irq",
+                "bus",
+                "fs"
+              ],
+              "network": {
+                "interface": "eth0",
+                "address": "169.254.0.21",
+                "prefix": 30,
+                "gateway": "169.254.0.22",
+                "gateway_mac": [
+                  2,
+                  252,
+                  0,
+                  0,
+                  0,
+                  6
+                ],
+                "listen_port": 49983
+              }
+            }"#]].assert_eq(&plan);
     }
 
     #[test]

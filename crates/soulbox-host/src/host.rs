@@ -1,0 +1,517 @@
+//! All live sandboxes of a host. Each has one task ([`crate::sandbox`]); this map leads to it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use soulbox_pool::{Growth, Pool, PoolError, TemplateManifest};
+use soulbox_types::{DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, UnixMillis};
+use soulbox_wire::host::{Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+
+use crate::chain;
+use crate::record::{Record, Records};
+use crate::runtime::{DialError, ProcessName, Runtime, RuntimeError};
+use crate::sandbox::{self, Ended, Request, now};
+use crate::slots::Slots;
+use crate::warm::{Booted, Warm, WarmTargets, default_limits};
+use crate::workshop::{Made, MakeError, Workshop};
+
+/// Starts that run at once; more wait, since they would only share the two locks that they all need.
+const CONCURRENT_STARTS: usize = 8;
+const POOL_CHECK: Duration = Duration::from_secs(10);
+/// Events that a slow front may leave unread; it reconciles by list when it missed some.
+const EVENTS: usize = 4096;
+
+/// How an agent is to run.
+#[derive(Debug, Clone)]
+pub struct HostSettings {
+    pub data: PathBuf,
+    pub warm: WarmTargets,
+    /// Name of the template that is booted ahead.
+    pub default_template: String,
+    /// Digest of the guest programs that new sandboxes run.
+    pub guests: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("failed to read the records of running sandboxes")]
+    Records(#[source] io::Error),
+    #[error("failed to look through the pool")]
+    Pool(#[source] PoolError),
+    #[error("failed to clear what an earlier agent left")]
+    Sweep(#[source] RuntimeError),
+    #[error("failed to start a thread")]
+    Thread(#[source] io::Error),
+    #[error("failed to adopt sandbox {sandbox_id}")]
+    Adopt { sandbox_id: String, #[source] source: io::Error },
+}
+
+/// A handle to the sandboxes of this host; clones are the same host.
+pub struct Host<R: Runtime> {
+    inner: Arc<Inner<R>>,
+}
+
+impl<R: Runtime> Clone for Host<R> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+struct Inner<R: Runtime> {
+    settings: HostSettings,
+    workshop: Arc<Workshop<R>>,
+    warm: Arc<Warm<R>>,
+    records: Records,
+    sandboxes: Mutex<HashMap<String, Entry<R>>>,
+    templates: Mutex<Arc<[TemplateManifest]>>,
+    starts: Semaphore,
+    events: Mutex<Option<mpsc::Sender<Event>>>,
+}
+
+enum Entry<R: Runtime> {
+    /// The ID is taken; a start is under way.
+    Starting,
+    Live(Live<R>),
+}
+
+struct Live<R: Runtime> {
+    running: Arc<R::Running>,
+    inbox: mpsc::Sender<Request>,
+    record: Arc<Mutex<Record>>,
+}
+
+impl<R: Runtime> Host<R> {
+    /// Adopts what runs, clears what an earlier agent left half done, and starts to make warm slots.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(runtime: R, pool: Arc<dyn Pool>, settings: HostSettings) -> Result<Self, StartError> {
+        let records = Records::open(&settings.data).map_err(StartError::Records)?;
+        let mut adopted = Vec::new();
+        for record in records.all().map_err(StartError::Records)? {
+            let process = ProcessName { pid: record.pid, start_time: record.start_time };
+            match runtime.adopt(record.slot, process) {
+                Some(running) => adopted.push((record, running)),
+                None => {
+                    tracing::info!(sandbox_id = record.sandbox_id, "a sandbox ended while no agent ran");
+                    records.delete(&record.sandbox_id);
+                }
+            }
+        }
+        let kept: Vec<u16> = adopted.iter().map(|(record, _)| record.slot).collect();
+        let swept = runtime.sweep(&kept).map_err(StartError::Sweep)?;
+        for upper in pool.list_uppers().map_err(StartError::Pool)? {
+            if !adopted.iter().any(|(record, _)| record.upper == upper.name) {
+                pool.delete_upper(&upper.name).map_err(StartError::Pool)?;
+            }
+        }
+        if !adopted.is_empty() || swept > 0 {
+            tracing::info!(adopted = adopted.len(), swept, "took over from an earlier agent");
+        }
+
+        let templates: Arc<[TemplateManifest]> = pool.templates().map_err(StartError::Pool)?.into();
+        let default = find_default(&templates, &settings.default_template);
+        let slots = Slots::new(runtime.slots(), kept);
+        let workshop = Arc::new(Workshop { runtime, pool, slots });
+        let warm = Warm::new(settings.warm, default);
+        let host = Self {
+            inner: Arc::new(Inner {
+                workshop: Arc::clone(&workshop),
+                warm: Arc::clone(&warm),
+                records,
+                sandboxes: Mutex::new(HashMap::new()),
+                templates: Mutex::new(templates),
+                starts: Semaphore::new(CONCURRENT_STARTS),
+                events: Mutex::new(None),
+                settings,
+            }),
+        };
+        for (record, running) in adopted {
+            let sandbox_id = record.sandbox_id.clone();
+            let adopt = || -> io::Result<()> {
+                let ended = workshop.runtime.ended(&running)?;
+                host.inner.adopt(record, Arc::new(running), ended);
+                Ok(())
+            };
+            adopt().map_err(|source| StartError::Adopt { sandbox_id, source })?;
+        }
+        warm.start(workshop, Handle::current()).map_err(StartError::Thread)?;
+        tokio::spawn(watch_pool(Arc::downgrade(&host.inner)));
+        Ok(host)
+    }
+
+    /// Events from now on; an earlier receiver gets none any more.
+    #[must_use]
+    pub fn subscribe(&self) -> mpsc::Receiver<Event> {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        *lock(&self.inner.events) = Some(sender);
+        receiver
+    }
+
+    /// Starts a sandbox. The descriptor is a TCP connection to its envd.
+    ///
+    /// # Errors
+    /// Kinds `AlreadyExists`, `TemplateMissing`, `NoCapacity` (nothing was changed) and `Failed` (nothing is left).
+    pub async fn create(&self, request: Create) -> Result<(Created, OwnedFd), HostError> {
+        let inner = &self.inner;
+        let template = inner.template(&request.build_id).await?;
+        if !inner.reserve_id(&request.sandbox_id) {
+            let message = format!("sandbox {} exists already", request.sandbox_id);
+            return Err(HostError { kind: HostErrorKind::AlreadyExists, message });
+        }
+        let sandbox_id = request.sandbox_id.clone();
+        let created = inner.clone().start_sandbox(request, template).await;
+        if created.is_err() {
+            lock(&inner.sandboxes).remove(&sandbox_id);
+        }
+        inner.warm.refill();
+        created
+    }
+
+    /// Ends a sandbox; returns when no process of it is left. Concurrent calls all succeed.
+    ///
+    /// # Errors
+    /// Kinds `NotFound`, `StaleEpoch`, and `Failed` when the kernel does not end it.
+    pub async fn kill(&self, sandbox_id: &str, epoch: Epoch) -> Result<(), HostError> {
+        let inbox = self.inner.live(sandbox_id, |live| live.inbox.clone())?;
+        let (reply, answer) = oneshot::channel();
+        if inbox.send(Request::Kill { epoch, reply }).await.is_err() {
+            return Err(not_found(sandbox_id));
+        }
+        // The task ends with the sandbox: when somebody else ended it first, that is what was wanted.
+        answer.await.unwrap_or(Ok(()))
+    }
+
+    /// Moves the deadline.
+    ///
+    /// # Errors
+    /// Kinds `NotFound`, `StaleEpoch`, `Failed`.
+    pub async fn set_deadline(&self, sandbox_id: &str, epoch: Epoch, deadline: UnixMillis) -> Result<(), HostError> {
+        let inbox = self.inner.live(sandbox_id, |live| live.inbox.clone())?;
+        let (reply, answer) = oneshot::channel();
+        if inbox.send(Request::SetDeadline { epoch, deadline, reply }).await.is_err() {
+            return Err(not_found(sandbox_id));
+        }
+        let record = answer.await.map_err(|_| not_found(sandbox_id))??;
+        self.inner.records.put(&record).map_err(|error| failed(&MakeError::Record(error)))
+    }
+
+    /// Connects to a TCP port of a sandbox.
+    ///
+    /// # Errors
+    /// Kinds `NotFound`, `PortClosed`, `Failed`.
+    pub async fn dial(&self, sandbox_id: &str, port: u16) -> Result<OwnedFd, HostError> {
+        let running = self.inner.live(sandbox_id, |live| Arc::clone(&live.running))?;
+        self.inner.workshop.runtime.dial(&running, port).await.map_err(|error| HostError {
+            kind: match error {
+                DialError::Closed => HostErrorKind::PortClosed,
+                DialError::Failed(_) => HostErrorKind::Failed,
+            },
+            message: chain(&error),
+        })
+    }
+
+    /// Every live sandbox.
+    #[must_use]
+    pub fn list(&self) -> Vec<HostSandbox> {
+        lock(&self.inner.sandboxes)
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Starting => None,
+                Entry::Live(live) => {
+                    let record = lock(&live.record);
+                    Some(HostSandbox {
+                        sandbox_id: record.sandbox_id.clone(),
+                        epoch: record.epoch,
+                        build_id: record.build_id.clone(),
+                        started_at: record.started_at,
+                        deadline: record.deadline,
+                    })
+                }
+            })
+            .collect()
+    }
+
+    /// The templates of the pool, read anew.
+    ///
+    /// # Errors
+    /// Kind `Failed` when a manifest cannot be read.
+    pub async fn templates(&self) -> Result<Vec<HostTemplate>, HostError> {
+        let templates = self.inner.reload_templates().await?;
+        Ok(templates
+            .iter()
+            .map(|template| HostTemplate {
+                name: template.name.clone(),
+                template_id: template.template_id.clone(),
+                build_id: template.build_id.clone(),
+                built_at: template.built_at,
+                layers: template.layers.iter().map(|layer| layer.as_str().to_owned()).collect(),
+                cpu_count: template.cpu_count,
+                memory_mib: template.memory_mib,
+                disk_mib: template.disk_mib,
+                default_user: template.default_user.clone(),
+                default_workdir: template.default_workdir.clone(),
+            })
+            .collect())
+    }
+
+    /// Booted and parked slots in stock.
+    #[must_use]
+    pub fn warm_levels(&self) -> (usize, usize) {
+        self.inner.warm.levels()
+    }
+
+    /// Ends the warm slots and lets go of the sandboxes, which run on. Returns their number and the runtime when nothing uses it any more.
+    pub async fn stop(self) -> usize {
+        let (booted, parked) = self.inner.warm.drain();
+        let workshop = Arc::clone(&self.inner.workshop);
+        let drained = spawn_blocking(move || {
+            booted.into_iter().for_each(|booted| workshop.discard(booted.made));
+            parked.into_iter().for_each(|prepared| workshop.discard_prepared(prepared));
+        });
+        if let Err(error) = drained.await {
+            tracing::error!(%error, "failed to end the warm slots; the next start will");
+        }
+        // Without their senders the tasks of the sandboxes end.
+        lock(&self.inner.sandboxes).drain().count()
+    }
+
+    /// Ends every sandbox; for giving the host back.
+    pub async fn kill_all(&self) {
+        for sandbox in self.list() {
+            if let Err(error) = self.kill(&sandbox.sandbox_id, Epoch(sandbox.epoch)).await {
+                tracing::warn!(sandbox_id = sandbox.sandbox_id, %error, "failed to end a sandbox");
+            }
+        }
+    }
+}
+
+impl<R: Runtime> Inner<R> {
+    fn reserve_id(&self, sandbox_id: &str) -> bool {
+        let mut sandboxes = lock(&self.sandboxes);
+        if sandboxes.contains_key(sandbox_id) {
+            return false;
+        }
+        sandboxes.insert(sandbox_id.to_owned(), Entry::Starting);
+        true
+    }
+
+    fn live<T>(&self, sandbox_id: &str, take: impl FnOnce(&Live<R>) -> T) -> Result<T, HostError> {
+        match lock(&self.sandboxes).get(sandbox_id) {
+            Some(Entry::Live(live)) => Ok(take(live)),
+            _ => Err(not_found(sandbox_id)),
+        }
+    }
+
+    async fn template(&self, build_id: &str) -> Result<TemplateManifest, HostError> {
+        let find = |templates: &[TemplateManifest]| templates.iter().find(|template| template.build_id == build_id).cloned();
+        let known = find(&lock(&self.templates));
+        match known {
+            Some(template) => Ok(template),
+            None => find(&self.reload_templates().await?).ok_or_else(|| HostError {
+                kind: HostErrorKind::TemplateMissing,
+                message: format!("build {build_id} is not in the pool of this host"),
+            }),
+        }
+    }
+
+    async fn reload_templates(&self) -> Result<Arc<[TemplateManifest]>, HostError> {
+        let workshop = Arc::clone(&self.workshop);
+        let templates = spawn_blocking(move || workshop.pool.templates()).await;
+        let templates: Arc<[TemplateManifest]> = match templates {
+            Ok(Ok(templates)) => templates.into(),
+            Ok(Err(error)) => return Err(failed(&error)),
+            Err(error) => return Err(failed(&error)),
+        };
+        *lock(&self.templates) = Arc::clone(&templates);
+        let old = self.warm.set_template(find_default(&templates, &self.settings.default_template));
+        if !old.is_empty() {
+            let workshop = Arc::clone(&self.workshop);
+            spawn_blocking(move || old.into_iter().for_each(|booted| workshop.discard(booted.made)));
+        }
+        Ok(templates)
+    }
+
+    async fn start_sandbox(self: Arc<Self>, request: Create, template: TemplateManifest) -> Result<(Created, OwnedFd), HostError> {
+        let booted = self.warm.take_booted(&request.build_id);
+        let (made, envd) = match booted {
+            Some(Booted { made, envd }) => (made, envd),
+            None => {
+                let _permit = self.starts.acquire().await.map_err(|error| failed(&error))?;
+                let inner = Arc::clone(&self);
+                let made = spawn_blocking(move || inner.make(&template)).await;
+                let made = made.map_err(|error| failed(&error))?.map_err(|error| failure(&error))?;
+                match self.workshop.runtime.dial(&made.running, crate::ENVD_PORT).await {
+                    Ok(envd) => (made, envd),
+                    Err(error) => {
+                        self.discard_later(made);
+                        return Err(failed(&MakeError::Dial(error)));
+                    }
+                }
+            }
+        };
+        let started_at = now();
+        let record = match self.hand_over(&request, &made, started_at) {
+            Ok(record) => record,
+            Err(error) => {
+                self.discard_later(made);
+                return Err(failure(&error));
+            }
+        };
+        let created = Created { started_at: started_at.0, init_secret: made.init_secret };
+        self.adopt(record, made.running, made.ended);
+        Ok((created, envd))
+    }
+
+    /// A sandbox of any template, from a parked slot or from nothing. Blocks.
+    fn make(&self, template: &TemplateManifest) -> Result<Made<R>, MakeError> {
+        let limits = default_limits(Some(template));
+        self.workshop.pool.reserve_ok().map_err(MakeError::Upper)?;
+        let prepared = match self.warm.take_parked() {
+            Some(prepared) => prepared,
+            None => self.workshop.prepare(&limits)?,
+        };
+        let made = self.workshop.boot(prepared, template, &limits)?;
+        match self.workshop.runtime.set_limits(&made.running, &limits) {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                self.workshop.discard(made);
+                Err(MakeError::Limits(error))
+            }
+        }
+    }
+
+    /// Gives a sandbox off the bench to its creator: what differs from the default, and its record. Some 0.2 ms.
+    fn hand_over(&self, request: &Create, made: &Made<R>, started_at: UnixMillis) -> Result<Record, MakeError> {
+        let runtime = &self.workshop.runtime;
+        let limits = Limits {
+            memory: MiB(request.memory_mib),
+            cpu: MilliCpu(request.cpu_milli),
+            pids: request.pids,
+            disk: MiB(request.disk_mib),
+        };
+        if limits != made.limits {
+            runtime.set_limits(&made.running, &limits).map_err(MakeError::Limits)?;
+            if limits.disk != made.limits.disk {
+                self.workshop.pool.set_quota(&made.upper, limits.disk).map_err(MakeError::Quota)?;
+            }
+        }
+        if request.egress_open {
+            runtime.set_egress(&made.running, Egress::Open).map_err(MakeError::Egress)?;
+        }
+        let process = runtime.process(&made.running).ok_or(MakeError::EndedEarly)?;
+        let record = Record {
+            sandbox_id: request.sandbox_id.clone(),
+            epoch: request.epoch,
+            build_id: request.build_id.clone(),
+            started_at: started_at.0,
+            deadline: request.deadline,
+            slot: made.slot,
+            pid: process.pid,
+            start_time: process.start_time,
+            upper: made.upper.clone(),
+            guests: self.settings.guests.clone(),
+            init_secret: made.init_secret.clone(),
+        };
+        self.records.put(&record).map_err(MakeError::Record)?;
+        Ok(record)
+    }
+
+    /// Puts a running sandbox into the map and gives it its task.
+    fn adopt(self: &Arc<Self>, record: Record, running: Arc<R::Running>, ended: OwnedFd) {
+        let sandbox_id = record.sandbox_id.clone();
+        let record = Arc::new(Mutex::new(record));
+        let (inbox, requests) = mpsc::channel(16);
+        let live = Live { running: Arc::clone(&running), inbox, record: Arc::clone(&record) };
+        lock(&self.sandboxes).insert(sandbox_id, Entry::Live(live));
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            match sandbox::own(&inner.workshop.runtime, Arc::clone(&running), ended, Arc::clone(&record), requests).await {
+                Ok(None) => {}
+                Ok(Some(ended)) => inner.bury(ended, running),
+                Err(error) => {
+                    // Nobody could tell its end any more, so it ends now.
+                    tracing::error!(%error, "failed to watch a sandbox");
+                    inner.workshop.runtime.kill(&running);
+                    let record = lock(&record).clone();
+                    inner.bury(Ended { cause: DeathCause::AgentDied, record, reply: None }, running);
+                }
+            }
+        });
+    }
+
+    /// Forgets an ended sandbox, tells who waits, and gives back what it had.
+    fn bury(self: &Arc<Self>, ended: Ended, running: Arc<R::Running>) {
+        let Ended { cause, record, reply } = ended;
+        lock(&self.sandboxes).remove(&record.sandbox_id);
+        match reply {
+            Some(reply) => drop(reply.send(Ok(()))),
+            None => {
+                let event =
+                    Event::Exited { sandbox_id: record.sandbox_id.clone(), epoch: record.epoch, cause: cause.as_str().to_owned() };
+                // A front that is away or behind asks for the list when it is back.
+                if let Some(events) = &*lock(&self.events) {
+                    let _ = events.try_send(event);
+                }
+            }
+        }
+        tracing::info!(sandbox_id = record.sandbox_id, cause = cause.as_str(), "a sandbox ended");
+        let inner = Arc::clone(self);
+        spawn_blocking(move || {
+            inner.workshop.release(&running, &record.upper, record.slot);
+            inner.records.delete(&record.sandbox_id);
+        });
+    }
+
+    fn discard_later(&self, made: Made<R>) {
+        let workshop = Arc::clone(&self.workshop);
+        spawn_blocking(move || workshop.discard(made));
+    }
+}
+
+async fn watch_pool<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
+    loop {
+        tokio::time::sleep(POOL_CHECK).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let workshop = Arc::clone(&inner.workshop);
+        match spawn_blocking(move || workshop.pool.grow_if_low()).await {
+            Ok(Ok(Growth::NotNeeded)) => {}
+            Ok(Ok(Growth::Grown { size_bytes })) => tracing::info!(size_bytes, "enlarged the pool"),
+            Ok(Ok(Growth::HostFull)) => tracing::warn!("the pool is nearly full and the disk of the host too"),
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "failed to enlarge the pool"),
+            Err(error) => tracing::warn!(%error, "failed to enlarge the pool"),
+        }
+    }
+}
+
+fn find_default(templates: &[TemplateManifest], name: &str) -> Option<TemplateManifest> {
+    templates.iter().find(|template| template.name == name).cloned()
+}
+
+fn not_found(sandbox_id: &str) -> HostError {
+    HostError { kind: HostErrorKind::NotFound, message: format!("sandbox {sandbox_id} does not run on this host") }
+}
+
+fn failed(error: &dyn std::error::Error) -> HostError {
+    HostError { kind: HostErrorKind::Failed, message: chain(error) }
+}
+
+fn failure(error: &MakeError) -> HostError {
+    let kind = match error {
+        MakeError::NoSlot | MakeError::Upper(PoolError::ReserveReached { .. }) => HostErrorKind::NoCapacity,
+        MakeError::LayerMissing(_) => HostErrorKind::TemplateMissing,
+        _ => HostErrorKind::Failed,
+    };
+    HostError { kind, message: chain(error) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,146 @@
+//! The runtime `native` behind the seam.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use soulbox_runtime::dial::addresses;
+use soulbox_runtime::identity::{Instance, SLOTS, Slot};
+use soulbox_runtime::native::{Native, Parked, Running};
+use soulbox_runtime::plan;
+use soulbox_runtime::rootfs::RootSource;
+use soulbox_types::{Egress, Limits};
+use tokio::net::TcpSocket;
+use tokio::time::timeout;
+
+use crate::runtime::{DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError};
+
+/// A server whose backlog is full does not answer; a refusal comes at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// All user namespaces that root made share these counts, so the kernel's 128 are one tenant's.
+const INOTIFY: [(&str, u64); 2] =
+    [("/proc/sys/fs/inotify/max_user_instances", 1 << 20), ("/proc/sys/fs/inotify/max_user_watches", 16 << 20)];
+
+/// [`Native`] as a [`Runtime`].
+#[derive(Debug)]
+pub struct NativeRuntime {
+    native: Native,
+    instance: Instance,
+}
+
+impl NativeRuntime {
+    /// Takes over a started runtime and raises the host's inotify limits; each sandbox is capped on its own.
+    ///
+    /// # Errors
+    /// When a limit cannot be written.
+    pub fn new(native: Native, instance: Instance) -> io::Result<Self> {
+        for (path, wanted) in INOTIFY {
+            let current = fs::read_to_string(path)?.trim().parse::<u64>().unwrap_or(0);
+            if current < wanted {
+                fs::write(path, wanted.to_string())?;
+            }
+        }
+        Ok(Self { native, instance })
+    }
+
+    /// The runtime itself, to take it off the host.
+    #[must_use]
+    pub fn into_inner(self) -> Native {
+        self.native
+    }
+
+    fn slot(&self, index: u16) -> Result<Slot, RuntimeError> {
+        Slot::new(self.instance, index).ok_or_else(|| RuntimeError(format!("there is no slot {index}").into()))
+    }
+
+    async fn connect(&self, running: &Running, port: u16) -> Result<OwnedFd, DialError> {
+        let mut outcome = DialError::Closed;
+        for address in addresses(port) {
+            let attempt = async {
+                let socket = self.native.socket(running, address.is_ipv6())?;
+                let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
+                stream.into_std().map(OwnedFd::from)
+            };
+            match timeout(CONNECT_TIMEOUT, attempt).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) if is_absence(&error) => {}
+                Ok(Err(error)) => outcome = DialError::Failed(error),
+                Err(_) => return Err(DialError::Failed(io::Error::from(io::ErrorKind::TimedOut))),
+            }
+        }
+        Err(outcome)
+    }
+}
+
+/// Nothing listens, or the sandbox has no such address.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable
+    )
+}
+
+fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> RuntimeError {
+    RuntimeError(Box::new(error))
+}
+
+impl Runtime for NativeRuntime {
+    type Parked = Parked;
+    type Running = Running;
+
+    fn slots(&self) -> u16 {
+        SLOTS
+    }
+
+    fn prepare(&self, index: u16, limits: &Limits) -> Result<Parked, RuntimeError> {
+        self.native.prepare(self.slot(index)?, limits).map_err(boxed)
+    }
+
+    fn boot(&self, parked: Parked, root: &RootFiles, guest: &GuestSettings) -> Result<Running, RuntimeError> {
+        let source = RootSource { layers: root.layers.clone(), upper: root.upper.clone() };
+        let boot = plan::boot(&guest.default_user, &guest.default_workdir, &guest.init_secret);
+        self.native.boot(parked, source, &boot).map_err(boxed)
+    }
+
+    fn adopt(&self, index: u16, process: ProcessName) -> Option<Running> {
+        self.native.adopt(self.slot(index).ok()?, process.pid, process.start_time)
+    }
+
+    fn process(&self, running: &Running) -> Option<ProcessName> {
+        Some(ProcessName { pid: running.pid(), start_time: running.start_time()? })
+    }
+
+    fn set_limits(&self, running: &Running, limits: &Limits) -> Result<(), RuntimeError> {
+        running.set_limits(limits).map_err(boxed)
+    }
+
+    fn set_egress(&self, running: &Running, egress: Egress) -> Result<(), RuntimeError> {
+        self.native.set_egress(running.slot(), egress == Egress::Open).map_err(boxed)
+    }
+
+    fn ended(&self, running: &Running) -> io::Result<OwnedFd> {
+        running.pidfd()
+    }
+
+    fn kill(&self, running: &Running) {
+        running.kill();
+    }
+
+    fn oom_kills(&self, running: &Running) -> u64 {
+        running.oom_kills()
+    }
+
+    fn release(&self, running: &Running) -> Result<(), RuntimeError> {
+        self.native.release(running).map_err(boxed)
+    }
+
+    fn dial(&self, running: &Running, port: u16) -> impl Future<Output = Result<OwnedFd, DialError>> + Send {
+        self.connect(running, port)
+    }
+
+    fn sweep(&self, keep: &[u16]) -> Result<usize, RuntimeError> {
+        let keep: Vec<Slot> = keep.iter().filter_map(|index| Slot::new(self.instance, *index)).collect();
+        self.native.sweep(&keep).map_err(boxed)
+    }
+}

@@ -1,0 +1,119 @@
+//! What the agent writes down of each live sandbox, so that the next agent can adopt it. Written without fsync: a reboot ends the sandboxes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Below the data directory.
+pub const DIRECTORY: &str = "host/sandboxes";
+
+/// One live sandbox. Holds its secret, so the file is for root only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub sandbox_id: String,
+    pub epoch: u64,
+    pub build_id: String,
+    pub started_at: u64,
+    pub deadline: u64,
+    pub slot: u16,
+    /// The host's pid of init and its start time, which together name the process.
+    pub pid: i32,
+    pub start_time: u64,
+    /// Name of the upper in the pool.
+    pub upper: String,
+    /// Digest of the guest programs that run inside.
+    pub guests: String,
+    pub init_secret: String,
+}
+
+/// The directory of records.
+#[derive(Debug)]
+pub struct Records {
+    directory: PathBuf,
+}
+
+impl Records {
+    /// Opens the directory below `data`, making it when absent.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open(data: &Path) -> io::Result<Self> {
+        let directory = data.join(DIRECTORY);
+        fs::create_dir_all(&directory)?;
+        Ok(Self { directory })
+    }
+
+    /// Writes or replaces a record; a reader sees the old or the new one, never a part.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn put(&self, record: &Record) -> io::Result<()> {
+        let path = self.path(&record.sandbox_id);
+        let draft = path.with_extension("new");
+        fs::write(&draft, serde_json::to_vec(record)?)?;
+        fs::rename(draft, path)
+    }
+
+    /// Deletes a record; absent is fine.
+    pub fn delete(&self, sandbox_id: &str) {
+        let _ = fs::remove_file(self.path(sandbox_id));
+    }
+
+    /// All records. What cannot be read as one is removed: its sandbox is then found by the sweep.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn all(&self) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            let record = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+            match record.filter(|record| path == self.path(&record.sandbox_id)) {
+                Some(record) => records.push(record),
+                None => {
+                    tracing::warn!(path = %path.display(), "removing a record that cannot be read");
+                    let _ = fs::remove_file(&path);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    fn path(&self, sandbox_id: &str) -> PathBuf {
+        self.directory.join(format!("{sandbox_id}.json"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_and_garbage_does_not() {
+        let data = std::env::temp_dir().join(format!("soulbox-records-{}", std::process::id()));
+        let records = Records::open(&data).unwrap();
+        let record = Record {
+            sandbox_id: "iabc".into(),
+            epoch: 3,
+            build_id: "b".into(),
+            started_at: 1,
+            deadline: 2,
+            slot: 4,
+            pid: 5,
+            start_time: 6,
+            upper: "u".into(),
+            guests: "g".into(),
+            init_secret: "00".into(),
+        };
+        records.put(&record).unwrap();
+        fs::write(data.join(DIRECTORY).join("half.json"), "{\"sandbox_id\":").unwrap();
+        let all = records.all();
+        assert_eq!(all.unwrap(), [record]);
+        assert!(!data.join(DIRECTORY).join("half.json").exists());
+        records.delete("iabc");
+        assert!(records.all().unwrap().is_empty());
+        fs::remove_dir_all(&data).unwrap();
+    }
+}

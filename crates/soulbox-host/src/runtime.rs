@@ -1,0 +1,82 @@
+//! The seam to the isolation tiers. Nothing above it knows namespaces; `native` is the first implementation.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use soulbox_types::{Egress, Limits};
+
+/// What a runtime could not do, with its causes.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct RuntimeError(#[from] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// Why no connection to a port inside came about.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Nothing listens there.
+    #[error("nothing listens on the port")]
+    Closed,
+    #[error("failed to connect")]
+    Failed(#[source] io::Error),
+}
+
+/// The files of a sandbox's root.
+#[derive(Debug, Clone)]
+pub struct RootFiles {
+    /// Read-only trees, lowest first.
+    pub layers: Vec<PathBuf>,
+    /// The writable part.
+    pub upper: PathBuf,
+}
+
+/// What the agent inside is told at its start.
+#[derive(Debug, Clone)]
+pub struct GuestSettings {
+    pub default_user: String,
+    pub default_workdir: String,
+    /// Hex key that authorises `/init`.
+    pub init_secret: String,
+}
+
+/// Names the first process of a sandbox for longer than this agent lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessName {
+    pub pid: i32,
+    pub start_time: u64,
+}
+
+/// One isolation tier. All calls but [`Runtime::dial`] block, for milliseconds.
+pub trait Runtime: Send + Sync + 'static {
+    /// A slot that waits for its sandbox. Ends when dropped.
+    type Parked: Send + 'static;
+    /// A sandbox in which envd runs. Goes on when dropped.
+    type Running: Send + Sync + 'static;
+
+    /// How many slots there can be.
+    fn slots(&self) -> u16;
+    /// Prepares slot `index`.
+    fn prepare(&self, index: u16, limits: &Limits) -> Result<Self::Parked, RuntimeError>;
+    /// Starts the sandbox of a prepared slot; connections to envd are accepted when it returns. On an error nothing is left.
+    fn boot(&self, parked: Self::Parked, root: &RootFiles, guest: &GuestSettings) -> Result<Self::Running, RuntimeError>;
+    /// Takes over a running sandbox of an earlier agent.
+    fn adopt(&self, index: u16, process: ProcessName) -> Option<Self::Running>;
+    /// `None` when it has ended.
+    fn process(&self, running: &Self::Running) -> Option<ProcessName>;
+    /// Changes the limits (memory, CPU, pids).
+    fn set_limits(&self, running: &Self::Running, limits: &Limits) -> Result<(), RuntimeError>;
+    /// Changes where it may connect to; new sandboxes may connect nowhere.
+    fn set_egress(&self, running: &Self::Running, egress: Egress) -> Result<(), RuntimeError>;
+    /// A descriptor that polls readable when no process of the sandbox is left.
+    fn ended(&self, running: &Self::Running) -> io::Result<OwnedFd>;
+    /// Starts the end of all processes.
+    fn kill(&self, running: &Self::Running);
+    /// How many processes its memory limit ended.
+    fn oom_kills(&self, running: &Self::Running) -> u64;
+    /// Gives back what an ended sandbox had.
+    fn release(&self, running: &Self::Running) -> Result<(), RuntimeError>;
+    /// Connects to a TCP port inside.
+    fn dial(&self, running: &Self::Running, port: u16) -> impl Future<Output = Result<OwnedFd, DialError>> + Send;
+    /// Ends and removes all slots but those in `keep`; returns how many there were.
+    fn sweep(&self, keep: &[u16]) -> Result<usize, RuntimeError>;
+}

@@ -1,0 +1,201 @@
+//! Slots made ahead: some booted for the default template, some parked for any. One thread refills; a create only takes.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use soulbox_pool::TemplateManifest;
+use soulbox_types::Limits;
+use tokio::runtime::Handle;
+
+use crate::runtime::Runtime;
+use crate::workshop::{MakeError, Made, Prepared, Workshop};
+
+/// How many of each kind.
+#[derive(Debug, Clone, Copy)]
+pub struct WarmTargets {
+    /// Running envds of the default template.
+    pub booted: usize,
+    /// Parked launchers.
+    pub parked: usize,
+}
+
+/// A sandbox without an owner: envd runs, a connection to it is open, and nobody inside has ever been told anything.
+pub(crate) struct Booted<R: Runtime> {
+    pub(crate) made: Made<R>,
+    pub(crate) envd: OwnedFd,
+}
+
+struct Stock<R: Runtime> {
+    booted: VecDeque<Booted<R>>,
+    parked: VecDeque<Prepared<R>>,
+    /// What to boot; `None` when there is no template yet.
+    template: Option<TemplateManifest>,
+    stopping: bool,
+}
+
+/// The stock and its refilling.
+pub(crate) struct Warm<R: Runtime> {
+    stock: Mutex<Stock<R>>,
+    wanted: Condvar,
+    targets: WarmTargets,
+}
+
+enum Next {
+    Boot(TemplateManifest),
+    Park,
+    Stop,
+}
+
+impl<R: Runtime> Warm<R> {
+    pub(crate) fn new(targets: WarmTargets, template: Option<TemplateManifest>) -> Arc<Self> {
+        let stock = Stock { booted: VecDeque::new(), parked: VecDeque::new(), template, stopping: false };
+        Arc::new(Self { stock: Mutex::new(stock), wanted: Condvar::new(), targets })
+    }
+
+    /// Starts the refilling thread. It stops at [`Warm::drain`].
+    pub(crate) fn start(self: &Arc<Self>, workshop: Arc<Workshop<R>>, tokio: Handle) -> std::io::Result<()> {
+        let warm = Arc::clone(self);
+        thread::Builder::new().name("warmer".into()).spawn(move || warm.run(&workshop, &tokio))?;
+        Ok(())
+    }
+
+    /// A booted sandbox of that build, if one is in stock and still alive.
+    pub(crate) fn take_booted(&self, build_id: &str) -> Option<Booted<R>> {
+        loop {
+            let mut stock = self.lock();
+            stock.template.as_ref().filter(|template| template.build_id == build_id)?;
+            let booted = stock.booted.pop_front()?;
+            drop(stock);
+            if !is_readable(&booted.made.ended) {
+                return Some(booted);
+            }
+            tracing::warn!(slot = booted.made.slot, "a warm sandbox has ended by itself");
+        }
+    }
+
+    /// A parked slot, if one is in stock.
+    pub(crate) fn take_parked(&self) -> Option<Prepared<R>> {
+        self.lock().parked.pop_front()
+    }
+
+    /// Says that something was taken. Called after the answer, so that the refilling does not delay it.
+    pub(crate) fn refill(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Changes what is booted ahead; gives back what is of no use any more.
+    pub(crate) fn set_template(&self, template: Option<TemplateManifest>) -> Vec<Booted<R>> {
+        let mut stock = self.lock();
+        if stock.template == template {
+            return Vec::new();
+        }
+        stock.template = template;
+        let old = stock.booted.drain(..).collect();
+        drop(stock);
+        self.refill();
+        old
+    }
+
+    /// Ends the refilling and hands over the stock.
+    pub(crate) fn drain(&self) -> (Vec<Booted<R>>, Vec<Prepared<R>>) {
+        let mut stock = self.lock();
+        stock.stopping = true;
+        let all = (stock.booted.drain(..).collect(), stock.parked.drain(..).collect());
+        drop(stock);
+        self.wanted.notify_all();
+        all
+    }
+
+    /// Numbers of booted and parked slots in stock.
+    pub(crate) fn levels(&self) -> (usize, usize) {
+        let stock = self.lock();
+        (stock.booted.len(), stock.parked.len())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Stock<R>> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Next {
+        let mut stock = self.lock();
+        loop {
+            if stock.stopping {
+                return Next::Stop;
+            }
+            if let Some(template) = stock.template.as_ref().filter(|_| stock.booted.len() < self.targets.booted) {
+                return Next::Boot(template.clone());
+            }
+            if stock.parked.len() < self.targets.parked {
+                return Next::Park;
+            }
+            stock = self.wanted.wait(stock).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn run(&self, workshop: &Workshop<R>, tokio: &Handle) {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let made = match self.next() {
+                Next::Stop => return,
+                Next::Boot(template) => self.make_booted(workshop, tokio, &template),
+                Next::Park => workshop.prepare(&default_limits(None)).map(|prepared| {
+                    let mut stock = self.lock();
+                    if stock.stopping {
+                        drop(stock);
+                        workshop.discard_prepared(prepared);
+                    } else {
+                        stock.parked.push_back(prepared);
+                    }
+                }),
+            };
+            match made {
+                Ok(()) => pause = Duration::from_millis(100),
+                Err(error) => {
+                    tracing::warn!(error = %crate::chain(&error), "failed to make a warm slot");
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+
+    fn make_booted(&self, workshop: &Workshop<R>, tokio: &Handle, template: &TemplateManifest) -> Result<(), MakeError> {
+        let limits = default_limits(Some(template));
+        let made = workshop.boot(workshop.prepare(&limits)?, template, &limits)?;
+        let envd = match tokio.block_on(workshop.runtime.dial(&made.running, crate::ENVD_PORT)) {
+            Ok(envd) => envd,
+            Err(source) => {
+                workshop.discard(made);
+                return Err(MakeError::Dial(source));
+            }
+        };
+        let mut stock = self.lock();
+        if stock.stopping || stock.template.as_ref() != Some(template) {
+            drop(stock);
+            workshop.discard(made);
+        } else {
+            stock.booted.push_back(Booted { made, envd });
+        }
+        Ok(())
+    }
+}
+
+/// The limits of a sandbox whose creator names none.
+pub(crate) fn default_limits(template: Option<&TemplateManifest>) -> Limits {
+    use soulbox_types::{MiB, MilliCpu};
+    Limits {
+        memory: MiB(template.map_or(1024, |template| template.memory_mib)),
+        cpu: MilliCpu::whole(template.map_or(2, |template| template.cpu_count)),
+        pids: crate::DEFAULT_PIDS,
+        disk: MiB(template.map_or(10 << 10, |template| template.disk_mib)),
+    }
+}
+
+fn is_readable(descriptor: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+}
