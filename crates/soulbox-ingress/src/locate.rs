@@ -1,0 +1,36 @@
+//! [`Locate`]: where a sandbox is and how to reach a port of it. The server supplies the implementation.
+
+use async_trait::async_trait;
+use soulbox_types::SandboxId;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+/// A sandbox that can be reached now.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// Cancelled when its end is decided; its streams are reset then.
+    pub ended: CancellationToken,
+    /// What every port but envd's demands in `e2b-traffic-access-token`, if anything.
+    pub traffic_token: Option<String>,
+}
+
+/// Why a port was not reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("the sandbox is not there")]
+    NotFound,
+    #[error("nothing listens on the port")]
+    PortClosed,
+    #[error("the host failed to connect: {0}")]
+    Failed(String),
+}
+
+/// Finds sandboxes.
+#[async_trait]
+pub trait Locate: Send + Sync + 'static {
+    /// The sandbox, if requests may go to it. Called once for every request: cheap, from memory.
+    fn live(&self, sandbox_id: &SandboxId) -> Option<Live>;
+
+    /// Connects to a TCP port inside, once, in bounded time.
+    async fn dial(&self, sandbox_id: &SandboxId, port: u16) -> Result<TcpStream, DialError>;
+}

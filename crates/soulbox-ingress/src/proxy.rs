@@ -1,0 +1,315 @@
+//! [`Ingress`]: carries a request to a port of a sandbox and its answer back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{CONNECTION, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use soulbox_envd_proto::{ENVD_PORT, is_host_only};
+use soulbox_types::SandboxId;
+use subtle::ConstantTimeEq;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::headers;
+use crate::locate::{DialError, Live, Locate};
+use crate::pool::Pool;
+use crate::refusal::{Audience, Refusal};
+use crate::route::Target;
+use crate::stream::Relayed;
+use crate::upstream::{Unanswered, Upstream};
+
+/// Pauses before a closed port is tried again: a server that was just started gets a second to listen.
+const DIAL_PAUSES: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(300),
+    Duration::from_millis(400),
+];
+/// After a connection broke: how long the news may take that the whole sandbox ended.
+const NEWS: Duration = Duration::from_millis(100);
+/// How often idle connections are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The proxy; clones share it.
+#[derive(Clone)]
+pub struct Ingress {
+    locate: Arc<dyn Locate>,
+    pool: Arc<Pool>,
+    /// Switched connections, each of which ends with its sandbox or with either peer.
+    tunnels: TaskTracker,
+}
+
+/// Both ends of a connection that is to switch protocols.
+struct Switch {
+    protocol: HeaderValue,
+    client: OnUpgrade,
+}
+
+impl Ingress {
+    /// A proxy to the sandboxes that `locate` finds.
+    #[must_use]
+    pub fn new(locate: Arc<dyn Locate>) -> Self {
+        Self {
+            locate,
+            pool: Arc::default(),
+            tunnels: TaskTracker::new(),
+        }
+    }
+
+    /// Gives the pool a connection that somebody else opened, for the next request to that port.
+    pub fn park(&self, sandbox_id: &SandboxId, port: u16, upstream: Upstream) {
+        self.pool.put(
+            &Target {
+                sandbox_id: sandbox_id.clone(),
+                port,
+            },
+            upstream,
+        );
+    }
+
+    /// Closes the idle connections of a sandbox that is no more. Streams end by its token.
+    pub fn forget(&self, sandbox_id: &SandboxId) {
+        self.pool.forget(sandbox_id);
+    }
+
+    /// Closes idle connections in time; runs until `shutdown`.
+    pub async fn sweep(&self, shutdown: CancellationToken) {
+        while shutdown
+            .run_until_cancelled(tokio::time::sleep(SWEEP))
+            .await
+            .is_some()
+        {
+            self.pool
+                .sweep(|sandbox_id| self.locate.live(sandbox_id).is_some());
+        }
+    }
+
+    /// Answers a request for a port of a sandbox. Never fails: what goes wrong is told to the client.
+    pub async fn handle(&self, target: Target, request: Request<Incoming>) -> Response<Body> {
+        let audience = Audience::of(request.headers());
+        match self.forward(&target, request).await {
+            Ok(response) => response,
+            Err(refusal) => refusal.response(audience),
+        }
+    }
+
+    async fn forward(
+        &self,
+        target: &Target,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refusal> {
+        if request.method() == Method::CONNECT {
+            return Err(Refusal::Connect);
+        }
+        // Before the look-up: whether a sandbox is there is nobody's business here.
+        if target.port == ENVD_PORT && is_host_only(request.uri().path()) {
+            return Err(Refusal::Reserved {
+                path: request.uri().path().to_owned(),
+            });
+        }
+        let live = self
+            .locate
+            .live(&target.sandbox_id)
+            .ok_or_else(|| Refusal::NotFound(target.clone()))?;
+        check_traffic_token(target, &live, &request)?;
+
+        let client = hyper::upgrade::on(&mut request);
+        let (mut parts, body) = request.into_parts();
+        let switch = headers::wanted_upgrade(&parts).map(|protocol| Switch { protocol, client });
+        headers::for_upstream(
+            &mut parts,
+            switch.as_ref().map(|switch| switch.protocol.clone()),
+        );
+        let request = Request::from_parts(parts, Body::new(body));
+        tokio::select! {
+            biased;
+            () = live.ended.cancelled() => Err(Refusal::NotFound(target.clone())),
+            outcome = self.exchange(target, &live, request, switch) => outcome,
+        }
+    }
+
+    async fn exchange(
+        &self,
+        target: &Target,
+        live: &Live,
+        mut request: Request<Body>,
+        switch: Option<Switch>,
+    ) -> Result<Response<Body>, Refusal> {
+        // A connection that switches is never given back, so it is not taken either.
+        if switch.is_none()
+            && let Some(mut upstream) = self.pool.take(target).await
+        {
+            upstream.tie(&live.ended);
+            let again = repeatable(&request);
+            match upstream.send(request).await {
+                Ok(response) => return Ok(self.answer(target, live, upstream, response)),
+                Err(Unanswered::Unsent(unsent)) => request = *unsent,
+                // The server closed while the request was on its way: nothing was answered, and the method allows another try.
+                Err(Unanswered::Failed(error)) => match again {
+                    Some(again) if !error.is_parse() => request = again,
+                    _ => return Err(self.unanswered(target, live, &error).await),
+                },
+            }
+        }
+        let mut upstream = self.dial(target).await?;
+        upstream.tie(&live.ended);
+        match upstream.send(request).await {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => match switch {
+                Some(switch) => Ok(self.switch(live, upstream, response, switch.client)),
+                None => Err(Refusal::Garbled(target.clone())),
+            },
+            Ok(response) => Ok(self.answer(target, live, upstream, response)),
+            Err(Unanswered::Unsent(_)) => Err(self
+                .ended_or(target, live, Refusal::HungUp(target.clone()))
+                .await),
+            Err(Unanswered::Failed(error)) => Err(self.unanswered(target, live, &error).await),
+        }
+    }
+
+    async fn dial(&self, target: &Target) -> Result<Upstream, Refusal> {
+        let mut pauses = DIAL_PAUSES.iter();
+        let socket = loop {
+            match self.locate.dial(&target.sandbox_id, target.port).await {
+                Ok(socket) => break socket,
+                Err(DialError::NotFound) => return Err(Refusal::NotFound(target.clone())),
+                Err(DialError::PortClosed) => match pauses.next() {
+                    Some(pause) => tokio::time::sleep(*pause).await,
+                    None if self.locate.live(&target.sandbox_id).is_none() => {
+                        return Err(Refusal::NotFound(target.clone()));
+                    }
+                    None => return Err(Refusal::PortClosed(target.clone())),
+                },
+                Err(error @ DialError::Failed(_)) => {
+                    warn!(sandbox_id = %target.sandbox_id, port = target.port, %error, "dial failed");
+                    return Err(Refusal::DialFailed(target.clone()));
+                }
+            }
+        };
+        Upstream::open(socket).await.map_err(|error| {
+            debug!(sandbox_id = %target.sandbox_id, port = target.port, %error, "connection died at once");
+            Refusal::HungUp(target.clone())
+        })
+    }
+
+    fn answer(
+        &self,
+        target: &Target,
+        live: &Live,
+        upstream: Upstream,
+        response: Response<Incoming>,
+    ) -> Response<Body> {
+        let (mut parts, body) = response.into_parts();
+        headers::for_downstream(&mut parts.headers);
+        parts.version = Version::HTTP_11;
+        let body = Relayed::new(
+            body,
+            upstream,
+            Arc::clone(&self.pool),
+            target.clone(),
+            live.ended.clone(),
+        );
+        Response::from_parts(parts, Body::new(body))
+    }
+
+    fn switch(
+        &self,
+        live: &Live,
+        upstream: Upstream,
+        mut response: Response<Incoming>,
+        client: OnUpgrade,
+    ) -> Response<Body> {
+        let server = hyper::upgrade::on(&mut response);
+        let (mut parts, _) = response.into_parts();
+        let protocol = parts.headers.get(UPGRADE).cloned();
+        headers::for_downstream(&mut parts.headers);
+        parts
+            .headers
+            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            parts.headers.insert(UPGRADE, protocol);
+        }
+        let ended = live.ended.clone();
+        self.tunnels.spawn(async move {
+            // Dropping both ends closes both connections.
+            match ended
+                .run_until_cancelled(tunnel(client, server, upstream))
+                .await
+            {
+                Some(Err(error)) => debug!(%error, "switched connection failed"),
+                Some(Ok(())) | None => {}
+            }
+        });
+        Response::from_parts(parts, Body::empty())
+    }
+
+    async fn unanswered(&self, target: &Target, live: &Live, error: &hyper::Error) -> Refusal {
+        debug!(sandbox_id = %target.sandbox_id, port = target.port, %error, "request unanswered");
+        let refusal = if error.is_parse() {
+            Refusal::Garbled(target.clone())
+        } else {
+            Refusal::HungUp(target.clone())
+        };
+        self.ended_or(target, live, refusal).await
+    }
+
+    /// A broken connection is often the first sign that the whole sandbox ended, and clients tell the two apart.
+    async fn ended_or(&self, target: &Target, live: &Live, otherwise: Refusal) -> Refusal {
+        match tokio::time::timeout(NEWS, live.ended.cancelled()).await {
+            Ok(()) => Refusal::NotFound(target.clone()),
+            Err(_) => otherwise,
+        }
+    }
+}
+
+async fn tunnel(
+    client: OnUpgrade,
+    server: OnUpgrade,
+    upstream: Upstream,
+) -> Result<(), std::io::Error> {
+    let (server, client) = tokio::try_join!(server, client).map_err(std::io::Error::other)?;
+    // hyper has handed the socket over, its own task is done.
+    drop(upstream);
+    tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(server)).await?;
+    Ok(())
+}
+
+fn check_traffic_token(
+    target: &Target,
+    live: &Live,
+    request: &Request<Incoming>,
+) -> Result<(), Refusal> {
+    let Some(token) = live
+        .traffic_token
+        .as_ref()
+        .filter(|_| target.port != ENVD_PORT)
+    else {
+        return Ok(());
+    };
+    let Some(given) = request.headers().get(headers::TRAFFIC_TOKEN) else {
+        return Err(Refusal::TrafficTokenMissing(target.clone()));
+    };
+    if bool::from(given.as_bytes().ct_eq(token.as_bytes())) {
+        Ok(())
+    } else {
+        Err(Refusal::TrafficTokenInvalid(target.clone()))
+    }
+}
+
+/// The same request once more, where it has no body and its method allows that.
+fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
+    if !headers::is_repeatable(request.method()) || !http_body::Body::is_end_stream(request.body())
+    {
+        return None;
+    }
+    let mut again = Request::new(Body::empty());
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    Some(again)
+}

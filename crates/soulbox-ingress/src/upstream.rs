@@ -1,0 +1,133 @@
+//! One HTTP/1.1 connection to a server inside a sandbox. The peer is hostile: its headers are limited, its bytes parsed by hyper only.
+
+use std::future::pending;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
+
+/// The most bytes of status line and headers that a sandbox may answer with.
+const MAX_HEADER_SIZE: usize = 128 * 1024;
+/// How long a connection may take to become free after the end of an answer was seen.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// Why a connection gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("failed to set up the connection to the sandbox")]
+    Setup(#[source] std::io::Error),
+    #[error("failed to start HTTP on the connection to the sandbox")]
+    Handshake(#[source] hyper::Error),
+    #[error("the sandbox did not answer the request")]
+    Exchange(#[source] hyper::Error),
+}
+
+/// A connection that takes one request at a time. The task behind it ends, and the socket closes, when this is dropped
+/// (but after a switch of protocols) or when the sandbox that it is tied to ends.
+pub struct Upstream {
+    sender: SendRequest<Body>,
+    sandbox: Option<oneshot::Sender<CancellationToken>>,
+    _kill: DropGuard,
+}
+
+/// A request that was not answered.
+pub(crate) enum Unanswered {
+    /// No byte of it was sent.
+    Unsent(Box<Request<Body>>),
+    /// It may have been received.
+    Failed(hyper::Error),
+}
+
+impl Upstream {
+    /// Takes over a connected socket; sends nothing yet. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Setup`] or [`UpstreamError::Handshake`]; the socket is closed.
+    pub async fn open(socket: TcpStream) -> Result<Self, UpstreamError> {
+        socket.set_nodelay(true).map_err(UpstreamError::Setup)?;
+        let (sender, connection) = http1::Builder::new()
+            .max_header_size(MAX_HEADER_SIZE)
+            .handshake(TokioIo::new(socket))
+            .await
+            .map_err(UpstreamError::Handshake)?;
+        let killed = CancellationToken::new();
+        let kill = killed.clone().drop_guard();
+        let (sandbox, tied) = oneshot::channel::<CancellationToken>();
+        tokio::spawn(async move {
+            let ended = async move {
+                match tied.await {
+                    Ok(token) => token.cancelled_owned().await,
+                    // Dropped before it was tied to anything: `killed` is what ends it.
+                    Err(_) => pending().await,
+                }
+            };
+            tokio::select! {
+                outcome = connection.with_upgrades() => if let Err(error) = outcome {
+                    debug!(%error, "connection to a sandbox failed");
+                },
+                () = killed.cancelled() => {}
+                () = ended => {}
+            }
+        });
+        Ok(Self {
+            sender,
+            sandbox: Some(sandbox),
+            _kill: kill,
+        })
+    }
+
+    /// Closes the connection when this token is cancelled, whoever holds it then. The first call counts.
+    pub(crate) fn tie(&mut self, sandbox: &CancellationToken) {
+        if let Some(tie) = self.sandbox.take() {
+            // The task is gone when the connection is: then there is nothing to close.
+            let _ = tie.send(sandbox.clone());
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Exchange`], with the connection of no more use.
+    pub async fn call(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        self.sender
+            .send_request(request)
+            .await
+            .map_err(UpstreamError::Exchange)
+    }
+
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        self.sender
+            .try_send_request(request)
+            .await
+            .map_err(|mut error| match error.take_message() {
+                Some(request) => Unanswered::Unsent(Box::new(request)),
+                None => Unanswered::Failed(error.into_error()),
+            })
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Waits a moment until the next request can be sent; false when it cannot.
+    pub(crate) async fn is_free(&mut self) -> bool {
+        self.sender.is_ready()
+            || matches!(
+                tokio::time::timeout(SETTLE, self.sender.ready()).await,
+                Ok(Ok(()))
+            )
+    }
+}
