@@ -1,6 +1,7 @@
 # Functions to run a SoulBox server for the time of a script. Source it, then:
 #
-#   server_start BINARY DATA_DIR LOG [FLAG...]  starts `serve`, waits until it answers; sets server_address
+#   server_start BINARY DATA_DIR LOG [FLAG...]  starts `serve`, waits until it answers; sets server_address.
+#                                               SERVER_LISTEN chooses the address, else it is a free port of loopback
 #   server_env                                  prints the exports for that server
 #   server_stop                                 ends it and every sandbox, and gives all of the host back; idempotent
 #
@@ -21,7 +22,7 @@ server_start() {
     local log=$3
     shift 3
     mkdir -p "$server_data" "$(dirname "$log")"
-    server_address=127.0.0.1:$(free_port)
+    server_address=${SERVER_LISTEN:-127.0.0.1:$(free_port)}
     "$server_binary" serve --data-dir "$server_data" --listen "$server_address" "$@" > "$log" 2>&1 < /dev/null &
     server_pid=$!
     local scheme=http

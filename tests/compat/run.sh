@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# The official packages, unmodified, against a real server: by E2B_API_URL and E2B_SANDBOX_URL, and by E2B_DOMAIN
+# over TLS. Needs root, the folders of `scripts/setup.sh sdks`, and a data dir with the base template.
+#
+#   SOULBOX_BINARY, SOULBOX_DATA_DIR   which server, on which data
+#   tests/compat/run.sh [PART...]      only these: quickstart tls node python
+#
+# Everything that it starts is ended and given back, also when it fails.
+set -euo pipefail
+self=$(realpath "$0")
+cd "$(dirname "$self")/../.."
+. scripts/server.sh
+
+binary=$(realpath "${SOULBOX_BINARY:-target/ci/soulbox}")
+data=$(realpath -m "${SOULBOX_DATA_DIR:-target/test-data}")
+work=$data/compat
+domain=sandboxes.test
+# An address of loopback that is nobody else's, so that the real port 443 can be used without taking anybody's.
+tls_address=127.77.0.1
+failed=()
+resolver_pid=
+
+finish() {
+    local status=$?
+    trap - EXIT
+    [ -z "$resolver_pid" ] || kill "$resolver_pid" 2> /dev/null || true
+    server_stop || status=1
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# part NAME COMMAND...: runs on after a failure, so that one report names all of them.
+part() {
+    local name=$1
+    shift
+    printf '\n--- compat: %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+
+wanted() { [ ${#parts[@]} = 0 ] || [[ " ${parts[*]} " == *" $1 "* ]]; }
+
+# An ES module finds its packages beside itself, so it runs from the folder that has them.
+node_script() { # node_script PACKAGES SCRIPT [NODE_FLAG...]
+    local packages=$1 script=$2
+    shift 2
+    cp "$script" "$packages/"
+    node "$@" "$packages/$(basename "$script")"
+}
+
+quickstarts() {
+    part "quickstart.py, e2b 2.63.0, $1" .cache/venv-latest/bin/python examples/quickstart.py
+    part "quickstart.py, e2b 2.45.1, $1" .cache/venv-245/bin/python examples/quickstart.py
+    part "quickstart.mjs, e2b 2.51.0, $1" node_script .cache/node-latest examples/quickstart.mjs
+    part "quickstart.mjs, e2b 2.45.0, $1" node_script .cache/node-245 examples/quickstart.mjs
+}
+
+by_url() {
+    server_start "$binary" "$data" "$work/server.log"
+    local exports
+    exports=$(server_env)
+    eval "$exports"
+    export E2B_API_KEY E2B_API_URL E2B_SANDBOX_URL
+    if wanted quickstart; then quickstarts "by URL"; fi
+    if wanted node; then
+        part "node suite" node_script .cache/node-latest tests/compat/node/sandbox.test.mjs --test --test-reporter=spec
+    fi
+    if wanted python; then
+        part "python suite" .cache/venv-latest/bin/pytest -q tests/compat/python
+    fi
+    server_stop || failed+=("the server did not give everything back")
+}
+
+certificates() {
+    (
+        cd "$work"
+        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=SoulBox test authority" \
+            -addext "basicConstraints=critical,CA:TRUE" -keyout ca.key -out ca.pem
+        openssl req -newkey rsa:2048 -nodes -subj "/CN=$domain" -keyout leaf.key -out leaf.csr
+        printf 'basicConstraints=CA:FALSE\nsubjectAltName=DNS:%s,DNS:*.%s,IP:%s\n' "$domain" "$domain" "$tls_address" \
+            > leaf.ext
+        openssl x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile leaf.ext -out leaf.pem
+    ) > "$work/openssl.log" 2>&1 || { cat "$work/openssl.log" >&2; return 1; }
+}
+
+# Runs this script's `inside` in a mount namespace of its own, where the test resolver is the machine's.
+with_test_resolver() {
+    printf 'nameserver %s\noptions timeout:2 attempts:2\n' "$tls_address" > "$work/resolv.conf"
+    printf 'hosts: files dns\n' > "$work/nsswitch.conf"
+    # Mounted over the files that the names lead to: /etc/resolv.conf may be a link.
+    unshare --mount --propagation private -- bash -euc '
+        mount --bind "$0/resolv.conf" "$(realpath /etc/resolv.conf)"
+        mount --bind "$0/nsswitch.conf" "$(realpath /etc/nsswitch.conf)"
+        exec "$@"
+    ' "$work" "$@"
+}
+
+# Called where bash does not heed `set -e`, so each step says so itself.
+by_domain() {
+    certificates || return 1
+    python3 tests/compat/resolver.py "$tls_address" "$domain" "$tls_address" > "$work/resolver.log" 2>&1 &
+    resolver_pid=$!
+    SERVER_LISTEN=$tls_address:443 server_start "$binary" "$data" "$work/server-tls.log" \
+        --domain "$domain" --tls-cert "$work/leaf.pem" --tls-key "$work/leaf.key" || return 1
+    grep -q ready "$work/resolver.log" || { cat "$work/resolver.log" >&2; return 1; }
+    E2B_API_KEY=$(jq -er .api_key "$data/credentials.json") || return 1
+    export E2B_API_KEY E2B_DOMAIN=$domain
+    unset E2B_API_URL E2B_SANDBOX_URL
+    # Each client has its own way to be told of an authority.
+    export SSL_CERT_FILE=$work/ca.pem NODE_EXTRA_CA_CERTS=$work/ca.pem
+    if ! with_test_resolver "$self" inside; then failed+=("by E2B_DOMAIN over TLS"); fi
+    server_stop || failed+=("the server with TLS did not give everything back")
+    kill "$resolver_pid"
+    resolver_pid=
+}
+
+if [ "${1-}" = inside ]; then
+    trap - EXIT
+    quickstarts "by E2B_DOMAIN over TLS"
+    [ ${#failed[@]} = 0 ] || { printf 'failed: %s\n' "${failed[@]}" >&2; exit 1; }
+    exit 0
+fi
+
+parts=("$@")
+mkdir -p "$work"
+if wanted tls; then (trap finish EXIT; by_domain && [ ${#failed[@]} = 0 ]) || failed+=("by E2B_DOMAIN"); fi
+if wanted quickstart || wanted node || wanted python; then by_url; fi
+
+if grep " $data/" /proc/mounts; then failed+=("something is still mounted in $data"); fi
+if [ ${#failed[@]} -gt 0 ]; then
+    printf '\ncompat failed:\n' >&2
+    printf '  %s\n' "${failed[@]}" >&2
+    exit 1
+fi
+printf '\ncompat: all parts passed\n'
