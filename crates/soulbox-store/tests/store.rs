@@ -1,0 +1,495 @@
+//! One suite for every [`Store`]: each test runs against a file and against memory.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use soulbox_control::{
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, IdempotencyClaim, KeyKind, KeyRow, Progress,
+    Reservation, SandboxRow, Spawns, Store, Swap, TeamRow, TemplateRow,
+};
+use soulbox_store::SqliteStore;
+use soulbox_types::{
+    BuildId, DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, SandboxId, SandboxState, TeamId,
+    TemplateId, UnixMillis,
+};
+
+async fn check<F: Future<Output = ()>>(test: impl Fn(Arc<dyn Store>) -> F) {
+    let memory = SqliteStore::open_in_memory().await.expect("memory");
+    test(Arc::new(memory)).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = SqliteStore::open(&directory.path().join("soulbox.db"))
+        .await
+        .expect("a file");
+    test(Arc::new(file.clone())).await;
+    file.close().await;
+}
+
+fn team(slug: &str) -> TeamRow {
+    TeamRow {
+        team_id: TeamId::from_random([slug.len() as u8; 16]),
+        name: slug.to_owned(),
+        slug: slug.to_owned(),
+        banned: false,
+        blocked: true,
+        blocked_reason: Some("unpaid".to_owned()),
+        max_sandboxes: Some(3),
+        max_sandbox_hours: None,
+        created_at: UnixMillis(1),
+    }
+}
+
+fn key(id: &str, team: &TeamRow, hash: &str) -> KeyRow {
+    KeyRow {
+        key_id: id.to_owned(),
+        team_id: team.team_id.clone(),
+        name: "credentials.json".to_owned(),
+        hash: hash.to_owned(),
+        prefix: "e2b_".to_owned(),
+        value_length: 40,
+        mask_prefix: "ab".to_owned(),
+        mask_suffix: "cdef".to_owned(),
+        created_at: UnixMillis(2),
+        last_used_at: None,
+    }
+}
+
+fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
+    SandboxRow {
+        sandbox_id: SandboxId::from_random([number; 20]),
+        team_id: team.team_id.clone(),
+        template_id: TemplateId::from_random([1; 20]),
+        build_id: BuildId::from_random([1; 16]),
+        alias: Some("base".to_owned()),
+        metadata: BTreeMap::from([("a \"b\"".to_owned(), "ü".to_owned())]),
+        limits: Limits {
+            memory: MiB(512),
+            cpu: MilliCpu(1500),
+            pids: 99,
+            disk: MiB(1024),
+        },
+        egress: Egress::Denied,
+        internet_access: Some(false),
+        secure: true,
+        public_traffic: false,
+        envd_version: "0.6.13".to_owned(),
+        created_at: UnixMillis(10),
+        progress: Progress {
+            state: SandboxState::Creating,
+            epoch: Epoch::FIRST,
+            started_at: None,
+            deadline: UnixMillis(500),
+            ended_at: None,
+            cause: None,
+        },
+    }
+}
+
+fn running(row: &SandboxRow) -> Progress {
+    Progress {
+        state: SandboxState::Running,
+        started_at: Some(UnixMillis(11)),
+        ..row.progress
+    }
+}
+
+fn dead(row: &SandboxRow, cause: DeathCause) -> Progress {
+    Progress {
+        state: SandboxState::Dead,
+        epoch: Epoch(2),
+        ended_at: Some(UnixMillis(100)),
+        cause: Some(cause),
+        ..row.progress
+    }
+}
+
+const CREATED: (SandboxState, Epoch) = (SandboxState::Creating, Epoch::FIRST);
+
+#[tokio::test]
+async fn teams_are_made_once_per_slug() {
+    check(|store| async move {
+        let first = team("one");
+        assert_eq!(store.ensure_team(&first).await.expect("ensure"), first);
+        let again = TeamRow {
+            team_id: TeamId::from_random([77; 16]),
+            ..first.clone()
+        };
+        assert_eq!(store.ensure_team(&again).await.expect("ensure"), first);
+        assert_eq!(store.team(&first.team_id).await.expect("read"), Some(first));
+        assert_eq!(store.team(&again.team_id).await.expect("read"), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replaced_key_stops_working() {
+    check(|store| async move {
+        let team = store.ensure_team(&team("one")).await.expect("ensure");
+        for kind in [KeyKind::ApiKey, KeyKind::AccessToken] {
+            let (old, new) = (key("k1", &team, "h1"), key("k2", &team, "h2"));
+            store.replace_key(kind, &old).await.expect("replace");
+            assert_eq!(
+                store.key(kind, "h1").await.expect("read"),
+                Some((old, team.clone()))
+            );
+            store.replace_key(kind, &new).await.expect("replace");
+            store
+                .replace_key(kind, &key("k3", &team, "h2"))
+                .await
+                .expect("the same again");
+            assert_eq!(store.key(kind, "h1").await.expect("read"), None);
+            assert_eq!(
+                store.key(kind, "h2").await.expect("read"),
+                Some((new, team.clone()))
+            );
+        }
+        store
+            .touch_keys(&[("k2".to_owned(), UnixMillis(42))])
+            .await
+            .expect("touch");
+        let (touched, _) = store
+            .key(KeyKind::ApiKey, "h2")
+            .await
+            .expect("read")
+            .expect("a key");
+        assert_eq!(touched.last_used_at, Some(UnixMillis(42)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn templates_come_back_and_the_same_build_is_tagged_once() {
+    check(|store| async move {
+        let team = store.ensure_team(&team("one")).await.expect("ensure");
+        let template = TemplateRow {
+            template_id: TemplateId::from_random([1; 20]),
+            team_id: team.team_id.clone(),
+            public: true,
+            created_at: UnixMillis(5),
+            updated_at: UnixMillis(5),
+            spawn_count: 0,
+            last_spawned_at: None,
+        };
+        let build = |number: u8| BuildRow {
+            build_id: BuildId::from_random([number; 16]),
+            template_id: template.template_id.clone(),
+            status: BuildStatus::Ready,
+            limits: Limits {
+                memory: MiB(1024),
+                cpu: MilliCpu(2000),
+                pids: 1000,
+                disk: MiB(2048),
+            },
+            default_user: "user".to_owned(),
+            default_workdir: "/home/user".to_owned(),
+            envd_version: "0.6.13".to_owned(),
+            created_at: UnixMillis(6),
+            updated_at: UnixMillis(6),
+            finished_at: Some(UnixMillis(7)),
+        };
+        let alias = AliasRow {
+            namespace: String::new(),
+            alias: "base".to_owned(),
+            template_id: template.template_id.clone(),
+        };
+        let tag = |id: &str, build: &BuildRow| AssignmentRow {
+            assignment_id: id.to_owned(),
+            template_id: template.template_id.clone(),
+            build_id: build.build_id.clone(),
+            tag: "default".to_owned(),
+            assigned_at: UnixMillis(8),
+        };
+        let (first, second) = (build(1), build(2));
+        let aliases = [alias.clone()];
+        for (id, build) in [("a", &first), ("b", &first), ("c", &second), ("d", &first)] {
+            let assignment = tag(id, build);
+            store
+                .register_template(&template, build, &aliases, &assignment)
+                .await
+                .expect("register");
+        }
+        let spawned = Spawns {
+            template_id: template.template_id.clone(),
+            count: 3,
+            last: UnixMillis(99),
+        };
+        store
+            .add_spawns(&[spawned.clone(), spawned])
+            .await
+            .expect("count");
+        let catalog = store.catalog().await.expect("read");
+        let counted = TemplateRow {
+            spawn_count: 6,
+            last_spawned_at: Some(UnixMillis(99)),
+            ..template.clone()
+        };
+        assert_eq!(catalog.templates, [counted]);
+        assert_eq!(catalog.builds.len(), 2);
+        assert!(catalog.builds.contains(&first));
+        assert_eq!(catalog.aliases, [alias]);
+        let ids: Vec<_> = catalog
+            .assignments
+            .iter()
+            .map(|it| it.assignment_id.as_str())
+            .collect();
+        assert_eq!(ids, ["a", "c", "d"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_limit_counts_what_is_not_dead() {
+    check(|store| async move {
+        let (one, two) = (team("one"), team("other"));
+        for number in 1..=2 {
+            let made = store
+                .reserve(&sandbox(number, &one), 2, None)
+                .await
+                .expect("reserve");
+            assert_eq!(made, Reservation::Made);
+        }
+        let third = sandbox(3, &one);
+        let refused = store.reserve(&third, 2, None).await.expect("reserve");
+        assert_eq!(refused, Reservation::LimitReached);
+        assert_eq!(store.sandbox(&third.sandbox_id).await.expect("read"), None);
+        let other = store
+            .reserve(&sandbox(4, &two), 2, None)
+            .await
+            .expect("reserve");
+        assert_eq!(
+            other,
+            Reservation::Made,
+            "teams do not count for each other"
+        );
+        let first = sandbox(1, &one);
+        let swap = store
+            .advance(
+                &first.sandbox_id,
+                CREATED,
+                &dead(&first, DeathCause::Killed),
+            )
+            .await;
+        assert_eq!(swap.expect("advance"), Swap::Done);
+        assert_eq!(
+            store.reserve(&third, 2, None).await.expect("reserve"),
+            Reservation::Made
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_burst_never_exceeds_the_limit() {
+    check(|store| async move {
+        let team = Arc::new(team("one"));
+        let mut attempts = tokio::task::JoinSet::new();
+        for number in 0..40 {
+            let (store, team) = (store.clone(), team.clone());
+            attempts.spawn(async move { store.reserve(&sandbox(number, &team), 7, None).await });
+        }
+        let results = attempts.join_all().await;
+        let made = results.into_iter().map(|it| it.expect("reserve"));
+        assert_eq!(made.filter(|it| *it == Reservation::Made).count(), 7);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rows_change_only_from_what_was_expected() {
+    check(|store| async move {
+        let row = sandbox(1, &team("one"));
+        store.reserve(&row, 9, None).await.expect("reserve");
+        let id = &row.sandbox_id;
+        assert_eq!(store.sandbox(id).await.expect("read"), Some(row.clone()));
+        assert_eq!(
+            store
+                .advance(id, CREATED, &running(&row))
+                .await
+                .expect("advance"),
+            Swap::Done
+        );
+        for stale in [CREATED, (SandboxState::Running, Epoch(2))] {
+            let swap = store
+                .advance(id, stale, &dead(&row, DeathCause::Lost))
+                .await
+                .expect("advance");
+            assert_eq!(swap, Swap::Conflict);
+        }
+        let progress = running(&row);
+        let expected = SandboxRow {
+            progress,
+            ..row.clone()
+        };
+        assert_eq!(store.sandbox(id).await.expect("read"), Some(expected));
+        let unknown = SandboxId::from_random([200; 20]);
+        assert_eq!(
+            store
+                .advance(&unknown, CREATED, &progress)
+                .await
+                .expect("advance"),
+            Swap::Conflict
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_cause_and_only_the_living_are_read_back() {
+    check(|store| async move {
+        let team = team("one");
+        let causes = [
+            DeathCause::Killed,
+            DeathCause::Expired,
+            DeathCause::OutOfMemory,
+            DeathCause::AgentDied,
+            DeathCause::FailedToStart,
+            DeathCause::Lost,
+        ];
+        for (number, cause) in (1..).zip(causes) {
+            let row = sandbox(number, &team);
+            store.reserve(&row, 9, None).await.expect("reserve");
+            store
+                .advance(&row.sandbox_id, CREATED, &dead(&row, cause))
+                .await
+                .expect("advance");
+            let read = store
+                .sandbox(&row.sandbox_id)
+                .await
+                .expect("read")
+                .expect("a row");
+            assert_eq!(read.progress, dead(&row, cause));
+        }
+        let living = sandbox(50, &team);
+        store.reserve(&living, 9, None).await.expect("reserve");
+        for filter in [None, Some(&team.team_id)] {
+            assert_eq!(
+                store.live_sandboxes(filter).await.expect("list"),
+                [living.clone()]
+            );
+        }
+        let nobody = TeamId::from_random([9; 16]);
+        assert_eq!(store.live_sandboxes(Some(&nobody)).await.expect("list"), []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pruning_takes_the_long_dead_only() {
+    check(|store| async move {
+        let team = team("one");
+        let (old, alive) = (sandbox(1, &team), sandbox(2, &team));
+        let claim = IdempotencyClaim {
+            key: "k".to_owned(),
+            fingerprint: "f".to_owned(),
+        };
+        store.reserve(&old, 9, Some(&claim)).await.expect("reserve");
+        store.reserve(&alive, 9, None).await.expect("reserve");
+        store
+            .advance(&old.sandbox_id, CREATED, &dead(&old, DeathCause::Killed))
+            .await
+            .expect("advance");
+        assert_eq!(store.prune(UnixMillis(5)).await.expect("prune"), 0);
+        assert_eq!(store.prune(UnixMillis(101)).await.expect("prune"), 1);
+        assert_eq!(store.sandbox(&old.sandbox_id).await.expect("read"), None);
+        assert!(
+            store
+                .sandbox(&alive.sandbox_id)
+                .await
+                .expect("read")
+                .is_some()
+        );
+        let again = store
+            .reserve(&sandbox(3, &team), 9, Some(&claim))
+            .await
+            .expect("reserve");
+        assert_eq!(again, Reservation::Made, "its claim went with it");
+        store.maintain().await.expect("maintain");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_idempotency_key_is_claimed_once_per_team_unless_the_start_failed() {
+    check(|store| async move {
+        let (one, two) = (team("one"), team("other"));
+        let claim = IdempotencyClaim {
+            key: "k".to_owned(),
+            fingerprint: "f".to_owned(),
+        };
+        let row = sandbox(1, &one);
+        assert_eq!(
+            store.reserve(&row, 9, Some(&claim)).await.expect("reserve"),
+            Reservation::Made
+        );
+        let other = IdempotencyClaim {
+            fingerprint: "other".to_owned(),
+            ..claim.clone()
+        };
+        let again = store
+            .reserve(&sandbox(2, &one), 9, Some(&other))
+            .await
+            .expect("reserve");
+        let earlier = Reservation::AlreadyClaimed {
+            fingerprint: "f".to_owned(),
+            sandbox: Some(Box::new(row.clone())),
+        };
+        assert_eq!(again, earlier);
+        assert_eq!(
+            store
+                .reserve(&sandbox(3, &two), 9, Some(&claim))
+                .await
+                .expect("reserve"),
+            Reservation::Made
+        );
+        let failed = dead(&row, DeathCause::FailedToStart);
+        store
+            .advance(&row.sandbox_id, CREATED, &failed)
+            .await
+            .expect("advance");
+        let refused = store
+            .reserve(&sandbox(4, &one), 0, Some(&other))
+            .await
+            .expect("reserve");
+        assert_eq!(refused, Reservation::LimitReached);
+        assert_eq!(
+            store
+                .reserve(&sandbox(5, &one), 9, Some(&other))
+                .await
+                .expect("reserve"),
+            Reservation::Made
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_file_keeps_its_rows_and_takes_its_migrations_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("soulbox.db");
+    let row = sandbox(1, &team("one"));
+    let store = SqliteStore::open(&path).await.expect("open");
+    store.reserve(&row, 9, None).await.expect("reserve");
+    store.close().await;
+    let store = SqliteStore::open(&path).await.expect("open again");
+    assert_eq!(
+        store.sandbox(&row.sandbox_id).await.expect("read"),
+        Some(row)
+    );
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("soulbox.db");
+    std::fs::write(
+        &path,
+        "not a database at all, but long enough to be one".repeat(50),
+    )
+    .expect("write");
+    let error = SqliteStore::open(&path)
+        .await
+        .expect_err("refused")
+        .to_string();
+    assert!(error.contains("soulbox.db"), "{error}");
+}
