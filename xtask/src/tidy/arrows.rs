@@ -35,7 +35,10 @@ const ARROWS: [(&str, &[&str]); 16] = [
         "soulbox-api",
         &["soulbox-control", "soulbox-types", "soulbox-wire"],
     ),
-    ("soulbox-ingress", &["soulbox-types", "soulbox-wire"]),
+    (
+        "soulbox-ingress",
+        &["soulbox-envd-proto", "soulbox-types", "soulbox-wire"],
+    ),
     (
         "soulbox-cli",
         &[

@@ -11,7 +11,8 @@ fn file(source: &Source) -> Vec<String> {
     let mut findings = Vec::new();
     let mut found = |what: String| findings.push(format!("{path}: {what}"));
     let rust = path.ends_with(".rs");
-    let in_sources = path.starts_with("crates/") && path.contains("/src/");
+    let in_sources =
+        path.starts_with("crates/") && path.contains("/src/") && !path.ends_with("/tests.rs");
     if rust && in_sources && !source.text.starts_with("//!") {
         found("a module begins with `//!` and what it owns".to_owned());
     }
