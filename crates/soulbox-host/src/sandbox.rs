@@ -49,7 +49,8 @@ pub(crate) async fn own<R: Runtime>(
     record: Arc<Mutex<Record>>,
     mut inbox: mpsc::Receiver<Request>,
 ) -> io::Result<Option<Ended>> {
-    let ended = AsyncFd::register_with_interest(ended, Interest::READABLE)?;
+    #[expect(deprecated, reason = "unsound only for types whose descriptor may change; an OwnedFd keeps its own")]
+    let ended = AsyncFd::with_interest(ended, Interest::READABLE)?;
     let current = || record.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (cause, reply) = loop {
         let left = Duration::from_millis(UnixMillis(current().deadline).millis_since(now()));

@@ -1,14 +1,11 @@
 //! Making and unmaking sandboxes: slot, upper, runtime, in the right order. Blocking.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use soulbox_pool::{Pool, PoolError, TemplateManifest};
-use soulbox_runtime::rootfs::SHM;
 use soulbox_types::Limits;
 
 use crate::runtime::{DialError, GuestSettings, RootFiles, Runtime, RuntimeError};
@@ -25,8 +22,6 @@ pub(crate) enum MakeError {
     Prepare { slot: u16, #[source] source: RuntimeError },
     #[error("failed to make the writable part of the root")]
     Upper(#[source] PoolError),
-    #[error("failed to make the directory of /dev/shm")]
-    Shm(#[source] io::Error),
     #[error("layer `{0}` of the template is not in the pool")]
     LayerMissing(String),
     #[error("failed to boot slot {slot}")]
@@ -104,7 +99,6 @@ impl<R: Runtime> Workshop<R> {
                 let _ = self.pool.delete_upper(&name);
                 error
             };
-            make_shm(&upper.path.join(SHM)).map_err(MakeError::Shm).map_err(undo)?;
             let root = RootFiles {
                 layers: template.layers.iter().map(|layer| self.pool.layer_path(layer)).collect(),
                 upper: upper.path,
@@ -152,8 +146,3 @@ impl<R: Runtime> Workshop<R> {
     }
 }
 
-
-fn make_shm(path: &std::path::Path) -> io::Result<()> {
-    fs::create_dir(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o1777))
-}

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use soulbox_sys::namespace::{Cloned, clone_into_namespaces};
+use soulbox_sys::namespace::{Cloned, clone_into_namespaces, close_all_on_exec};
 
 use super::channel::{Channel, FromLauncher, ToLauncher};
 use super::{LaunchError, Step, parked};
@@ -12,6 +12,8 @@ use crate::plan::SetupPlan;
 
 /// Joins the cgroups, makes the child, maps its IDs. In the child this does not return.
 pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
+    // Neither init nor envd may inherit what the agent's own parent forgot to close.
+    close_all_on_exec().step("mark descriptors as closed on exec")?;
     let Some((message, cgroups)) = control.receive::<ToLauncher>(None).step("read the setup plan")? else {
         return Ok(());
     };

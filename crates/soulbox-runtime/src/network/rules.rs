@@ -81,7 +81,7 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
         ("leave", "type filter hook postrouting priority 300"),
         ("host", "type filter hook input priority -10"),
         ("pass", "type filter hook forward priority -10"),
-        ("masquerade", "type nat hook postrouting priority srcnat"),
+        ("hide", "type nat hook postrouting priority srcnat"),
     ] {
         rule(&format!("add chain ip {table} {chain} {{ {hook}; policy accept; }}"));
         rule(&format!("flush chain ip {table} {chain}"));
@@ -128,7 +128,7 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
     add("pass", "meta l4proto tcp reject with tcp reset");
     add("pass", "drop");
 
-    add("masquerade", &format!("ip saddr {block}/{prefix} oifname != {ours} masquerade"));
+    add("hide", &format!("ip saddr {block}/{prefix} oifname != {ours} masquerade"));
 
     // IPv6 is off inside; should a sandbox find a way to speak it, nobody listens.
     let _ = writeln!(script, "add table ip6 {table}");
@@ -178,8 +178,8 @@ mod tests {
             flush chain ip soulbox_2 host
             add chain ip soulbox_2 pass { type filter hook forward priority -10; policy accept; }
             flush chain ip soulbox_2 pass
-            add chain ip soulbox_2 masquerade { type nat hook postrouting priority srcnat; policy accept; }
-            flush chain ip soulbox_2 masquerade
+            add chain ip soulbox_2 hide { type nat hook postrouting priority srcnat; policy accept; }
+            flush chain ip soulbox_2 hide
             add rule ip soulbox_2 arrive iifname != "sb2-*" return
             add rule ip soulbox_2 arrive ip saddr != 169.254.0.21 drop
             add rule ip soulbox_2 arrive ip daddr 169.254.0.22 udp dport 53 ip daddr set 100.72.0.1
@@ -204,7 +204,7 @@ mod tests {
             add rule ip soulbox_2 pass iifname @open accept
             add rule ip soulbox_2 pass meta l4proto tcp reject with tcp reset
             add rule ip soulbox_2 pass drop
-            add rule ip soulbox_2 masquerade ip saddr 100.72.0.0/14 oifname != "sb2-*" masquerade
+            add rule ip soulbox_2 hide ip saddr 100.72.0.0/14 oifname != "sb2-*" masquerade
             add table ip6 soulbox_2
             add chain ip6 soulbox_2 arrive { type filter hook prerouting priority -310; policy accept; }
             flush chain ip6 soulbox_2 arrive
