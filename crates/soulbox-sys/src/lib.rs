@@ -9,4 +9,5 @@ pub mod loopdev;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;
+pub mod process;
 pub mod seccomp;

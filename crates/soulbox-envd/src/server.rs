@@ -1,0 +1,51 @@
+//! Accepting connections: HTTP/1.1 and HTTP/2 without TLS on one port.
+
+use std::io;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+
+/// A connection without a request is closed after this; proxies in front give up earlier.
+const IDLE: Duration = Duration::from_secs(640);
+/// How long accepting pauses when descriptors or memory are short.
+const BREATHER: Duration = Duration::from_millis(50);
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, router: Router) -> io::Error {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(IDLE).max_concurrent_streams(1000);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if is_of_connection(&error) => continue,
+            Err(error) if is_shortage(&error) => {
+                tokio::time::sleep(BREATHER).await;
+                continue;
+            }
+            Err(error) => return error,
+        };
+        // Events are small and each is awaited by somebody. A socket that refuses is served as it is.
+        _ = stream.set_nodelay(true);
+        let builder = builder.clone();
+        let service = TowerToHyperService::new(router.clone());
+        // Ends with the connection, whose idle time is bounded above. Its errors are the peer's: there is no one to tell.
+        tokio::spawn(async move { _ = builder.serve_connection(TokioIo::new(stream), service).await });
+    }
+}
+
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted)
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    const ENOBUFS: i32 = 105;
+
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS)) || error.kind() == io::ErrorKind::OutOfMemory
+}
