@@ -453,11 +453,8 @@ async fn garbage_neither_answers_nor_hurts() {
         .write_all(&[0xff, 0xff, 1, 2, 3])
         .await
         .expect("write");
-    assert_eq!(
-        stream.read(&mut [0; 8]).await.expect("read"),
-        0,
-        "closed: no query is that long"
-    );
+    // Closed, since no query is that long; with our bytes unread that is a reset.
+    assert!(matches!(stream.read(&mut [0; 8]).await, Ok(0) | Err(_)));
     // An answer sent to us must not make us answer.
     let mut reply = good.clone();
     reply[2] |= 0x80;
