@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh packages   Debian packages, only those that are missing
 #   scripts/setup.sh sdks       the official clients that examples and tests use, in .cache
+#   scripts/setup.sh bench      runc, the peer of the figures
 #
 # Each part does nothing when its result is already there. Packages come by apt, pip and npm as this machine
 # has them set up.
@@ -17,28 +18,33 @@ need_root() {
 }
 
 packages() {
-    need_root
     local wanted=(
         btrfs-progs mmdebstrap nftables iproute2    # the server's own tools
         gcc libc6-dev make pkg-config               # the linker of Rust, static libc of the guests
         ca-certificates curl git jq openssl procps util-linux
     )
-    local missing=() package
-    for package in "${wanted[@]}"; do
-        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
-    done
     # A Python from elsewhere brings its own venv; Debian's has it in a package.
-    python=$(find_python) && "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
-    if [ ${#missing[@]} -gt 0 ]; then
-        say "installing ${missing[*]}"
-        command -v apt-get > /dev/null || fail "no apt-get here, and missing: ${missing[*]}" "install them by hand"
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
-    fi
+    local python
+    python=$(find_python) && "$python" -c 'import ensurepip' 2> /dev/null || wanted+=(python3 python3-venv)
+    install_missing "${wanted[@]}"
     command -v cargo > /dev/null || fail "there is no cargo" "install Rust 1.95 or newer"
     command -v npm > /dev/null || fail "there is no npm" "install Node 20.18 or newer"
 }
 
+bench() { install_missing runc; }
+
+install_missing() {
+    need_root
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing ${missing[*]}"
+    command -v apt-get > /dev/null || fail "no apt-get here, and missing: ${missing[*]}" "install them by hand"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
+}
 find_python() {
     local candidate
     for candidate in python3.11 python3; do
@@ -86,10 +92,10 @@ sdks() {
     node_packages .cache/node-245 e2b@2.45.0
 }
 
-[ $# -gt 0 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 for part in "$@"; do
     case $part in
-    packages | sdks) "$part" ;;
-    *) fail "there is no part $part" "packages or sdks" ;;
+    packages | sdks | bench) "$part" ;;
+    *) fail "there is no part $part" "packages, sdks or bench" ;;
     esac
 done
