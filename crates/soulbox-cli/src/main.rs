@@ -1,4 +1,58 @@
+//! The binary `soulbox`: arguments in, a command run, an exit status out (0 done, 1 failed, 2 asked wrong).
 #![forbid(unsafe_code)]
-mod rpc;
 
-fn main() {}
+mod commands;
+mod credentials;
+mod failure;
+mod logging;
+mod rpc;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use failure::Failure;
+
+/// A sandbox cloud in one binary that speaks E2B's protocols.
+#[derive(Debug, Parser)]
+#[command(name = "soulbox", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Env(commands::env::Arguments),
+    Doctor(commands::doctor::Arguments),
+    /// Build and list templates
+    #[command(subcommand)]
+    Template(commands::template::Command),
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(arguments.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Env(arguments) => commands::env::run(arguments)?,
+        Command::Doctor(arguments) => return commands::doctor::run(arguments),
+        Command::Template(command) => commands::template::run(command)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,50 @@
+//! One module per command: arguments in, work done by others, text out. stdout is data, stderr is talk.
+
+pub mod clean;
+pub mod doctor;
+pub mod env;
+pub mod serve;
+pub mod template;
+
+use std::path::PathBuf;
+
+use crate::failure::Failure;
+use crate::settings::{Flag, Key, Settings};
+
+/// Flags of the commands that only need to find the installation.
+#[derive(Debug, Default, clap::Args)]
+pub struct Installation {
+    /// Config file [default: /etc/soulbox/soulbox.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of all that SoulBox keeps [default: /var/lib/soulbox]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+}
+
+impl Installation {
+    fn settings(self, more: impl IntoIterator<Item = Flag>) -> Result<Settings, Failure> {
+        let data_dir = self.data_dir.map(|value| (Key::DataDir, value));
+        let flags: Vec<Flag> = data_dir.into_iter().chain(more).collect();
+        Ok(Settings::resolve(
+            self.config.as_deref(),
+            &process_environment,
+            &flags,
+        )?)
+    }
+}
+
+fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Refuses to go on without root; `command` is named in the error.
+fn require_root(command: &str) -> Result<(), Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(
+        Failure::new(anyhow::anyhow!("soulbox {command} must run as root"))
+            .hint("start it with sudo"),
+    )
+}

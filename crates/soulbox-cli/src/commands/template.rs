@@ -1,0 +1,145 @@
+//! `soulbox template`: the templates in the pool.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use soulbox_build::{BuildOptions, build_template};
+use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+
+use super::{Installation, require_root};
+use crate::failure::Failure;
+use crate::settings::Settings;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Build the template that a folder describes, unless the pool has it already
+    Build {
+        #[command(flatten)]
+        installation: Installation,
+        /// Folder with a recipe.toml
+        folder: PathBuf,
+    },
+    /// List the templates
+    List {
+        #[command(flatten)]
+        installation: Installation,
+        /// One JSON array instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Build {
+            installation,
+            folder,
+        } => build(&installation.settings(None)?, &folder),
+        Command::List { installation, json } => list(&installation.settings(None)?, json),
+    }
+}
+
+fn build(settings: &Settings, folder: &std::path::Path) -> Result<(), Failure> {
+    require_root("template build")?;
+    super::serve::prepare_data_dir(&settings.data_dir)?;
+    let pool = open_pool(settings)?;
+    let options = BuildOptions::for_data_dir(&settings.data_dir).map_err(build_failure)?;
+    let talk = std::io::stderr().is_terminal();
+    let mut progress = |line: &str| {
+        // On a terminal lines overwrite each other; in a log each one stays.
+        let _ = if talk {
+            write!(std::io::stderr(), "\r\x1b[K{line}")
+        } else {
+            writeln!(std::io::stderr(), "{line}")
+        };
+    };
+    let built = build_template(&pool, folder, &options, &mut progress);
+    if talk {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    let built = built.map_err(build_failure)?;
+    let state = if built.new.is_some() {
+        "built"
+    } else {
+        "unchanged"
+    };
+    print(&format!(
+        "{} {} {state}\n",
+        built.manifest.name, built.manifest.build_id
+    ))
+}
+
+fn list(settings: &Settings, json: bool) -> Result<(), Failure> {
+    require_root("template list")?;
+    if !settings.data_dir.is_dir() {
+        return Err(Failure::new(anyhow::anyhow!(
+            "there is no data directory `{}`",
+            settings.data_dir.display()
+        ))
+        .hint("name it with --data-dir"));
+    }
+    let templates = open_pool(settings)?.templates().map_err(pool_failure)?;
+    if json {
+        let text = serde_json::to_string_pretty(&templates)
+            .map_err(|error| Failure::new(error).hint("report this"))?;
+        return print(&format!("{text}\n"));
+    }
+    let mut text = format!(
+        "{:<24} {:<36} {:>4} {:>10} {:>10}\n",
+        "NAME", "BUILD", "CPUS", "MEMORY", "DISK"
+    );
+    for template in templates {
+        text.push_str(&format!(
+            "{:<24} {:<36} {:>4} {:>6} MiB {:>6} MiB\n",
+            template.name,
+            template.build_id,
+            template.cpu_count,
+            template.memory_mib,
+            template.disk_mib
+        ));
+    }
+    print(&text)
+}
+
+/// Opens (and at first makes) the pool of the installation. It stays mounted: the server may be using it.
+pub fn open_pool(settings: &Settings) -> Result<BtrfsPool, Failure> {
+    BtrfsPool::open(
+        &settings.data_dir,
+        PoolOptions {
+            size: settings.pool_size,
+        },
+    )
+    .map_err(pool_failure)
+}
+
+/// The failure that a pool's error is, with what helps against it.
+pub fn pool_failure(error: PoolError) -> Failure {
+    let hint = match &error {
+        PoolError::MkfsMissing => Some("apt-get install btrfs-progs"),
+        PoolError::DiskTooSmall { .. } => Some("free some disk, or choose a smaller --pool-size"),
+        PoolError::SizeTooSmall { .. } => Some("choose a bigger --pool-size"),
+        PoolError::LoopDevice { .. } | PoolError::Mount { .. } => {
+            Some("soulbox doctor says what the host lacks")
+        }
+        PoolError::ForeignMount { .. } => Some("unmount it, or choose another --data-dir"),
+        PoolError::NotASubvolume { .. } => Some("move it away, or choose another --data-dir"),
+        PoolError::ReserveReached { .. } => {
+            Some("end sandboxes, free disk of the host, or raise --pool-size")
+        }
+        PoolError::BadManifest { .. } => Some("remove that file and build the template again"),
+        PoolError::Busy { .. } => Some("end what uses it, then try again"),
+        _ => None,
+    };
+    Failure::new(error).hint_if(hint)
+}
+
+fn build_failure(error: soulbox_build::BuildError) -> Failure {
+    let hint = error.hint();
+    Failure::new(error).hint_if(hint)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Failure::new(error).hint("stdout must be open"))
+}

@@ -1,0 +1,111 @@
+//! How a command fails: a cause, a hint, an exit status. Printed once, by `main`.
+
+use std::error::Error;
+use std::fmt;
+use std::process::ExitCode;
+
+/// Exit status 1: it was asked right and could not be done.
+const FAILED: u8 = 1;
+/// Exit status 2: it was asked wrong (arguments, configuration).
+const USAGE: u8 = 2;
+
+/// The end of a command that did not do what it was asked to.
+#[derive(Debug)]
+pub struct Failure {
+    cause: anyhow::Error,
+    hint: Option<String>,
+    status: u8,
+}
+
+impl Failure {
+    /// Could not be done; exit status 1.
+    pub fn new(cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            cause: cause.into(),
+            hint: None,
+            status: FAILED,
+        }
+    }
+
+    /// Was asked wrong; exit status 2.
+    pub fn usage(cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            cause: cause.into(),
+            hint: None,
+            status: USAGE,
+        }
+    }
+
+    /// What the user can do about it, in one line.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    #[must_use]
+    pub fn hint_if(self, hint: Option<impl Into<String>>) -> Self {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
+    }
+
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.status)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(cause: anyhow::Error) -> Self {
+        Self::new(cause)
+    }
+}
+
+/// `error: ` and the whole chain in one line; `hint: ` in a second one.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", one_line(&chain(self.cause.as_ref())))?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {}", one_line(hint)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An error and its causes, joined by colons.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn one_line(text: &str) -> String {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_a_line_of_cause_and_a_line_of_hint() {
+        let cause = anyhow::anyhow!("no such\nfile").context("failed to open `x`");
+        let failure = Failure::new(cause).hint("create it");
+        assert_eq!(
+            failure.to_string(),
+            "error: failed to open `x`: no such file\nhint: create it"
+        );
+    }
+}

@@ -1,0 +1,388 @@
+//! What the operator chose: defaults < config file < `SOULBOX_*` < flags, resolved once, checked before a port opens.
+//!
+//! Every setting has one key, such as `data_dir`; the environment spells it `SOULBOX_DATA_DIR`, the command line `--data-dir`.
+//! All three sources give texts to one parser, so they accept the same values and fail alike.
+
+mod error;
+mod source;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use soulbox_runtime::network::Cidr;
+use soulbox_types::MiB;
+
+pub use error::{SettingsError, Source};
+pub use source::{Environment, Flag, ServeFlags};
+
+use error::BadValue;
+
+/// Where the config file is looked for when none is named.
+const DEFAULT_FILE: &str = "/etc/soulbox/soulbox.toml";
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Absolute.
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub domain: Option<String>,
+    pub tls: Option<Tls>,
+    /// Whether a listener that others reach may go without TLS.
+    pub insecure: bool,
+    /// The size of the pool's loop file; absent: it chooses and grows by itself.
+    pub pool_size: Option<MiB>,
+    /// Slots kept with a running envd of the default template.
+    pub warm: u32,
+    /// Slots kept with a parked launcher.
+    pub parked: u32,
+    /// The user (and group) number of the front process.
+    pub front_uid: u32,
+    /// Internal addresses that sandboxes may reach all the same.
+    pub egress_allow_internal: Vec<Cidr>,
+    pub max_sandbox_hours: u64,
+    pub max_sandboxes: u32,
+    pub log_format: LogFormat,
+    /// Filter directives, such as `info` or `warn,soulbox_host=debug`.
+    pub log: String,
+}
+
+/// Certificate chain and key, read and known to be PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Tls {
+    pub cert_pem: String,
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key stays out of every log.
+        f.debug_struct("Tls").finish_non_exhaustive()
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The name of a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    DataDir,
+    Listen,
+    Domain,
+    TlsCert,
+    TlsKey,
+    Insecure,
+    PoolSize,
+    Warm,
+    Parked,
+    FrontUid,
+    EgressAllowInternal,
+    MaxSandboxHours,
+    MaxSandboxes,
+    LogFormat,
+    Log,
+}
+
+impl Key {
+    const ALL: [Self; 15] = [
+        Self::DataDir,
+        Self::Listen,
+        Self::Domain,
+        Self::TlsCert,
+        Self::TlsKey,
+        Self::Insecure,
+        Self::PoolSize,
+        Self::Warm,
+        Self::Parked,
+        Self::FrontUid,
+        Self::EgressAllowInternal,
+        Self::MaxSandboxHours,
+        Self::MaxSandboxes,
+        Self::LogFormat,
+        Self::Log,
+    ];
+
+    /// As the config file has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::DataDir => "data_dir",
+            Self::Listen => "listen",
+            Self::Domain => "domain",
+            Self::TlsCert => "tls_cert",
+            Self::TlsKey => "tls_key",
+            Self::Insecure => "insecure",
+            Self::PoolSize => "pool_size",
+            Self::Warm => "warm",
+            Self::Parked => "parked",
+            Self::FrontUid => "front_uid",
+            Self::EgressAllowInternal => "egress_allow_internal",
+            Self::MaxSandboxHours => "max_sandbox_hours",
+            Self::MaxSandboxes => "max_sandboxes",
+            Self::LogFormat => "log_format",
+            Self::Log => "log",
+        }
+    }
+
+    fn variable(self) -> String {
+        format!("SOULBOX_{}", self.name().to_uppercase())
+    }
+
+    fn flag(self) -> String {
+        format!("--{}", self.name().replace('_', "-"))
+    }
+}
+
+impl Settings {
+    /// Resolves all sources. `file` is the config file that the command line names, if it does.
+    /// # Errors
+    /// [`SettingsError`], whose [`SettingsError::hint`] says what to do.
+    pub fn resolve(
+        file: Option<&Path>,
+        environment: Environment<'_>,
+        flags: &[Flag],
+    ) -> Result<Self, SettingsError> {
+        let mut raw = Raw::default();
+        let named = file
+            .map(Path::to_owned)
+            .or_else(|| environment("SOULBOX_CONFIG").map(PathBuf::from));
+        match named {
+            Some(path) => source::read_file(&path, &mut raw)?,
+            None if Path::new(DEFAULT_FILE).exists() => {
+                source::read_file(Path::new(DEFAULT_FILE), &mut raw)?
+            }
+            None => {}
+        }
+        source::read_environment(environment, &mut raw)?;
+        for (key, value) in flags {
+            raw.set(*key, value)
+                .map_err(|bad| bad.from(Source::Flag(key.flag())))?;
+        }
+        raw.check()
+    }
+}
+
+/// Values before they are checked against each other.
+struct Raw {
+    data_dir: PathBuf,
+    listen: SocketAddr,
+    domain: Option<String>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    insecure: bool,
+    pool_size: Option<MiB>,
+    warm: u32,
+    parked: u32,
+    front_uid: u32,
+    egress_allow_internal: Vec<Cidr>,
+    max_sandbox_hours: u64,
+    max_sandboxes: u32,
+    log_format: LogFormat,
+    log: String,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/soulbox"),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3000),
+            domain: None,
+            tls_cert: None,
+            tls_key: None,
+            insecure: false,
+            pool_size: None,
+            warm: 8,
+            parked: 4,
+            // Above what distributions give to people and services, below the range of subordinate users.
+            front_uid: 61_357,
+            egress_allow_internal: Vec::new(),
+            max_sandbox_hours: 24,
+            max_sandboxes: 1000,
+            log_format: LogFormat::Text,
+            log: "info".to_owned(),
+        }
+    }
+}
+
+impl Raw {
+    fn set(&mut self, key: Key, text: &str) -> Result<(), BadValue> {
+        match key {
+            Key::DataDir => self.data_dir = path(text)?,
+            Key::Listen => {
+                self.listen = text.parse().map_err(|_| {
+                    BadValue::new(text, "an address with a port, such as 127.0.0.1:3000")
+                })?;
+            }
+            Key::Domain => self.domain = Some(domain(text)?),
+            Key::TlsCert => self.tls_cert = Some(path(text)?),
+            Key::TlsKey => self.tls_key = Some(path(text)?),
+            Key::Insecure => {
+                self.insecure = text
+                    .parse()
+                    .map_err(|_| BadValue::new(text, "true or false"))?
+            }
+            Key::PoolSize => self.pool_size = Some(size(text)?),
+            Key::Warm => self.warm = number(text, 0, 1000)?,
+            Key::Parked => self.parked = number(text, 0, 1000)?,
+            Key::FrontUid => self.front_uid = number(text, 1, 0x6fff_ffff)?,
+            Key::EgressAllowInternal => {
+                self.egress_allow_internal = text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|part| !part.is_empty())
+                    .map(|part| {
+                        part.parse()
+                            .map_err(|_| BadValue::new(part, "an IPv4 range such as 10.1.0.0/16"))
+                    })
+                    .collect::<Result<_, _>>()?;
+            }
+            Key::MaxSandboxHours => self.max_sandbox_hours = u64::from(number(text, 1, 24 * 365)?),
+            Key::MaxSandboxes => self.max_sandboxes = number(text, 1, 100_000)?,
+            Key::LogFormat => {
+                self.log_format = match text {
+                    "text" => LogFormat::Text,
+                    "json" => LogFormat::Json,
+                    _ => return Err(BadValue::new(text, "text or json")),
+                };
+            }
+            Key::Log => {
+                let valid = text.parse::<tracing_subscriber::filter::Targets>().is_ok();
+                self.log = valid.then(|| text.to_owned()).ok_or_else(|| {
+                    BadValue::new(text, "a log filter such as info or warn,soulbox_host=debug")
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check(self) -> Result<Settings, SettingsError> {
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some(Tls {
+                cert_pem: pem(cert, "certificate", &["CERTIFICATE"])?,
+                key_pem: pem(
+                    key,
+                    "key",
+                    &["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"],
+                )?,
+            }),
+            (Some(_), None) => {
+                return Err(SettingsError::HalfTls {
+                    given: "tls_cert",
+                    missing: "tls_key",
+                });
+            }
+            (None, Some(_)) => {
+                return Err(SettingsError::HalfTls {
+                    given: "tls_key",
+                    missing: "tls_cert",
+                });
+            }
+        };
+        if !self.listen.ip().is_loopback() && tls.is_none() && !self.insecure {
+            return Err(SettingsError::OpenWithoutTls {
+                listen: self.listen,
+            });
+        }
+        let data_dir =
+            std::path::absolute(&self.data_dir).map_err(|source| SettingsError::DataDir {
+                path: self.data_dir.clone(),
+                source,
+            })?;
+        Ok(Settings {
+            data_dir,
+            listen: self.listen,
+            domain: self.domain,
+            tls,
+            insecure: self.insecure,
+            pool_size: self.pool_size,
+            warm: self.warm,
+            parked: self.parked,
+            front_uid: self.front_uid,
+            egress_allow_internal: self.egress_allow_internal,
+            max_sandbox_hours: self.max_sandbox_hours,
+            max_sandboxes: self.max_sandboxes,
+            log_format: self.log_format,
+            log: self.log,
+        })
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, BadValue> {
+    if text.is_empty() {
+        Err(BadValue::new(text, "a path"))
+    } else {
+        Ok(PathBuf::from(text))
+    }
+}
+
+fn number(text: &str, least: u32, most: u32) -> Result<u32, BadValue> {
+    match text.parse::<u32>() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(BadValue::new(
+            text,
+            format!("a number from {least} to {most}"),
+        )),
+    }
+}
+
+/// `512MiB`, `20GiB`, `1TiB`.
+fn size(text: &str) -> Result<MiB, BadValue> {
+    [("MiB", 1), ("GiB", 1 << 10), ("TiB", 1 << 20)]
+        .into_iter()
+        .find_map(|(unit, factor): (_, u64)| {
+            text.strip_suffix(unit)?
+                .trim()
+                .parse::<u64>()
+                .ok()?
+                .checked_mul(factor)
+        })
+        .filter(|mebibytes| (1..1 << 40).contains(mebibytes))
+        .map(MiB)
+        .ok_or_else(|| BadValue::new(text, "a size such as 512MiB or 20GiB"))
+}
+
+fn domain(text: &str) -> Result<String, BadValue> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    // An IP address has no subdomains, so it cannot be one.
+    if text.len() <= 190 && text.split('.').all(label) && text.parse::<IpAddr>().is_err() {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err(BadValue::new(text, "a domain such as sandbox.example.com"))
+    }
+}
+
+fn pem(path: &Path, what: &'static str, kinds: &[&str]) -> Result<String, SettingsError> {
+    let text = fs::read_to_string(path).map_err(|source| SettingsError::TlsUnreadable {
+        what,
+        path: path.to_owned(),
+        source,
+    })?;
+    let whole = kinds.iter().any(|kind| {
+        let begin = text.find(&format!("-----BEGIN {kind}-----"));
+        begin.is_some_and(|begin| text[begin..].contains(&format!("-----END {kind}-----")))
+    });
+    if whole {
+        Ok(text)
+    } else {
+        Err(SettingsError::NotPem {
+            what,
+            path: path.to_owned(),
+        })
+    }
+}
