@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup packages sdks guests release template demo check lint unit test compat bench soak clean
+.PHONY: help setup packages sdks guests release template demo check lint unit test server-under-test e2e compat bench soak clean
 
 export SOULBOX_DATA_DIR ?= ./.data
 # The data dir of tests; its base template is built once and found again by its recipe's digest.
@@ -19,7 +19,7 @@ help:
 	@echo 'make setup   install what is missing, build the server and the base template ($(SOULBOX_DATA_DIR))'
 	@echo 'make demo    setup, then both quickstarts against a server that is gone afterwards'
 	@echo 'make check   formatting, lints, tidy, unit tests'
-	@echo 'make test    check, then the official packages against a real server'
+	@echo 'make test    check, then faults and the official packages against a real server'
 	@echo 'make bench   the table of figures (release build)'
 	@echo 'make soak    create and kill for SOAK_SECONDS (60) and look for leftovers'
 	@echo 'make clean   end all sandboxes of $(SOULBOX_DATA_DIR) and $(TEST_DATA), delete both'
@@ -61,12 +61,18 @@ endif
 
 check: lint unit
 
-test: check compat
+test: check e2e compat
 
-# The server as users have it, driven by the official packages and nothing else.
-compat: guests sdks
+server-under-test: guests sdks
 	cargo build $(CI) --package soulbox-cli
 	target/ci/soulbox template build templates/base --data-dir $(TEST_DATA)
+
+# The binary as its operator has it: mistakes, faults, restarts.
+e2e: server-under-test
+	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) .cache/venv-latest/bin/pytest -q tests/e2e
+
+# The server as its users have it: driven by the official packages and nothing else.
+compat: server-under-test
 	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) tests/compat/run.sh
 
 bench: setup

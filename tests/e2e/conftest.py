@@ -1,0 +1,102 @@
+"""Fixtures of the end-to-end suite: the real binary, started, killed and started again.
+
+SOULBOX_BINARY and SOULBOX_DATA_DIR say which; the data dir has the base template and no other server runs on it.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+BINARY = str(Path(os.environ.get("SOULBOX_BINARY", "target/ci/soulbox")).resolve())
+DATA = Path(os.environ.get("SOULBOX_DATA_DIR", "target/test-data")).resolve()
+
+
+def until(what: str, condition, within: float = 10.0) -> float:
+    """Waits for a condition; how long it took, in seconds."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < within, f"not within {within} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(*arguments: str, **more) -> subprocess.CompletedProcess:
+    """The binary to its end, with what it said."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SOULBOX_")} | more.pop("env", {})
+    return subprocess.run(
+        [BINARY, *arguments], capture_output=True, text=True, timeout=60, env=environment, stdin=subprocess.DEVNULL, **more
+    )
+
+
+class Server:
+    """`soulbox serve` on the shared data dir; the port stays the same over restarts."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.process: subprocess.Popen | None = None
+        self.log = DATA / "e2e.log"
+
+    def start(self) -> "Server":
+        self.process = subprocess.Popen(
+            [BINARY, "serve", "--data-dir", str(DATA), "--listen", f"127.0.0.1:{self.port}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=open(self.log, "a"),
+        )
+        until("the server answers", self.answers, 60)
+        key = json.loads((DATA / "credentials.json").read_text())["api_key"]
+        url = f"http://127.0.0.1:{self.port}"
+        os.environ |= {"E2B_API_KEY": key, "E2B_API_URL": url, "E2B_SANDBOX_URL": url}
+        return self
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, f"the server ended: {self.log.read_text()[-2000:]}"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def front(self) -> int | None:
+        """The process that talks to the world: a child of the agent."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        for pid in " ".join(path.read_text() for path in children).split():
+            try:
+                if b"front" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2]:
+                    return int(pid)
+            except FileNotFoundError:
+                continue
+        return None
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def server():
+    """A running server; whatever a test does to it, nothing of it is left."""
+    made = Server().start()
+    yield made
+    if made.process.poll() is None:
+        made.stop()
+    cleaned = run("clean", "--data-dir", str(DATA))
+    assert cleaned.returncode == 0, cleaned.stderr
