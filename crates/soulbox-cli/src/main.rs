@@ -1,9 +1,11 @@
 //! The binary `soulbox`: arguments in, a command run, an exit status out (0 done, 1 failed, 2 asked wrong).
 #![forbid(unsafe_code)]
 
+mod agent;
 mod commands;
 mod credentials;
 mod failure;
+mod front;
 mod logging;
 mod rpc;
 mod settings;
@@ -24,6 +26,11 @@ struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Serve(commands::serve::Arguments),
+    Clean(commands::clean::Arguments),
+    /// The front process; started by the host agent only
+    #[command(hide = true)]
+    Front(front::Arguments),
     Env(commands::env::Arguments),
     Doctor(commands::doctor::Arguments),
     /// Build and list templates
@@ -50,6 +57,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
+        Command::Serve(arguments) => agent::run(commands::serve::prepare(arguments)?)?,
+        Command::Clean(arguments) => agent::clean(&commands::clean::prepare(arguments)?)?,
+        Command::Front(arguments) => front::main(&arguments)?,
         Command::Env(arguments) => commands::env::run(arguments)?,
         Command::Doctor(arguments) => return commands::doctor::run(arguments),
         Command::Template(command) => commands::template::run(command)?,

@@ -23,8 +23,8 @@ pub enum InstanceError {
 #[derive(Debug)]
 pub struct InstanceClaim {
     instance: Instance,
-    /// Locked (flock) for as long as the agent runs.
-    _claim: File,
+    /// Locked (flock) while this lives.
+    claim: File,
 }
 
 impl InstanceClaim {
@@ -52,7 +52,7 @@ impl InstanceClaim {
             let mut owner = String::new();
             claim.read_to_string(&mut owner).map_err(failed("read", &path))?;
             if Path::new(&owner) == data {
-                return Ok(Self { instance, _claim: claim });
+                return Ok(Self { instance, claim });
             }
             let abandoned = owner.is_empty() || !has_entries(&Path::new(&owner).join(records));
             if abandoned && free.is_none() {
@@ -65,7 +65,12 @@ impl InstanceClaim {
             .and_then(|()| claim.rewind())
             .and_then(|()| claim.write_all(data.as_os_str().as_encoded_bytes()))
             .map_err(failed("write", &path))?;
-        Ok(Self { instance, _claim: claim })
+        Ok(Self { instance, claim })
+    }
+
+    /// Gives the number back, for a host on which nothing of the installation is left.
+    pub fn release(self) {
+        let _ = self.claim.set_len(0);
     }
 
     /// The number.

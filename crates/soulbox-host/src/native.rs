@@ -44,12 +44,6 @@ impl NativeRuntime {
         Ok(Self { native, instance })
     }
 
-    /// The runtime itself, to take it off the host.
-    #[must_use]
-    pub fn into_inner(self) -> Native {
-        self.native
-    }
-
     fn slot(&self, index: u16) -> Result<Slot, RuntimeError> {
         Slot::new(self.instance, index).ok_or_else(|| RuntimeError(format!("there is no slot {index}").into()))
     }

@@ -242,15 +242,15 @@ impl Native {
         }
         Ok(swept)
     }
+}
 
-    /// Takes the installation off the host: for when no sandbox of it is left.
-    ///
-    /// # Errors
-    /// See [`NetworkError`].
-    pub fn remove(self) -> Result<(), NetworkError> {
-        self.hierarchies.remove(&self.instance.cgroup());
-        HostNetwork::remove(self.instance)
-    }
+/// Takes the installation off the host: for when no sandbox of it is left.
+///
+/// # Errors
+/// See [`NativeError`].
+pub fn remove(instance: Instance) -> Result<(), NativeError> {
+    Hierarchies::discover()?.remove(&instance.cgroup());
+    Ok(HostNetwork::remove(instance)?)
 }
 
 /// A slot that waits for its sandbox.

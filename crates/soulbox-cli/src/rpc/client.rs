@@ -91,7 +91,7 @@ impl Client {
             match connection.run(frames).await {
                 Ok(()) => debug!("host RPC connection ended"),
                 Err(error) => {
-                    error!(error = %crate::rpc::chain(&error), "host RPC connection failed")
+                    error!(error = %crate::failure::chain(&error), "host RPC connection failed")
                 }
             }
             connection.waiting.close();

@@ -82,7 +82,7 @@ async fn read(
             match Frame::new(&AgentFrame::Reply { id, result }, descriptors) {
                 // Fails when the connection is over: then nobody waits.
                 Ok(frame) => drop(outgoing.send(frame).await),
-                Err(error) => error!(error = %crate::rpc::chain(&error), "a reply cannot be sent, the front will time out"),
+                Err(error) => error!(error = %crate::failure::chain(&error), "a reply cannot be sent, the front will time out"),
             }
         });
         while tasks.try_join_next().is_some() {}

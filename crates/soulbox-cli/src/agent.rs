@@ -1,0 +1,185 @@
+//! The host agent's process: root, parses nothing from outside. It takes the host in use, starts the front, and outlives it.
+//!
+//! Order of a start: lock the data directory, unpack the guest programs, open the pool, claim an instance number, start the runtime, adopt
+//! sandboxes, answer DNS, then start fronts until SIGTERM or SIGINT. A stop leaves sandboxes running; without any it gives the host back.
+
+mod fronts;
+mod guests;
+mod handler;
+mod lock;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use soulbox_host::dns::DnsServer;
+use soulbox_host::instance::InstanceClaim;
+use soulbox_host::native::NativeRuntime;
+use soulbox_host::record::DIRECTORY as RECORDS;
+use soulbox_host::{Host, HostSettings, WarmTargets};
+use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+use soulbox_runtime::native::Native;
+use soulbox_wire::host::FrontSettings;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::commands::serve::Start;
+use crate::failure::{Failure, chain};
+use crate::settings::Settings;
+
+/// The template that is booted ahead.
+const DEFAULT_TEMPLATE: &str = "base";
+const DNS_PORT: u16 = 53;
+
+/// The host in use.
+struct Agent {
+    host: Host<NativeRuntime>,
+    pool: Arc<BtrfsPool>,
+    claim: InstanceClaim,
+    _lock: lock::DataDirLock,
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// The part of the host that could not be taken in use.
+pub fn run(start: Start) -> Result<(), Failure> {
+    runtime()?.block_on(serve(start))
+}
+
+/// Ends all sandboxes of the data directory and gives the host back; files stay.
+///
+/// # Errors
+/// As [`run`]; a running server is one, since it would go on making sandboxes.
+pub fn clean(settings: &Settings) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let settings = Settings { warm: 0, parked: 0, ..settings.clone() };
+        let agent = Agent::start(&settings).await?;
+        agent.host.kill_all().await;
+        agent.stop().await
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("agent").build();
+    runtime.map_err(|error| Failure::new(anyhow::Error::new(error).context("failed to start the threads of the agent")))
+}
+
+async fn serve(start: Start) -> Result<(), Failure> {
+    let Start { settings, credentials, secrets, listener } = start;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| failure("watch for SIGTERM")(error.into()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failure("watch for SIGINT")(error.into()))?;
+    let address = listener.local_addr().map_err(|error| failure("read the listener's address")(error.into()))?;
+    let agent = Agent::start(&settings).await?;
+    if agent.pool.templates().is_ok_and(|templates| !templates.iter().any(|template| template.name == DEFAULT_TEMPLATE)) {
+        warn!(hint = "run soulbox template build templates/base", "there is no template `{DEFAULT_TEMPLATE}` in the pool");
+    }
+    let stop = CancellationToken::new();
+    let service = SocketAddr::new(IpAddr::V4(agent.claim.instance().service_address()), DNS_PORT);
+    let dns = DnsServer::bind(service).await.map_err(|error| failure("start the name server of the sandboxes")(error.into()))?;
+    let dns = tokio::spawn(dns.serve(stop.clone().cancelled_owned()));
+
+    let front_settings = FrontSettings {
+        listeners: vec![address.to_string()],
+        domain: settings.domain.clone(),
+        tls_cert_pem: settings.tls.as_ref().map(|tls| tls.cert_pem.clone()),
+        tls_key_pem: settings.tls.as_ref().map(|tls| tls.key_pem.clone()),
+        api_key: credentials.api_key,
+        access_token: credentials.access_token,
+        admin_token: credentials.admin_token,
+        token_seed: secrets.token_seed,
+        max_sandbox_hours: settings.max_sandbox_hours,
+        max_sandboxes: settings.max_sandboxes,
+    };
+    let handler = Arc::new(handler::Requests::new(agent.host.clone(), front_settings, vec![listener.into()]));
+    let fronts = tokio::spawn(fronts::supervise(settings.clone(), agent.host.clone(), handler, stop.clone()));
+    info!(%address, "serving");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping");
+    stop.cancel();
+    for task in [fronts, dns] {
+        if let Err(error) = task.await {
+            warn!(%error, "a task of the agent failed");
+        }
+    }
+    agent.stop().await
+}
+
+impl Agent {
+    async fn start(settings: &Settings) -> Result<Self, Failure> {
+        let data = &settings.data_dir;
+        let lock = lock::DataDirLock::take(data)?;
+        let guests = guests::unpack(data)?;
+        let options = PoolOptions { size: settings.pool_size };
+        let opened = {
+            let data = data.clone();
+            tokio::task::spawn_blocking(move || BtrfsPool::open(&data, options)).await
+        };
+        let pool = opened.map_err(|error| failure("open the pool")(error.into()))?.map_err(|error: PoolError| {
+            Failure::new(anyhow::Error::new(error).context("failed to open the pool")).hint("soulbox doctor says what this host lacks")
+        })?;
+        let pool = Arc::new(pool);
+        let claim = InstanceClaim::take(data, Path::new(RECORDS)).map_err(|error| failure("claim a place on this host")(error.into()))?;
+        let run = data.join("run");
+        let runtime = Native::start(claim.instance(), &guests.directory, &run, &settings.egress_allow_internal).map_err(|error| {
+            Failure::new(anyhow::Error::new(error).context("failed to take the host in use")).hint("soulbox doctor says what this host lacks")
+        })?;
+        let runtime = NativeRuntime::new(runtime, claim.instance()).map_err(|error| failure("raise the inotify limits")(error.into()))?;
+        let host = Host::start(
+            runtime,
+            Arc::clone(&pool) as Arc<dyn Pool>,
+            HostSettings {
+                data: data.clone(),
+                warm: WarmTargets { booted: settings.warm as usize, parked: settings.parked as usize },
+                default_template: DEFAULT_TEMPLATE.to_owned(),
+                guests: guests.digest,
+            },
+        )
+        .await
+        .map_err(|error| failure("start the host agent")(error.into()))?;
+        Ok(Self { host, pool, claim, _lock: lock })
+    }
+
+    /// Leaves running sandboxes as they are. Without any, the host gets everything back.
+    async fn stop(self) -> Result<(), Failure> {
+        let left = self.host.clone().stop().await;
+        if left > 0 {
+            info!(sandboxes = left, "stopped; sandboxes run on and the next start adopts them");
+            return Ok(());
+        }
+        let instance = self.claim.instance();
+        let pool = Arc::clone(&self.pool);
+        let removed = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+            soulbox_runtime::native::remove(instance)?;
+            pool.unmount()?;
+            Ok(())
+        });
+        match removed.await {
+            Ok(Ok(())) => {
+                self.claim.release();
+                info!("stopped; nothing is left on the host");
+                Ok(())
+            }
+            Ok(Err(error)) => Err(Failure::new(error.context("failed to give the host back"))),
+            Err(error) => Err(failure("give the host back")(error.into())),
+        }
+    }
+}
+
+fn failure(doing: &'static str) -> impl FnOnce(anyhow::Error) -> Failure {
+    move |error| Failure::new(error.context(format!("failed to {doing}")))
+}
+
+/// Path of the running program, for starting it anew in another role; works also when the file was replaced.
+fn own_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
+
+/// One line for the log.
+fn line(error: &anyhow::Error) -> String {
+    chain(error.as_ref())
+}

@@ -1,0 +1,80 @@
+//! What the front may ask of the agent: host RPC in, calls of [`Host`] out.
+
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+
+use soulbox_host::Host;
+use soulbox_host::runtime::Runtime;
+use soulbox_types::{Epoch, UnixMillis};
+use soulbox_wire::host::{FrontSettings, Hello, HostError, HostErrorKind, Reply, Request};
+
+use crate::rpc::Handler;
+
+/// Performs the requests of fronts.
+pub(super) struct Requests<R: Runtime> {
+    host: Host<R>,
+    settings: FrontSettings,
+    listeners: Vec<OwnedFd>,
+}
+
+type Answer = (Result<Reply, HostError>, Vec<OwnedFd>);
+
+impl<R: Runtime> Requests<R> {
+    /// `listeners` are those that `settings` names, in the same order.
+    pub(super) fn new(host: Host<R>, settings: FrontSettings, listeners: Vec<TcpListener>) -> Self {
+        Self { host, settings, listeners: listeners.into_iter().map(OwnedFd::from).collect() }
+    }
+}
+
+impl<R: Runtime> Handler for Requests<R> {
+    async fn handle(&self, request: Request) -> Answer {
+        if matches!(request, Request::Hello) {
+            return self.hello().await;
+        }
+        let host = self.host.clone();
+        // A task of its own: what was begun is finished also when the front goes away meanwhile.
+        match tokio::spawn(async move { perform(&host, request).await }).await {
+            Ok(answer) => answer,
+            Err(error) => (Err(failed(error.to_string())), Vec::new()),
+        }
+    }
+}
+
+impl<R: Runtime> Requests<R> {
+    async fn hello(&self) -> Answer {
+        let listeners: Result<Vec<_>, _> = self.listeners.iter().map(OwnedFd::try_clone).collect();
+        match (listeners, self.host.templates().await) {
+            (Ok(listeners), Ok(templates)) => {
+                let hello = Hello { settings: self.settings.clone(), sandboxes: self.host.list(), templates };
+                (Ok(Reply::Hello(Box::new(hello))), listeners)
+            }
+            (Err(error), _) => (Err(failed(error.to_string())), Vec::new()),
+            (_, Err(error)) => (Err(error), Vec::new()),
+        }
+    }
+}
+
+async fn perform<R: Runtime>(host: &Host<R>, request: Request) -> Answer {
+    let done = |result: Result<(), HostError>| (result.map(|()| Reply::Done), Vec::new());
+    match request {
+        Request::Hello => (Err(failed("hello was said already".to_owned())), Vec::new()),
+        Request::Create(create) => match host.create(create).await {
+            Ok((created, envd)) => (Ok(Reply::Created(created)), vec![envd]),
+            Err(error) => (Err(error), Vec::new()),
+        },
+        Request::Kill { sandbox_id, epoch } => done(host.kill(&sandbox_id, Epoch(epoch)).await),
+        Request::SetDeadline { sandbox_id, epoch, deadline } => {
+            done(host.set_deadline(&sandbox_id, Epoch(epoch), UnixMillis(deadline)).await)
+        }
+        Request::Dial { sandbox_id, port } => match host.dial(&sandbox_id, port).await {
+            Ok(stream) => (Ok(Reply::Dialled), vec![stream]),
+            Err(error) => (Err(error), Vec::new()),
+        },
+        Request::List => (Ok(Reply::Sandboxes(host.list())), Vec::new()),
+        Request::Templates => (host.templates().await.map(Reply::Templates), Vec::new()),
+    }
+}
+
+fn failed(message: String) -> HostError {
+    HostError { kind: HostErrorKind::Failed, message }
+}

@@ -1,0 +1,247 @@
+//! The front process: REST API, ingress, control and database, without privilege.
+//!
+//! The agent execs `soulbox front` as root with two descriptors: the socket of the host RPC and the control directory. [`main`] gives up root and the
+//! file system before anything is parsed ([`confine`]), then asks the agent for settings and listeners, takes up the records and serves. It ends
+//! when the RPC ends (the agent starts the next one), or in good order on SIGTERM; sandboxes run on in either case.
+
+mod confine;
+mod hosts;
+mod locate;
+mod seccomp;
+
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
+use soulbox_ingress::{Ingress, Server};
+use soulbox_store::SqliteStore;
+use soulbox_sys::fdpass;
+use soulbox_types::{DeathCause, Epoch};
+use soulbox_wire::host::{Event, FrontSettings, Hello, Reply, Request};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::rpc::Client;
+use hosts::RpcHosts;
+use locate::Located;
+
+/// How long requests under way may go on after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long control may take to let go of its sandboxes then.
+const LET_GO: Duration = Duration::from_secs(2);
+
+/// Arguments of the hidden subcommand `soulbox front`, given by the agent.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Inherited descriptor: the socket of the host RPC
+    #[arg(long)]
+    socket_fd: RawFd,
+    /// Inherited descriptor: the control directory, owned by the user
+    #[arg(long)]
+    data_fd: RawFd,
+    /// The user and group number to become
+    #[arg(long)]
+    uid: u32,
+    /// Which log lines to write
+    #[arg(long, default_value = "info")]
+    log: String,
+    /// Write log lines as JSON
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Confines the process and serves until the RPC ends or SIGTERM comes. Must be called before there is a second thread.
+///
+/// # Errors
+/// A step of the confinement or of the start, or the end of the host agent.
+pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
+    start_logging(arguments)?;
+    let socket = fdpass::take_inherited(arguments.socket_fd)
+        .context("the host RPC's descriptor is not usable")?;
+    let data = fdpass::take_inherited(arguments.data_fd)
+        .context("the control directory's descriptor is not usable")?;
+    confine::confine(data, arguments.uid).context("the front could not be confined")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("front")
+        .build()?;
+    let outcome = runtime.block_on(run(StdUnixStream::from(socket), Path::new(confine::DATA)));
+    // Nothing of what is left may keep the process: the agent waits to start the next one.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&arguments.log).context("the log filter is not understood")?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    let started = if arguments.log_json {
+        lines.json().try_init()
+    } else {
+        lines.try_init()
+    };
+    started.map_err(|error| anyhow::anyhow!("logging could not be started: {error}"))
+}
+
+/// Serves over this RPC socket with the database in `data`, until the RPC ends or SIGTERM comes.
+///
+/// # Errors
+/// See [`main`].
+pub async fn run(socket: StdUnixStream, data: &Path) -> anyhow::Result<()> {
+    let mut stop = Stop::listen()?;
+    socket.set_nonblocking(true)?;
+    let (client, events) = Client::start(UnixStream::from_std(socket)?);
+    let (settings, listeners) = hello(&client)
+        .await
+        .context("the host agent did not introduce itself")?;
+
+    let store = SqliteStore::open(&data.join("control.db")).await?;
+    let hosts = Arc::new(RpcHosts::new(client.clone()));
+    let control = Control::new(
+        Arc::new(store.clone()),
+        hosts.clone(),
+        control_settings(&settings)?,
+    );
+    let ingress = Ingress::new(Arc::new(Located {
+        control: control.clone(),
+        client: client.clone(),
+    }));
+    hosts.park_in(ingress.clone());
+    let credentials = Credentials {
+        api_key: settings.api_key.clone(),
+        access_token: settings.access_token.clone(),
+    };
+    control
+        .recover(&credentials)
+        .await
+        .context("the records could not be taken up")?;
+
+    let tls = match (&settings.tls_cert_pem, &settings.tls_key_pem) {
+        (Some(certificates), Some(key)) => Some(soulbox_ingress::acceptor(certificates, key)?),
+        (None, None) => None,
+        _ => bail!("TLS needs both a certificate and a key"),
+    };
+    let (draining, ended) = (CancellationToken::new(), CancellationToken::new());
+    let api = soulbox_api::router(Arc::new(soulbox_api::App {
+        control: control.clone(),
+        domain: settings.domain.clone(),
+        draining: draining.clone(),
+    }));
+    let server = Server::new(api, ingress.clone(), tls);
+    info!(listeners = ?settings.listeners, "front ready");
+
+    let background = async {
+        tokio::join!(
+            control.run(ended.clone()),
+            forward(events, &control, &ingress)
+        );
+    };
+    let serving = async {
+        server.serve(listeners, draining.clone(), DRAIN).await;
+        control.stop(LET_GO).await;
+        ended.cancel();
+    };
+    let mut serving = std::pin::pin!(serving);
+    let mut background = std::pin::pin!(background);
+    let mut background_done = false;
+    loop {
+        tokio::select! {
+            () = &mut serving => break,
+            () = client.closed() => bail!("the host agent is gone"),
+            () = &mut background, if !background_done => background_done = true,
+            () = stop.asked(), if !draining.is_cancelled() => {
+                info!("asked to stop, requests under way are finished");
+                draining.cancel();
+            }
+        }
+    }
+    store.close().await;
+    info!("front stopped");
+    Ok(())
+}
+
+async fn hello(client: &Client) -> anyhow::Result<(FrontSettings, Vec<TcpListener>)> {
+    let (Reply::Hello(hello), descriptors) = client.request(Request::Hello).await? else {
+        bail!("the answer is of another kind");
+    };
+    let Hello { settings, .. } = *hello;
+    ensure!(
+        descriptors.len() == settings.listeners.len() && !descriptors.is_empty(),
+        "{} listeners came for {} addresses",
+        descriptors.len(),
+        settings.listeners.len()
+    );
+    let listeners = descriptors.into_iter().map(|descriptor| {
+        let listener = std::net::TcpListener::from(descriptor);
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    });
+    Ok((settings, listeners.collect::<Result<_, _>>()?))
+}
+
+fn control_settings(settings: &FrontSettings) -> anyhow::Result<ControlSettings> {
+    let seed = hex::decode(&settings.token_seed).context("the token seed is not hex")?;
+    ensure!(seed.len() >= 32, "the token seed is shorter than 32 bytes");
+    let mut control = ControlSettings::new(seed, settings.admin_token.clone());
+    control.max_sandbox_hours = u32::try_from(settings.max_sandbox_hours).unwrap_or(u32::MAX);
+    control.max_sandboxes = settings.max_sandboxes;
+    control.envd_version = soulbox_envd_proto::ENVD_VERSION.to_owned();
+    Ok(control)
+}
+
+/// Hands the host's events on until the RPC ends.
+async fn forward(mut events: mpsc::Receiver<Event>, control: &Control, ingress: &Ingress) {
+    while let Some(Event::Exited {
+        sandbox_id,
+        epoch,
+        cause,
+    }) = events.recv().await
+    {
+        let Ok(sandbox_id) = sandbox_id.parse() else {
+            warn!("an event of the host has a malformed sandbox ID");
+            continue;
+        };
+        ingress.forget(&sandbox_id);
+        // A cause that this build does not know is of a newer agent.
+        let cause = DeathCause::from_name(&cause).unwrap_or(DeathCause::AgentDied);
+        control
+            .host_event(HostEvent::Exited {
+                sandbox_id,
+                epoch: Epoch(epoch),
+                cause,
+            })
+            .await;
+    }
+}
+
+/// The signals that ask for a stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! [`RpcHosts`]: control's `Hosts` by way of the host RPC, and the first words with the envd of a new sandbox.
+
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode};
+use soulbox_control::{HostCreate, HostFailure, HostSandbox, HostTemplate, Hosts, Started};
+use soulbox_envd_proto::{ENVD_PORT, INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, sign_init};
+use soulbox_ingress::{Ingress, Upstream};
+use soulbox_types::{Egress, Epoch, Limits, MiB, MilliCpu, SandboxId, UnixMillis};
+use soulbox_wire::host::{self, HostErrorKind, Reply, Request as HostRequest};
+use tokio::net::TcpStream;
+
+use crate::rpc::{Client, RpcError};
+
+/// How long envd may take to answer `/init`.
+const INIT_WITHIN: Duration = Duration::from_secs(10);
+/// Processes and threads of a sandbox whose template says nothing of it, as none does yet.
+const PIDS: u32 = 4096;
+/// The most that is read of an envd that refuses.
+const MAX_REFUSAL: usize = 4096;
+
+/// The one host of this server.
+pub(super) struct RpcHosts {
+    client: Client,
+    /// Set once, right after control was made: the proxy needs control to find sandboxes.
+    ingress: OnceLock<Ingress>,
+}
+
+impl RpcHosts {
+    pub(super) fn new(client: Client) -> Self {
+        Self {
+            client,
+            ingress: OnceLock::new(),
+        }
+    }
+
+    /// Where connections to envd go for the first request of a client.
+    pub(super) fn park_in(&self, ingress: Ingress) {
+        // A second call would mean a second proxy; the first one stays.
+        let _ = self.ingress.set(ingress);
+    }
+
+    async fn request(&self, request: HostRequest) -> Result<(Reply, Vec<OwnedFd>), HostFailure> {
+        self.client.request(request).await.map_err(failure)
+    }
+
+    async fn done(&self, request: HostRequest) -> Result<(), HostFailure> {
+        match self.request(request).await? {
+            (Reply::Done, _) => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+#[async_trait]
+impl Hosts for RpcHosts {
+    async fn create(&self, sandbox: &HostCreate) -> Result<Started, HostFailure> {
+        let request = HostRequest::Create(host::Create {
+            sandbox_id: sandbox.sandbox_id.to_string(),
+            epoch: sandbox.epoch.0,
+            build_id: sandbox.build_id.to_string(),
+            memory_mib: sandbox.limits.memory.0,
+            cpu_milli: sandbox.limits.cpu.0,
+            pids: sandbox.limits.pids,
+            disk_mib: sandbox.limits.disk.0,
+            egress_open: match sandbox.egress {
+                Egress::Open => true,
+                Egress::Denied => false,
+            },
+            deadline: sandbox.deadline.0,
+        });
+        let (Reply::Created(created), descriptors) = self.request(request).await? else {
+            return Err(unexpected());
+        };
+        let socket = connected(descriptors).map_err(HostFailure::Init)?;
+        let initialised = tokio::time::timeout(
+            INIT_WITHIN,
+            initialise(socket, sandbox, &created.init_secret),
+        );
+        match initialised.await {
+            Ok(Ok(upstream)) => {
+                if let Some(ingress) = self.ingress.get() {
+                    ingress.park(&sandbox.sandbox_id, ENVD_PORT, upstream);
+                }
+                Ok(Started {
+                    started_at: UnixMillis(created.started_at),
+                })
+            }
+            // Control kills what is left.
+            Ok(Err(reason)) => Err(HostFailure::Init(reason)),
+            Err(_) => Err(HostFailure::Init(format!(
+                "no answer within {} s",
+                INIT_WITHIN.as_secs()
+            ))),
+        }
+    }
+
+    async fn kill(&self, sandbox_id: &SandboxId, epoch: Epoch) -> Result<(), HostFailure> {
+        if let Some(ingress) = self.ingress.get() {
+            ingress.forget(sandbox_id);
+        }
+        self.done(HostRequest::Kill {
+            sandbox_id: sandbox_id.to_string(),
+            epoch: epoch.0,
+        })
+        .await
+    }
+
+    async fn set_deadline(
+        &self,
+        sandbox_id: &SandboxId,
+        epoch: Epoch,
+        deadline: UnixMillis,
+    ) -> Result<(), HostFailure> {
+        let sandbox_id = sandbox_id.to_string();
+        self.done(HostRequest::SetDeadline {
+            sandbox_id,
+            epoch: epoch.0,
+            deadline: deadline.0,
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<HostSandbox>, HostFailure> {
+        match self.request(HostRequest::List).await? {
+            (Reply::Sandboxes(sandboxes), _) => sandboxes.into_iter().map(listed).collect(),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure> {
+        match self.request(HostRequest::Templates).await? {
+            (Reply::Templates(templates), _) => templates.into_iter().map(template).collect(),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// Tells a new envd who it is; its connection is then ready for a client's request.
+async fn initialise(
+    socket: TcpStream,
+    sandbox: &HostCreate,
+    secret: &str,
+) -> Result<Upstream, String> {
+    let secret = hex::decode(secret).map_err(|_| "the secret is not hex".to_owned())?;
+    let init = InitRequest {
+        env_vars: (!sandbox.env.is_empty()).then(|| sandbox.env.clone()),
+        access_token: sandbox.access_token.clone(),
+        default_user: Some(sandbox.default_user.clone()),
+        default_workdir: Some(sandbox.default_workdir.clone()),
+        sandbox_id: Some(sandbox.sandbox_id.to_string()),
+        template_id: Some(sandbox.template_id.to_string()),
+        limits: Some(SandboxLimits {
+            memory_bytes: sandbox.limits.memory.bytes(),
+            cpu_millis: sandbox.limits.cpu.0,
+            disk_bytes: sandbox.limits.disk.bytes(),
+        }),
+        ..InitRequest::default()
+    };
+    let body = serde_json::to_vec(&init).map_err(|error| error.to_string())?;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/init")
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .header(INIT_SIGNATURE_HEADER, sign_init(&secret, &body))
+        .body(axum::body::Body::new(Full::from(body)))
+        .map_err(|error| error.to_string())?;
+    let mut upstream = Upstream::open(socket)
+        .await
+        .map_err(|error| crate::failure::chain(&error))?;
+    let response = upstream
+        .call(request)
+        .await
+        .map_err(|error| crate::failure::chain(&error))?;
+    let status = response.status();
+    // To its end: only then is the connection free. It is a guest that speaks.
+    let body = Limited::new(response.into_body(), MAX_REFUSAL)
+        .collect()
+        .await;
+    if status == StatusCode::NO_CONTENT && body.is_ok() {
+        return Ok(upstream);
+    }
+    let text = body
+        .map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned())
+        .unwrap_or_default();
+    Err(format!("status {status}: {}", text.escape_debug()))
+}
+
+/// The one descriptor of a reply as a socket.
+pub(super) fn connected(descriptors: Vec<OwnedFd>) -> Result<TcpStream, String> {
+    let [descriptor] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|descriptors| {
+        format!(
+            "the host sent {} descriptors instead of one",
+            descriptors.len()
+        )
+    })?;
+    let socket = std::net::TcpStream::from(descriptor);
+    socket
+        .set_nonblocking(true)
+        .and_then(|()| TcpStream::from_std(socket))
+        .map_err(|error| error.to_string())
+}
+
+fn failure(error: RpcError) -> HostFailure {
+    match error {
+        RpcError::Host(error) => match error.kind {
+            HostErrorKind::NotFound => HostFailure::NotFound,
+            HostErrorKind::StaleEpoch => HostFailure::StaleEpoch,
+            HostErrorKind::AlreadyExists => HostFailure::AlreadyExists,
+            HostErrorKind::PortClosed => HostFailure::PortClosed,
+            HostErrorKind::TemplateMissing => HostFailure::TemplateMissing,
+            HostErrorKind::NoCapacity => HostFailure::NoCapacity(error.message),
+            HostErrorKind::Failed => HostFailure::Failed(error.message),
+        },
+        other => HostFailure::Unreachable(crate::failure::chain(&other)),
+    }
+}
+
+fn unexpected() -> HostFailure {
+    HostFailure::Failed("the answer is of another kind".to_owned())
+}
+
+fn malformed(error: &soulbox_types::IdError) -> HostFailure {
+    HostFailure::Failed(format!("the answer is malformed: {error}"))
+}
+
+fn listed(sandbox: host::HostSandbox) -> Result<HostSandbox, HostFailure> {
+    Ok(HostSandbox {
+        sandbox_id: sandbox
+            .sandbox_id
+            .parse()
+            .map_err(|error| malformed(&error))?,
+        epoch: Epoch(sandbox.epoch),
+        build_id: sandbox
+            .build_id
+            .parse()
+            .map_err(|error| malformed(&error))?,
+        started_at: UnixMillis(sandbox.started_at),
+        deadline: UnixMillis(sandbox.deadline),
+    })
+}
+
+fn template(template: host::HostTemplate) -> Result<HostTemplate, HostFailure> {
+    Ok(HostTemplate {
+        name: template.name,
+        template_id: template
+            .template_id
+            .parse()
+            .map_err(|error| malformed(&error))?,
+        build_id: template
+            .build_id
+            .parse()
+            .map_err(|error| malformed(&error))?,
+        built_at: UnixMillis(template.built_at),
+        limits: Limits {
+            memory: MiB(template.memory_mib),
+            cpu: MilliCpu::whole(template.cpu_count),
+            pids: PIDS,
+            disk: MiB(template.disk_mib),
+        },
+        default_user: template.default_user,
+        default_workdir: template.default_workdir,
+    })
+}
+
+#[cfg(test)]
+mod tests;
