@@ -1,1 +1,35 @@
+//! The REST API: axum routes that extract, call control and translate, nothing else.
+//!
+//! [`router`] is all of it. Order within a request: credentials, then parameters, then the body, as E2B has it. Routes that do not
+//! exist yet are there ([`routes`]) and answer 501, after the credentials.
 #![forbid(unsafe_code)]
+
+mod auth;
+mod error;
+mod input;
+mod layers;
+mod query;
+mod routes;
+mod time;
+mod translate;
+
+use std::sync::Arc;
+
+use axum::Router;
+use soulbox_control::Control;
+use tokio_util::sync::CancellationToken;
+
+/// What the routes work on.
+#[derive(Debug)]
+pub struct App {
+    pub control: Control,
+    /// Told to clients only when one is configured, since they build URLs with it.
+    pub domain: Option<String>,
+    /// Cancelled when the server is about to stop: `/health` then says so, everything else works on.
+    pub draining: CancellationToken,
+}
+
+/// Every route with its layers. Bodies are limited to 16 MiB, requests to 70 s.
+pub fn router(app: Arc<App>) -> Router {
+    layers::wrap(routes::all()).with_state(app)
+}

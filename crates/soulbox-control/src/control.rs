@@ -260,8 +260,12 @@ impl Control {
         let handle = self.handle(team, id)?;
         match handle.state() {
             SandboxState::Running => {}
-            SandboxState::Killing => return Err(SandboxError::BeingKilled),
-            SandboxState::Creating | SandboxState::Dead => return Err(SandboxError::NotFound),
+            SandboxState::Killing => {
+                return Err(SandboxError::BeingKilled {
+                    sandbox_id: id.clone(),
+                });
+            }
+            SandboxState::Creating | SandboxState::Dead => return Err(missing(id)),
         }
         let deadline = self.clamp(team, &handle, timeout);
         self.move_deadline(&handle, DeadlineChange::Extend(deadline))
@@ -286,8 +290,8 @@ impl Control {
                 .requests
                 .send(request)
                 .await
-                .map_err(|_| SandboxError::NotFound)?;
-            done.await.map_err(|_| SandboxError::NotFound)
+                .map_err(|_| missing(id))?;
+            done.await.map_err(|_| missing(id))
         };
         tokio::time::timeout(KILL_ANSWER_WITHIN, killed)
             .await
@@ -569,11 +573,11 @@ impl Control {
     }
 
     fn handle(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
-        let handle = self.registry().get(id).ok_or(SandboxError::NotFound)?;
+        let handle = self.registry().get(id).ok_or(missing(id))?;
         if handle.row.team_id == team.team_id {
             Ok(handle)
         } else {
-            Err(SandboxError::NotFound)
+            Err(missing(id))
         }
     }
 
@@ -582,7 +586,7 @@ impl Control {
         if handle.state() == SandboxState::Running {
             Ok(handle)
         } else {
-            Err(SandboxError::NotFound)
+            Err(missing(id))
         }
     }
 
@@ -613,8 +617,8 @@ impl Control {
                 .requests
                 .send(request)
                 .await
-                .map_err(|_| SandboxError::NotFound)?;
-            done.await.map_err(|_| SandboxError::NotFound)?
+                .map_err(|_| missing(&handle.row.sandbox_id))?;
+            done.await.map_err(|_| missing(&handle.row.sandbox_id))?
         };
         let within = self.settings().command_within * 2;
         tokio::time::timeout(within, moved)
@@ -645,6 +649,12 @@ impl std::fmt::Debug for Control {
         f.debug_struct("Control")
             .field("settings", self.settings())
             .finish_non_exhaustive()
+    }
+}
+
+fn missing(id: &SandboxId) -> SandboxError {
+    SandboxError::NotFound {
+        sandbox_id: id.clone(),
     }
 }
 

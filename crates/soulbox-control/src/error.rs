@@ -5,6 +5,7 @@ use crate::catalog::ResolveError;
 use crate::hosts::HostFailure;
 use crate::random::RandomError;
 use crate::store::StoreError;
+use soulbox_types::SandboxId;
 
 /// Why a sandbox was not created.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +64,10 @@ pub enum LimitError {
 /// Why nothing was done to a sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    #[error("the sandbox is not there, or another team's")]
-    NotFound,
-    #[error("the sandbox is being killed")]
-    BeingKilled,
+    #[error("sandbox {sandbox_id} is not there, or another team's")]
+    NotFound { sandbox_id: SandboxId },
+    #[error("sandbox {sandbox_id} is being killed")]
+    BeingKilled { sandbox_id: SandboxId },
     #[error("the timeout is longer than {hours} hours")]
     TimeoutTooLong { hours: u32 },
     #[error("the sandbox has lived as long as it may")]

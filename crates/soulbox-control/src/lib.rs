@@ -27,7 +27,7 @@ pub use catalog::{ResolveError, TemplateView};
 pub use control::{Control, HostEvent, SandboxView};
 pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};
 pub use hosts::{HostCreate, HostFailure, HostSandbox, HostTemplate, Hosts, Started};
-pub use list::{Cursor, ListQuery, Order, Page, parse_sandbox_id};
+pub use list::{Cursor, ListQuery, Order, Page, page, parse_sandbox_id};
 pub use live::{LiveSandbox, Traffic};
 pub use random::RandomError;
 pub use recovery::Recovered;

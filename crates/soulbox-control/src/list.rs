@@ -74,7 +74,7 @@ pub(crate) fn sandboxes(
 }
 
 /// Sorts and cuts out the page that follows `after`.
-pub(crate) fn page<T>(
+pub fn page<T>(
     mut items: Vec<T>,
     order: Order,
     after: Option<&Cursor>,

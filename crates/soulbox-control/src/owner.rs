@@ -195,9 +195,19 @@ impl Owner {
                         answer(reply, Ok(()));
                     }
                     SandboxState::Running => self.deadlines.push((self.machine.epoch, reply)),
-                    SandboxState::Killing => answer(reply, Err(SandboxError::BeingKilled)),
+                    SandboxState::Killing => answer(
+                        reply,
+                        Err(SandboxError::BeingKilled {
+                            sandbox_id: self.row.sandbox_id.clone(),
+                        }),
+                    ),
                     SandboxState::Creating | SandboxState::Dead => {
-                        answer(reply, Err(SandboxError::NotFound));
+                        answer(
+                            reply,
+                            Err(SandboxError::NotFound {
+                                sandbox_id: self.row.sandbox_id.clone(),
+                            }),
+                        );
                     }
                 }
             }
@@ -314,7 +324,12 @@ impl Owner {
         let mut waiting = Vec::new();
         for (epoch, reply) in self.deadlines.drain(..) {
             match event {
-                _ if over => answer(reply, Err(SandboxError::NotFound)),
+                _ if over => answer(
+                    reply,
+                    Err(SandboxError::NotFound {
+                        sandbox_id: self.row.sandbox_id.clone(),
+                    }),
+                ),
                 // A later deadline stands for an earlier one.
                 Event::DeadlineTaken { epoch: taken } if epoch <= taken => answer(reply, Ok(())),
                 Event::DeadlineFailed { epoch: failed } if epoch <= failed => {

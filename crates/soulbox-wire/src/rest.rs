@@ -1,1 +1,250 @@
 //! JSON bodies of the REST API, in the spelling of E2B.
+//!
+//! Requests ignore unknown fields; an absent field is `None`. Answers omit what they do not have: official clients fail on null in
+//! most places, so a field is nullable only where the comment says so.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Every error. `code` is the HTTP status: clients look at it rather than at the status line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Error {
+    pub code: u16,
+    pub message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<String>,
+}
+
+/// `POST /sandboxes` and `POST /v2/sandboxes`; the latter has no `secure` and another default of `timeout`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewSandbox {
+    #[serde(rename = "templateID")]
+    pub template_id: Option<String>,
+    /// Seconds.
+    pub timeout: Option<i32>,
+    pub auto_pause: Option<bool>,
+    pub auto_pause_memory: Option<bool>,
+    pub auto_resume: Option<AutoResume>,
+    pub secure: Option<bool>,
+    #[serde(rename = "allow_internet_access")]
+    pub allow_internet_access: Option<bool>,
+    pub network: Option<NetworkConfig>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    pub env_vars: Option<BTreeMap<String, String>>,
+    pub mcp: Option<serde_json::Map<String, Value>>,
+    pub iam: Option<serde_json::Map<String, Value>>,
+    pub volume_mounts: Option<Vec<Value>>,
+    /// Extension of SoulBox: limits other than the template's.
+    pub cpu_count: Option<u32>,
+    /// Extension of SoulBox; MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: Option<u64>,
+    /// Extension of SoulBox; MiB.
+    #[serde(rename = "diskSizeMB")]
+    pub disk_size_mb: Option<u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct AutoResume {
+    pub enabled: bool,
+}
+
+/// Every key but `allowPublicTraffic` is kept as it came.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkConfig {
+    /// Null means the default, true.
+    pub allow_public_traffic: Option<bool>,
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+/// `POST /sandboxes/{id}/connect` of both versions; v1 demands `timeout`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ConnectSandbox {
+    /// Seconds.
+    pub timeout: Option<i32>,
+    /// False asks for a cold boot of a paused sandbox; a running one is as it is.
+    pub memory: Option<bool>,
+}
+
+/// `POST /sandboxes/{id}/timeout`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SetTimeout {
+    /// Seconds from now.
+    pub timeout: Option<i32>,
+}
+
+/// `POST /sandboxes/{id}/refreshes`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct RefreshSandbox {
+    /// Seconds from now.
+    pub duration: Option<i32>,
+}
+
+/// The answer to create and connect.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// A constant that old clients want to see.
+    #[serde(rename = "clientID")]
+    pub client_id: String,
+    pub envd_version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envd_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+}
+
+/// An item of a list; also the common part of [`SandboxDetail`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedSandbox {
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    #[serde(rename = "sandboxID")]
+    pub sandbox_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    #[serde(rename = "clientID")]
+    pub client_id: String,
+    pub started_at: String,
+    pub end_at: String,
+    pub cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u64,
+    #[serde(rename = "diskSizeMB")]
+    pub disk_size_mb: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    pub state: SandboxState,
+    pub envd_version: String,
+    pub volume_mounts: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxState {
+    Running,
+    Paused,
+}
+
+/// The answer to `GET /sandboxes/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxDetail {
+    #[serde(flatten)]
+    pub listed: ListedSandbox,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envd_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_internet_access: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkView>,
+    pub lifecycle: Lifecycle,
+}
+
+/// The part of the network configuration that this server has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkView {
+    pub allow_public_traffic: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lifecycle {
+    pub auto_resume: bool,
+    pub on_timeout: OnTimeout,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTimeout {
+    Kill,
+    Pause,
+}
+
+/// An item of `GET /templates`; also the common part of [`TemplateWithBuilds`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Template {
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    pub cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u64,
+    #[serde(rename = "diskSizeMB")]
+    pub disk_size_mb: u64,
+    pub public: bool,
+    pub aliases: Vec<String>,
+    pub names: Vec<String>,
+    pub created_at: String,
+    pub updated_at: String,
+    /// Nullable, and always null: users do not exist yet.
+    pub created_by: Option<Value>,
+    /// Nullable.
+    pub last_spawned_at: Option<String>,
+    pub spawn_count: u64,
+    pub build_count: usize,
+    pub envd_version: String,
+    pub build_status: BuildStatus,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BuildStatus {
+    Waiting,
+    Building,
+    Ready,
+    Error,
+}
+
+/// The answer to `GET /templates/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TemplateWithBuilds {
+    #[serde(flatten)]
+    pub template: Template,
+    pub builds: Vec<TemplateBuild>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateBuild {
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    pub status: BuildStatus,
+    pub created_at: String,
+    pub updated_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+    pub cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: u64,
+    #[serde(rename = "diskSizeMB")]
+    pub disk_size_mb: u64,
+    pub envd_version: String,
+}
+
+/// The answer to `GET /templates/aliases/{alias}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TemplateAlias {
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    pub public: bool,
+}

@@ -1,0 +1,174 @@
+//! Credentials of a request: which schemes a route takes, which header belongs to which, and what a blocked team may still do.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, MatchedPath};
+use http::request::Parts;
+use http::{HeaderMap, Method, header};
+use soulbox_control::{AuthError, Credential, TeamRow};
+
+use crate::App;
+use crate::error::ApiError;
+
+const API_KEY: &str = "x-api-key";
+const ADMIN_TOKEN: &str = "x-admin-token";
+const TEAM_ID: &str = "x-team-id";
+
+/// Who may call a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// API key, or a user's or the administrator's token with a team.
+    Customer,
+    /// As `Customer`, but a leaked API key must not manage keys.
+    KeyOwner,
+    /// The legacy access token of a user.
+    AccessToken,
+    /// The administrator.
+    Admin,
+    /// The token of one volume.
+    Volume,
+}
+
+/// The team that the request acts for, on routes of [`Scheme::Customer`].
+pub(crate) struct Caller(pub(crate) Arc<TeamRow>);
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let route = parts
+            .extensions
+            .get::<MatchedPath>()
+            .map_or("", MatchedPath::as_str);
+        customer(app, &parts.headers, &parts.method, route, Scheme::Customer)
+            .await
+            .map(Self)
+    }
+}
+
+/// Lets a request in or refuses it.
+pub(crate) async fn check(
+    app: &App,
+    scheme: Scheme,
+    headers: &HeaderMap,
+    method: &Method,
+    route: &str,
+) -> Result<(), ApiError> {
+    match scheme {
+        Scheme::Customer | Scheme::KeyOwner => customer(app, headers, method, route, scheme)
+            .await
+            .map(drop),
+        Scheme::AccessToken => {
+            let token = bearer(headers)?.ok_or_else(missing)?;
+            app.control
+                .authenticate(Credential::AccessToken(token))
+                .await?;
+            Ok(())
+        }
+        Scheme::Admin => {
+            let token = text(headers, ADMIN_TOKEN)?.ok_or_else(missing)?;
+            Ok(app.control.check_admin(token)?)
+        }
+        // No volume exists, so no token can be valid, but whoever shows none is told so first.
+        Scheme::Volume => bearer(headers)?.map(drop).ok_or_else(missing),
+    }
+}
+
+/// The first scheme that succeeds lets the request in. Otherwise a ban is the answer, or what the first scheme with a header says.
+async fn customer(
+    app: &App,
+    headers: &HeaderMap,
+    method: &Method,
+    route: &str,
+    scheme: Scheme,
+) -> Result<Arc<TeamRow>, ApiError> {
+    let mut refusal = None;
+    let mut team = None;
+    if scheme == Scheme::Customer && headers.contains_key(API_KEY) {
+        match text(headers, API_KEY) {
+            Ok(key) => match app
+                .control
+                .authenticate(Credential::ApiKey(key.unwrap_or("")))
+                .await
+            {
+                Ok(found) => team = Some(found),
+                Err(error @ AuthError::Banned) => return Err(error.into()),
+                Err(error) => refusal = Some(error.into()),
+            },
+            Err(error) => refusal = Some(error),
+        }
+    }
+    if team.is_none() && headers.contains_key(header::AUTHORIZATION) {
+        // No identity provider can be configured yet, so no token of one is valid.
+        let error = match bearer(headers) {
+            Ok(_) => ApiError::unauthorized(
+                "Invalid auth provider token.\nno identity provider is configured",
+            ),
+            Err(error) => error,
+        };
+        refusal.get_or_insert(error);
+    }
+    if team.is_none() && headers.contains_key(ADMIN_TOKEN) {
+        match (text(headers, ADMIN_TOKEN), text(headers, TEAM_ID)) {
+            (Ok(Some(token)), Ok(Some(team_id))) => {
+                let credential = Credential::AdminAsTeam { token, team_id };
+                match app.control.authenticate(credential).await {
+                    Ok(found) => team = Some(found),
+                    Err(error @ AuthError::Banned) => return Err(error.into()),
+                    Err(error) => drop(refusal.get_or_insert(error.into())),
+                }
+            }
+            (Ok(_), Ok(_)) => drop(refusal.get_or_insert(missing())),
+            (Err(error), _) | (_, Err(error)) => drop(refusal.get_or_insert(error)),
+        }
+    }
+    let Some(team) = team else {
+        return Err(refusal.unwrap_or_else(missing));
+    };
+    if team.blocked && !open_to_blocked(method, route) {
+        return Err(ApiError::forbidden(match &team.blocked_reason {
+            Some(reason) => format!("team is blocked: {reason}"),
+            None => "team is blocked".to_owned(),
+        }));
+    }
+    Ok(team)
+}
+
+/// A blocked team may look and clean up, not create or change.
+fn open_to_blocked(method: &Method, route: &str) -> bool {
+    match *method {
+        Method::GET => {
+            route != "/templates/{template_id}/files/{hash}" && !route.starts_with("/events")
+        }
+        Method::DELETE => matches!(
+            route,
+            "/sandboxes/{sandbox_id}"
+                | "/templates/{template_id}"
+                | "/templates/tags"
+                | "/volumes/{volume_id}"
+                | "/api-keys/{api_key_id}"
+        ),
+        _ => false,
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+    headers
+        .get(name)
+        .map(|value| value.to_str().map_err(|_| AuthError::Malformed.into()))
+        .transpose()
+}
+
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let Some(value) = text(headers, header::AUTHORIZATION.as_str())? else {
+        return Ok(None);
+    };
+    value
+        .strip_prefix("Bearer ")
+        .map(Some)
+        .ok_or_else(|| AuthError::Malformed.into())
+}
+
+fn missing() -> ApiError {
+    ApiError::unauthorized("authorization header is missing")
+}

@@ -1,0 +1,302 @@
+//! [`ApiError`]: status, public text and advice on retrying, and the one place that picks them for the errors of control.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use soulbox_control::{
+    AuthError, CreateError, Error, HostFailure, LimitError, ReferenceError, ResolveError,
+    SandboxError, StoreError,
+};
+use soulbox_wire::rest;
+
+/// Official clients repeat a request on its word alone; absent, some repeat 502, 503 and 504.
+pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
+
+/// Whether the client should send the same request again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    No,
+    AfterSeconds(u32),
+}
+
+/// An error as the client gets it.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    message: String,
+    error_code: Option<&'static str>,
+    retry: Retry,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            error_code: None,
+            retry: Retry::No,
+        }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// The request does not fit the API's description.
+    pub(crate) fn invalid(what: &str) -> Self {
+        Self::bad_request(format!("validation error: {what}"))
+    }
+
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    pub(crate) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// Something that E2B has and this server does not have yet.
+    pub(crate) fn not_implemented(what: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{what} is not implemented yet"),
+        )
+        .code("not_implemented")
+    }
+
+    fn code(self, error_code: &'static str) -> Self {
+        Self {
+            error_code: Some(error_code),
+            ..self
+        }
+    }
+
+    /// Only for what has changed nothing.
+    fn retry_after(self, seconds: u32) -> Self {
+        Self {
+            retry: Retry::AfterSeconds(seconds),
+            ..self
+        }
+    }
+
+    fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error")
+            .code("internal_server_error")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = rest::Error {
+            code: self.status.as_u16(),
+            message: self.message,
+            error_code: self.error_code.map(str::to_owned),
+        };
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        match self.retry {
+            Retry::No => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
+            Retry::AfterSeconds(seconds) => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("true"));
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+        }
+        response
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let answer = match &error {
+            Error::Auth(error) => auth(error),
+            Error::Create(error) => create(error),
+            Error::Sandbox(error) => sandbox(error),
+            Error::Template(error) => template(error),
+        };
+        if answer.status.is_server_error() {
+            tracing::error!(error = %chain(&error), status = answer.status.as_u16(), "request failed");
+        }
+        answer
+    }
+}
+
+macro_rules! through_control_error {
+    ($($family:ty),*) => {$(
+        impl From<$family> for ApiError {
+            fn from(error: $family) -> Self {
+                Error::from(error).into()
+            }
+        }
+    )*};
+}
+through_control_error!(AuthError, CreateError, SandboxError, ResolveError);
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        SandboxError::from(error).into()
+    }
+}
+
+impl From<ReferenceError> for ApiError {
+    fn from(error: ReferenceError) -> Self {
+        Self::bad_request(format!("Invalid template reference: {error}"))
+    }
+}
+
+fn auth(error: &AuthError) -> ApiError {
+    const API_KEY: &str =
+        "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.";
+    match error {
+        AuthError::Malformed => ApiError::unauthorized("authorization header is malformed"),
+        AuthError::ApiKeyFormat => {
+            ApiError::unauthorized(format!("{API_KEY}\nInvalid API key format"))
+        }
+        AuthError::ApiKeyUnknown => ApiError::unauthorized(format!(
+            "{API_KEY}\nCannot get the team for the given API key"
+        )),
+        AuthError::AccessToken => ApiError::unauthorized(
+            "Invalid Access token, try to login again by running `e2b auth login`.",
+        ),
+        AuthError::AdminToken => {
+            ApiError::unauthorized("Invalid Access token.\nInvalid Access token.")
+        }
+        AuthError::TeamIdInvalid => ApiError::bad_request("Invalid team ID"),
+        AuthError::TeamUnknown => ApiError::not_found("Team not found"),
+        AuthError::Banned => ApiError::forbidden("team is banned"),
+        AuthError::Store(_) => ApiError::internal(),
+    }
+}
+
+fn create(error: &CreateError) -> ApiError {
+    match error {
+        CreateError::Template(error) => template(error),
+        CreateError::TimeoutNotPositive => ApiError::bad_request("Timeout must be greater than 0"),
+        CreateError::TimeoutTooLong { hours } => too_long(*hours),
+        CreateError::Limits(error) => ApiError::bad_request(limit(*error)),
+        CreateError::PrivateTrafficNotSecure => ApiError::bad_request(
+            "You cannot create a sandbox without public access unless you enable secure envd access via 'secure' flag.",
+        ),
+        CreateError::LimitReached { limit } => ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!(
+                "you have reached the maximum number of concurrent E2B sandboxes ({limit}). If you need more, \
+                 please visit 'https://e2b.dev/docs/billing'"
+            ),
+        ),
+        CreateError::IdempotencyMismatch => ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "the Idempotency-Key was already used for a different request",
+        )
+        .code("idempotency_request_mismatch"),
+        CreateError::IdempotencyInProgress => ApiError::new(
+            StatusCode::CONFLICT,
+            "a request with this Idempotency-Key is still in progress",
+        )
+        .code("idempotency_in_progress")
+        .retry_after(1),
+        CreateError::IdempotencyOutcomeUnknown => ApiError::new(
+            StatusCode::CONFLICT,
+            "the outcome of the request with this Idempotency-Key is unknown",
+        )
+        .code("idempotency_outcome_unknown"),
+        CreateError::Host(HostFailure::NoCapacity(_)) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not enough capacity for the requested resources right now, please retry shortly",
+        )
+        .code("sandbox_capacity_unavailable")
+        .retry_after(1),
+        CreateError::Host(HostFailure::TemplateMissing) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no host has the files of this template build",
+        )
+        .code("sandbox_no_compatible_node"),
+        CreateError::TimedOut => ApiError::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the sandbox was not started in time",
+        )
+        .code("sandbox_placement_timeout"),
+        CreateError::Host(_) | CreateError::Ended => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Failed to create sandbox",
+        )
+        .code("sandbox_create_failed"),
+        // What was begun is killed at the next start.
+        CreateError::Stopping => {
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "Service is unavailable").retry_after(2)
+        }
+        CreateError::Store(_) | CreateError::Random(_) => ApiError::internal(),
+    }
+}
+
+fn sandbox(error: &SandboxError) -> ApiError {
+    match error {
+        SandboxError::NotFound { sandbox_id } => ApiError::not_found(format!(
+            "Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it"
+        )),
+        SandboxError::BeingKilled { sandbox_id } => ApiError::new(
+            StatusCode::CONFLICT,
+            format!("Sandbox \"{sandbox_id}\" is being killed"),
+        ),
+        SandboxError::TimeoutTooLong { hours } => too_long(*hours),
+        SandboxError::LifetimeExceeded => ApiError::bad_request("Max instance length exceeded"),
+        SandboxError::TimedOut => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the host has not confirmed in time, the request is still under way",
+        )
+        .code("host_timeout"),
+        SandboxError::Store(_) => ApiError::internal(),
+    }
+}
+
+fn template(error: &ResolveError) -> ApiError {
+    match error {
+        ResolveError::NoTemplate { reference } => {
+            ApiError::not_found(format!("template '{reference}' not found"))
+        }
+        ResolveError::NoTag { reference, tag } => ApiError::not_found(format!(
+            "tag '{tag}' does not exist for template '{reference}'"
+        )),
+        ResolveError::Foreign { .. } => {
+            ApiError::forbidden("You don't have access to this template")
+        }
+    }
+}
+
+fn limit(error: LimitError) -> String {
+    const SUPPORT: &str = "(if you need to increase this limit, please contact support)";
+    match error {
+        LimitError::CpuOdd => "CPU count must be 1 or an even number".to_owned(),
+        LimitError::CpuTooMany { max } => format!("CPU count can't be higher than {max} {SUPPORT}"),
+        LimitError::MemoryOdd => "Memory must be divisible by 2".to_owned(),
+        LimitError::MemoryTooLittle { min } => format!("Memory must be at least {min} MiB"),
+        LimitError::MemoryTooMuch { max } => {
+            format!("Memory can't be higher than {max} MiB {SUPPORT}")
+        }
+        LimitError::DiskTooLittle { min } => format!("Disk size must be at least {min} MiB"),
+        LimitError::DiskTooMuch { max } => {
+            format!("Disk size can't be higher than {max} MiB {SUPPORT}")
+        }
+    }
+}
+
+fn too_long(hours: u32) -> ApiError {
+    ApiError::bad_request(format!("Timeout cannot be greater than {hours} hours"))
+}
+
+/// An error with its sources, for one field of a log line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

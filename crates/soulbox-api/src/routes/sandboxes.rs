@@ -1,0 +1,284 @@
+//! `/sandboxes` and `/v2/sandboxes`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use sha2::{Digest, Sha256};
+use soulbox_control::{IdempotencyClaim, ListQuery, Order, TeamRow, TemplateReference};
+use soulbox_wire::rest;
+
+use crate::App;
+use crate::auth::Caller;
+use crate::error::ApiError;
+use crate::input::{Body, SandboxPath};
+use crate::query::{self, Params};
+use crate::time;
+use crate::translate::{self, Generation};
+
+pub(crate) const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
+const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// More than that is not answered in one piece.
+pub(crate) const MAX_UNPAGED: usize = 5000;
+pub(crate) const MAX_PAGE: usize = 100;
+
+pub(crate) async fn create_v1(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    create(&app, &team, &headers, &body, Generation::V1).await
+}
+
+pub(crate) async fn create_v2(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    create(&app, &team, &headers, &body, Generation::V2).await
+}
+
+async fn create(
+    app: &App,
+    team: &TeamRow,
+    headers: &HeaderMap,
+    body: &Body,
+    generation: Generation,
+) -> Result<Response, ApiError> {
+    let idempotency = claim(headers, body, generation)?;
+    let mut spec = translate::spec(body.required()?, generation)?;
+    spec.idempotency = idempotency;
+    let view = app.control.create(team, spec).await?;
+    let answer = translate::sandbox(&view, app.domain.as_ref());
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+/// The same key with the same bytes on the same route is the same request.
+fn claim(
+    headers: &HeaderMap,
+    body: &Body,
+    generation: Generation,
+) -> Result<Option<IdempotencyClaim>, ApiError> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
+    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    let key = value
+        .to_str()
+        .ok()
+        .filter(|key| (1..=255).contains(&key.len()) && key.as_bytes().iter().all(allowed));
+    let key = key.ok_or_else(|| {
+        ApiError::invalid(
+            "header \"Idempotency-Key\" must be 1 to 255 characters of a-z, 0-9 and -",
+        )
+    })?;
+    let digest = Sha256::new()
+        .chain_update(match generation {
+            Generation::V1 => [1],
+            Generation::V2 => [2],
+        })
+        .chain_update(&body.0)
+        .finalize();
+    Ok(Some(IdempotencyClaim {
+        key: key.to_owned(),
+        fingerprint: hex::encode(digest),
+    }))
+}
+
+pub(crate) async fn connect_v1(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    body: Body,
+) -> Result<Json<rest::Sandbox>, ApiError> {
+    let timeout = translate::connect_timeout(&body.required()?, Generation::V1)?;
+    let view = app.control.connect(&team, &id, timeout).await?;
+    Ok(Json(translate::sandbox(&view, app.domain.as_ref())))
+}
+
+pub(crate) async fn connect_v2(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    body: Body,
+) -> Result<Json<rest::Sandbox>, ApiError> {
+    let timeout = translate::connect_timeout(&body.optional()?, Generation::V2)?;
+    let view = app.control.connect(&team, &id, timeout).await?;
+    Ok(Json(translate::sandbox(&view, app.domain.as_ref())))
+}
+
+pub(crate) async fn detail(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+) -> Result<Json<rest::SandboxDetail>, ApiError> {
+    let view = app.control.sandbox(&team, &id)?;
+    Ok(Json(translate::detail(&view, app.domain.as_ref())))
+}
+
+pub(crate) async fn kill(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+) -> Result<StatusCode, ApiError> {
+    app.control.kill(&team, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn set_timeout(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let body: rest::SetTimeout = body.required()?;
+    let timeout = body.timeout.ok_or_else(|| translate::lacks("timeout"))?;
+    let timeout = translate::seconds("timeout", timeout)?;
+    app.control.set_timeout(&team, &id, timeout).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn refresh(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    const LONGEST: i32 = 3600;
+    let body: rest::RefreshSandbox = body.optional()?;
+    let duration = body.duration.unwrap_or(0);
+    if duration > LONGEST {
+        return Err(ApiError::invalid(&format!(
+            "\"duration\": number must be at most {LONGEST}"
+        )));
+    }
+    let duration = translate::seconds("duration", duration)?;
+    app.control.refresh(&team, &id, duration).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) async fn list_running(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    params: Params,
+) -> Result<Json<Vec<rest::ListedSandbox>>, ApiError> {
+    let query = ListQuery {
+        metadata: params
+            .get("metadata")
+            .map(query::metadata)
+            .transpose()?
+            .unwrap_or_default(),
+        running: true,
+        order: Order::NewestFirst,
+        started_after: None,
+        template: None,
+        after: None,
+        limit: MAX_UNPAGED,
+    };
+    let page = app.control.list(&team, &query).await?;
+    if page.total > MAX_UNPAGED {
+        return Err(ApiError::bad_request(format!(
+            "more than {MAX_UNPAGED} sandboxes, use GET /v2/sandboxes"
+        )));
+    }
+    Ok(Json(page.items.iter().map(translate::listed).collect()))
+}
+
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    params: Params,
+) -> Result<Response, ApiError> {
+    let query = list_query(&params)?;
+    let page = app.control.list(&team, &query).await?;
+    let items: Vec<_> = page.items.iter().map(translate::listed).collect();
+    let mut response = Json(items).into_response();
+    let headers = response.headers_mut();
+    if query.running {
+        headers.insert(TOTAL_RUNNING, HeaderValue::from(page.total));
+    }
+    if let Some(next) = &page.next {
+        insert_token(headers, &time::encode_cursor(next, query.order));
+    }
+    Ok(response)
+}
+
+/// Base64 is always a header value.
+pub(crate) fn insert_token(headers: &mut HeaderMap, token: &str) {
+    if let Ok(value) = HeaderValue::from_str(token) {
+        headers.insert(NEXT_TOKEN, value);
+    }
+}
+
+fn list_query(params: &Params) -> Result<ListQuery, ApiError> {
+    let states: Vec<_> = params
+        .get("state")
+        .unwrap_or("running,paused")
+        .split(',')
+        .filter(|state| !state.is_empty())
+        .collect();
+    if states
+        .iter()
+        .any(|state| !matches!(*state, "running" | "paused"))
+    {
+        return Err(ApiError::invalid(
+            "parameter \"state\" in query must be running or paused",
+        ));
+    }
+    let order = match params.get("order") {
+        None | Some("desc") => Order::NewestFirst,
+        Some("asc") => Order::OldestFirst,
+        Some(_) => {
+            return Err(ApiError::invalid(
+                "parameter \"order\" in query must be asc or desc",
+            ));
+        }
+    };
+    let started_after = params
+        .get("startedAfter")
+        .map(|text| {
+            time::parse(text).ok_or_else(|| {
+                ApiError::invalid("parameter \"startedAfter\" in query must be a time")
+            })
+        })
+        .transpose()?;
+    let template = params.get("template").map(template_filter).transpose()?;
+    let limit = params.number("limit", 1, MAX_PAGE)?.unwrap_or(MAX_PAGE);
+    let after = params
+        .get("nextToken")
+        .map(|token| {
+            time::decode_cursor(token, order)
+                .ok_or_else(|| ApiError::bad_request("Invalid next token"))
+        })
+        .transpose()?;
+    Ok(ListQuery {
+        metadata: params
+            .get("metadata")
+            .map(query::metadata)
+            .transpose()?
+            .unwrap_or_default(),
+        running: states.is_empty() || states.contains(&"running"),
+        order,
+        started_after,
+        template,
+        after,
+        limit,
+    })
+}
+
+fn template_filter(text: &str) -> Result<TemplateReference, ApiError> {
+    let reference: TemplateReference = text
+        .parse()
+        .map_err(|error| ApiError::bad_request(format!("Invalid template: {error}")))?;
+    if reference.tag.is_some() {
+        return Err(ApiError::bad_request(
+            "Invalid template: tags are not supported here",
+        ));
+    }
+    Ok(reference)
+}

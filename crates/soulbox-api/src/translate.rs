@@ -1,0 +1,270 @@
+//! Between E2B's spelling and control's words.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use soulbox_control::{
+    BuildRow, BuildStatus, LimitOverrides, SandboxSpec, SandboxView, TemplateView,
+};
+use soulbox_types::UnixMillis;
+use soulbox_wire::rest;
+
+use crate::error::ApiError;
+use crate::time;
+
+/// Old clients want to see one, nothing depends on it.
+const CLIENT_ID: &str = "6532622b";
+
+/// The generations of the create and connect routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Generation {
+    V1,
+    V2,
+}
+
+impl Generation {
+    fn default_timeout(self) -> i32 {
+        match self {
+            Self::V1 => 15,
+            Self::V2 => 300,
+        }
+    }
+}
+
+/// What a create asks for; its idempotency is the header's business.
+pub(crate) fn spec(
+    body: rest::NewSandbox,
+    generation: Generation,
+) -> Result<SandboxSpec, ApiError> {
+    let template = body
+        .template_id
+        .as_deref()
+        .ok_or_else(|| lacks("templateID"))?;
+    let timeout = seconds(
+        "timeout",
+        body.timeout.unwrap_or(generation.default_timeout()),
+    )?;
+    let template = template.parse()?;
+    refuse_unsupported(&body)?;
+    let env = body.env_vars.unwrap_or_default();
+    check_env(&env)?;
+    let network = body.network.unwrap_or_default();
+    Ok(SandboxSpec {
+        template,
+        timeout,
+        secure: match generation {
+            Generation::V1 => body.secure.unwrap_or(false),
+            Generation::V2 => true,
+        },
+        public_traffic: network.allow_public_traffic.unwrap_or(true),
+        internet_access: body.allow_internet_access,
+        metadata: body.metadata.unwrap_or_default(),
+        env,
+        overrides: LimitOverrides {
+            cpus: body.cpu_count,
+            memory_mib: body.memory_mb,
+            disk_mib: body.disk_size_mb,
+        },
+        idempotency: None,
+    })
+}
+
+/// Fields that mean something and would be ignored otherwise.
+fn refuse_unsupported(body: &rest::NewSandbox) -> Result<(), ApiError> {
+    let auto_pause = body.auto_pause == Some(true);
+    let auto_resume = body.auto_resume.as_ref().is_some_and(|it| it.enabled);
+    if body.auto_pause_memory == Some(false) {
+        if !auto_pause {
+            return Err(ApiError::bad_request(
+                "autoPauseMemory=false only applies when autoPause is true.",
+            ));
+        }
+        if auto_resume {
+            return Err(ApiError::bad_request(
+                "autoPauseMemory=false (filesystem-only auto-pause) cannot be combined with autoResume.",
+            ));
+        }
+    }
+    let field = if auto_pause {
+        "autoPause"
+    } else if auto_resume {
+        "autoResume"
+    } else if body.mcp.is_some() {
+        "mcp"
+    } else if body
+        .iam
+        .as_ref()
+        .is_some_and(|it| it.values().any(means_something))
+    {
+        "iam"
+    } else if body.volume_mounts.as_ref().is_some_and(|it| !it.is_empty()) {
+        "volumeMounts"
+    } else {
+        let others = body.network.iter().flat_map(|network| &network.others);
+        match others.into_iter().find(|(_, value)| means_something(value)) {
+            Some((key, _)) => {
+                return Err(ApiError::not_implemented(&format!(
+                    "field \"network.{key}\""
+                )));
+            }
+            None => return Ok(()),
+        }
+    };
+    Err(ApiError::not_implemented(&format!("field \"{field}\"")))
+}
+
+fn means_something(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Null => false,
+        serde_json::Value::Array(items) => !items.is_empty(),
+        serde_json::Value::Object(entries) => !entries.is_empty(),
+        _ => true,
+    }
+}
+
+/// What no process can have in its environment.
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    let bad = |(name, value): &(&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
+    match env.iter().find(bad) {
+        Some((name, _)) => Err(ApiError::invalid(&format!(
+            "envVars: {name:?} cannot be an environment variable"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The timeout of a connect.
+pub(crate) fn connect_timeout(
+    body: &rest::ConnectSandbox,
+    generation: Generation,
+) -> Result<Duration, ApiError> {
+    match (body.timeout, generation) {
+        (Some(timeout), _) => seconds("timeout", timeout),
+        (None, Generation::V2) => seconds("timeout", generation.default_timeout()),
+        (None, Generation::V1) => Err(lacks("timeout")),
+    }
+}
+
+/// A number of seconds that may not be negative.
+pub(crate) fn seconds(field: &str, value: i32) -> Result<Duration, ApiError> {
+    match u64::try_from(value) {
+        Ok(value) => Ok(Duration::from_secs(value)),
+        Err(_) => Err(ApiError::invalid(&format!(
+            "\"{field}\": number must be at least 0"
+        ))),
+    }
+}
+
+pub(crate) fn lacks(field: &str) -> ApiError {
+    ApiError::invalid(&format!(
+        "request body has an error: property \"{field}\" is missing"
+    ))
+}
+
+/// The answer to create and connect.
+pub(crate) fn sandbox(view: &SandboxView, domain: Option<&String>) -> rest::Sandbox {
+    rest::Sandbox {
+        template_id: view.row.template_id.to_string(),
+        sandbox_id: view.row.sandbox_id.to_string(),
+        alias: view.row.alias.clone(),
+        client_id: CLIENT_ID.to_owned(),
+        envd_version: view.row.envd_version.clone(),
+        envd_access_token: view.access_token.clone(),
+        traffic_access_token: view.traffic_token.clone(),
+        domain: domain.cloned(),
+    }
+}
+
+/// An item of a list.
+pub(crate) fn listed(view: &SandboxView) -> rest::ListedSandbox {
+    let (row, progress) = (&view.row, &view.progress);
+    rest::ListedSandbox {
+        template_id: row.template_id.to_string(),
+        sandbox_id: row.sandbox_id.to_string(),
+        alias: row.alias.clone(),
+        client_id: CLIENT_ID.to_owned(),
+        started_at: time::format(progress.started_at.unwrap_or(row.created_at)),
+        end_at: time::format(progress.deadline),
+        cpu_count: row.limits.cpu.cpus(),
+        memory_mb: row.limits.memory.0,
+        disk_size_mb: row.limits.disk.0,
+        metadata: row.metadata.clone(),
+        state: rest::SandboxState::Running,
+        envd_version: row.envd_version.clone(),
+        volume_mounts: Vec::new(),
+    }
+}
+
+/// Everything about one sandbox.
+pub(crate) fn detail(view: &SandboxView, domain: Option<&String>) -> rest::SandboxDetail {
+    rest::SandboxDetail {
+        listed: listed(view),
+        envd_access_token: view.access_token.clone(),
+        domain: domain.cloned(),
+        allow_internet_access: view.row.internet_access,
+        network: (!view.row.public_traffic).then_some(rest::NetworkView {
+            allow_public_traffic: false,
+        }),
+        lifecycle: rest::Lifecycle {
+            auto_resume: false,
+            on_timeout: rest::OnTimeout::Kill,
+        },
+    }
+}
+
+pub(crate) fn template(view: &TemplateView) -> rest::Template {
+    let row = &view.template;
+    let build = view.build.as_ref();
+    rest::Template {
+        template_id: row.template_id.to_string(),
+        build_id: build.map(|it| it.build_id.to_string()).unwrap_or_default(),
+        cpu_count: build.map_or(0, |it| it.limits.cpu.cpus()),
+        memory_mb: build.map_or(0, |it| it.limits.memory.0),
+        disk_size_mb: build.map_or(0, |it| it.limits.disk.0),
+        public: row.public,
+        aliases: view.aliases.clone(),
+        names: view.names.clone(),
+        created_at: time::format(row.created_at),
+        updated_at: time::format(row.updated_at),
+        created_by: None,
+        last_spawned_at: row.last_spawned_at.map(time::format),
+        spawn_count: row.spawn_count,
+        build_count: view.builds.len(),
+        envd_version: build.map(|it| it.envd_version.clone()).unwrap_or_default(),
+        build_status: status(
+            view.builds
+                .first()
+                .map_or(BuildStatus::Waiting, |it| it.status),
+        ),
+    }
+}
+
+pub(crate) fn build(row: &BuildRow) -> rest::TemplateBuild {
+    rest::TemplateBuild {
+        build_id: row.build_id.to_string(),
+        status: status(row.status),
+        created_at: time::format(row.created_at),
+        updated_at: time::format(row.updated_at),
+        finished_at: row.finished_at.map(time::format),
+        cpu_count: row.limits.cpu.cpus(),
+        memory_mb: row.limits.memory.0,
+        disk_size_mb: row.limits.disk.0,
+        envd_version: row.envd_version.clone(),
+    }
+}
+
+/// Where a list of builds goes on.
+pub(crate) fn build_cursor(row: &BuildRow) -> (UnixMillis, String) {
+    (row.created_at, row.build_id.to_string())
+}
+
+fn status(status: BuildStatus) -> rest::BuildStatus {
+    match status {
+        BuildStatus::Waiting => rest::BuildStatus::Waiting,
+        BuildStatus::Building => rest::BuildStatus::Building,
+        BuildStatus::Ready => rest::BuildStatus::Ready,
+        BuildStatus::Failed => rest::BuildStatus::Error,
+    }
+}
