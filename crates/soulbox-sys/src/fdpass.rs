@@ -3,9 +3,10 @@
 //! The calls never block: the caller waits for readiness first. What is received has close-on-exec set.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 use rustix::net::{
@@ -79,18 +80,22 @@ pub fn receive(
     Ok(received.bytes)
 }
 
-/// Takes the ownership of a descriptor that this process inherited under a number it was told, and sets close-on-exec on it.
-/// Each number can be taken once. For the start of a process, before it opens anything itself.
+/// Takes the ownership of a descriptor that this process inherited under a number it was told, with close-on-exec set.
+/// Standard input (0) and output (1) are moved to another number and `/dev/null` takes their place, so that no later file gets it.
+/// Each other number can be taken once. For the start of a process, before it opens anything itself.
 ///
 /// # Errors
-/// `InvalidInput` for 0 to 2 and for a number taken before; the error of fcntl(2) when no such descriptor is open.
+/// `InvalidInput` for 2, negative numbers and a number taken before; the system's error when no such descriptor is open.
 pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
-    if number <= 2 {
+    if number == 2 || number < 0 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "standard streams are not taken",
+            "no number of an inherited descriptor",
         ));
+    }
+    if number < 2 {
+        return replace_standard_stream(number);
     }
     let mut taken = TAKEN
         .lock()
@@ -109,12 +114,25 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+fn replace_standard_stream(number: RawFd) -> io::Result<OwnedFd> {
+    let stream: &dyn AsFd = if number == 0 {
+        &io::stdin()
+    } else {
+        &io::stdout()
+    };
+    let moved = rustix::io::fcntl_dupfd_cloexec(stream.as_fd(), 3)?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    // SAFETY: both are open, and 0 and 1 are owned by nobody: the standard library only borrows them.
+    if unsafe { libc::dup2(null.as_raw_fd(), number) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(moved)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
     use std::io::{Read, Write};
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
@@ -179,7 +197,8 @@ mod tests {
 
     #[test]
     fn inherited_descriptors_are_taken_once() {
-        assert!(take_inherited(1).is_err());
+        assert!(take_inherited(2).is_err());
+        assert!(take_inherited(-1).is_err());
         assert!(take_inherited(900_000).is_err());
         let number = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 100)
             .map(std::os::fd::IntoRawFd::into_raw_fd)
