@@ -415,7 +415,7 @@ mod tests {
         // The layer is there but its manifest is not: a build was ended between the two.
         let first = build_template(&shelf, folder.path(), &options(), &mut |_| ()).unwrap();
         assert_eq!(first.new, None);
-        assert_eq!(shelf.templates().unwrap(), [first.manifest.clone()]);
+        assert_eq!(shelf.templates().unwrap(), vec![first.manifest.clone()]);
         let second = build_template(&shelf, folder.path(), &options(), &mut |_| ()).unwrap();
         assert_eq!(second, first);
     }
