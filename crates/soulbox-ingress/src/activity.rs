@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use http::Version;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// From the first byte of a request's head to its last, and from the connect to the first request.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
@@ -211,5 +212,58 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds until the connection is overdue, if that is within half an hour.
+    async fn overdue_after(activity: &Activity) -> Option<u64> {
+        let begun = Instant::now();
+        let overdue = tokio::time::timeout(Duration::from_secs(1800), activity.overdue());
+        overdue.await.ok().map(|()| begun.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_asks_nothing_is_not_waited_for() {
+        let activity = Activity::new(Arc::default());
+        assert_eq!(overdue_after(&activity).await, Some(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn between_requests_minutes_are_fine() {
+        let activity = Activity::new(Arc::default());
+        drop(activity.begin(Version::HTTP_11));
+        assert_eq!(overdue_after(&activity).await, Some(620));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_does_not_end_is_cut_off() {
+        let activity = Activity::new(Arc::default());
+        drop(activity.begin(Version::HTTP_11));
+        activity.saw_bytes();
+        assert_eq!(overdue_after(&activity).await, Some(10));
+
+        let multiplexed = Activity::new(Arc::default());
+        drop(multiplexed.begin(Version::HTTP_2));
+        multiplexed.saw_bytes();
+        assert_eq!(overdue_after(&multiplexed).await, Some(620));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_under_way_may_take_for_ever() {
+        let load = Arc::new(Load::default());
+        let activity = Activity::new(Arc::clone(&load));
+        let first = activity.begin(Version::HTTP_11);
+        activity.saw_bytes();
+        assert_eq!(overdue_after(&activity).await, None);
+        assert!(
+            tokio::time::timeout(Duration::from_secs(1), load.none())
+                .await
+                .is_err()
+        );
+        tokio::join!(load.none(), async { drop(first) });
     }
 }

@@ -237,12 +237,9 @@ impl Ingress {
         let ended = live.ended.clone();
         self.tunnels.spawn(async move {
             // Dropping both ends closes both connections.
-            match ended
-                .run_until_cancelled(tunnel(client, server, upstream))
-                .await
-            {
-                Some(Err(error)) => debug!(%error, "switched connection failed"),
-                Some(Ok(())) | None => {}
+            let tunnel = tunnel(client, server, upstream);
+            if let Some(Err(error)) = ended.run_until_cancelled(tunnel).await {
+                debug!(%error, "switched connection failed");
             }
         });
         Response::from_parts(parts, Body::empty())

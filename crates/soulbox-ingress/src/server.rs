@@ -36,9 +36,10 @@ const PARTING: Duration = Duration::from_millis(500);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
 
 const STREAMS: u32 = 1024;
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-const SEND_BUFFER: usize = 1 << 20;
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Also the most that a client can make us hold while a sandbox does not read.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+const SEND_BUFFER: usize = 256 << 10;
 const MAX_HEADER_LIST: u32 = 64 << 10;
 /// A peer that vanished without a word holds streams, and through them processes' readers, no longer than this.
 const PING_EVERY: Duration = Duration::from_secs(60);
@@ -54,6 +55,10 @@ struct Stop {
 /// The public side of one front.
 #[derive(Clone)]
 pub struct Server {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     api: axum::Router,
     ingress: Ingress,
     tls: Option<TlsAcceptor>,
@@ -79,12 +84,15 @@ impl Server {
             .max_header_list_size(MAX_HEADER_LIST)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PONG_WITHIN);
-        Self {
+        let shared = Shared {
             api,
             ingress,
             tls,
             http,
             load: Arc::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
         }
     }
 
@@ -110,11 +118,14 @@ impl Server {
             connections.spawn(stop.finish.clone().run_until_cancelled_owned(accept));
         }
         connections.spawn({
-            let (ingress, cut) = (self.ingress.clone(), stop.cut.clone());
+            let (ingress, cut) = (self.shared.ingress.clone(), stop.cut.clone());
             async move { ingress.sweep(cut).await }
         });
         shutdown.cancelled().await;
-        if tokio::time::timeout(drain, self.load.none()).await.is_err() {
+        if tokio::time::timeout(drain, self.shared.load.none())
+            .await
+            .is_err()
+        {
             warn!("requests still under way are cut off");
         }
         connections.close();
@@ -165,7 +176,7 @@ impl Server {
             debug!(%error, "connection died at once");
             return;
         }
-        let Some(tls) = &self.tls else {
+        let Some(tls) = &self.shared.tls else {
             return self.speak(socket, finish).await;
         };
         match tokio::time::timeout(HANDSHAKE_WITHIN, tls.accept(socket)).await {
@@ -180,7 +191,7 @@ impl Server {
         socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         finish: &CancellationToken,
     ) {
-        let activity = Activity::new(Arc::clone(&self.load));
+        let activity = Activity::new(Arc::clone(&self.shared.load));
         let service = service_fn(|request: Request<Incoming>| {
             let busy = activity.begin(request.version());
             let server = self.clone();
@@ -193,7 +204,11 @@ impl Server {
             socket,
             activity: Arc::clone(&activity),
         });
-        let mut connection = pin!(self.http.serve_connection_with_upgrades(observed, service));
+        let mut connection = pin!(
+            self.shared
+                .http
+                .serve_connection_with_upgrades(observed, service)
+        );
         let mut finishing = false;
         loop {
             tokio::select! {
@@ -215,13 +230,13 @@ impl Server {
         }
     }
 
-    async fn answer(mut self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = route(&parts);
         let request = Request::from_parts(parts, body);
         match route {
-            Ok(Route::Sandbox(target)) => self.ingress.handle(target, request).await,
-            Ok(Route::Api) => match self.api.call(request.map(Body::new)).await {
+            Ok(Route::Sandbox(target)) => self.shared.ingress.handle(target, request).await,
+            Ok(Route::Api) => match self.shared.api.clone().call(request.map(Body::new)).await {
                 Ok(response) => response,
                 Err(never) => match never {},
             },
