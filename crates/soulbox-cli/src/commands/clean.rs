@@ -22,5 +22,6 @@ pub fn prepare(arguments: Arguments) -> Result<Settings, Failure> {
         ))
         .hint("name it with --data-dir"));
     }
+    crate::logging::start(&settings)?;
     Ok(settings)
 }
