@@ -156,7 +156,10 @@ fn check(user: u32) -> Result<(), ConfineError> {
     if [groups.real, groups.effective, groups.saved] != [Gid::from_raw(user); 3] {
         return Err(ConfineError::Left("group"));
     }
-    if nix::unistd::getgroups().map_err(at("read the groups"))? != [] {
+    if !nix::unistd::getgroups()
+        .map_err(at("read the groups"))?
+        .is_empty()
+    {
         return Err(ConfineError::Left("groups"));
     }
     let sets = rustix::thread::capabilities(None).map_err(at("read the capabilities"))?;

@@ -23,8 +23,6 @@ pub enum RpcError {
     TimedOut { request: &'static str, millis: u64 },
     #[error("{0}")]
     Host(HostError),
-    #[error("the answer to `{request}` is of another kind or lacks a descriptor")]
-    UnexpectedReply { request: &'static str },
     #[error("a frame body of {found} bytes is longer than {MAX_BODY}")]
     BodyTooLong { found: usize },
     #[error("a frame header's reserved bytes are not zero")]
