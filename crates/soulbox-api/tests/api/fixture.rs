@@ -1,0 +1,376 @@
+//! A server without a network: requests go into the router, sandboxes are entries of a fake host.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use soulbox_api::App;
+use soulbox_control::{
+    Control, ControlSettings, Credentials, HostCreate, HostFailure, HostSandbox, HostTemplate,
+    Hosts, KeyKind, KeyRow, Started, Store, TeamRow,
+};
+use soulbox_store::SqliteStore;
+use soulbox_types::{
+    BuildId, Epoch, Limits, MiB, MilliCpu, SandboxId, TeamId, TemplateId, UnixMillis,
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+pub(crate) const KEY: &str = "e2b_00112233445566778899aabbccddeeff00112233";
+pub(crate) const OTHER_KEY: &str = "e2b_ff112233445566778899aabbccddeeff00112233";
+pub(crate) const ACCESS_TOKEN: &str = "sk_e2b_00112233445566778899aabbccddeeff00112233";
+pub(crate) const ADMIN_TOKEN: &str = "the-administrator";
+pub(crate) const LIMIT: u32 = 4;
+pub(crate) const HOURS: u32 = 2;
+
+/// What the fake host does and has done.
+#[derive(Default)]
+pub(crate) struct HostState {
+    pub(crate) live: HashMap<SandboxId, HostSandbox>,
+    pub(crate) created: Vec<HostCreate>,
+    pub(crate) killed: Vec<(SandboxId, Epoch)>,
+    pub(crate) deadlines: Vec<(SandboxId, Epoch, UnixMillis)>,
+    pub(crate) templates: Vec<HostTemplate>,
+    /// Answers of the next creates, kills and deadlines, instead of doing it.
+    pub(crate) fail_creates: Vec<HostFailure>,
+    pub(crate) fail_kills: Vec<HostFailure>,
+    pub(crate) fail_deadlines: Vec<HostFailure>,
+    pub(crate) slow_create: Duration,
+    pub(crate) slow_kill: Duration,
+}
+
+#[derive(Default)]
+pub(crate) struct FakeHosts(Mutex<HostState>);
+
+impl FakeHosts {
+    pub(crate) fn state(&self) -> MutexGuard<'_, HostState> {
+        self.0.lock().expect("no test panics while it holds this")
+    }
+}
+
+#[async_trait]
+impl Hosts for FakeHosts {
+    async fn create(&self, sandbox: &HostCreate) -> Result<Started, HostFailure> {
+        let slow = self.state().slow_create;
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
+        let mut state = self.state();
+        state.created.push(sandbox.clone());
+        if let Some(failure) = state.fail_creates.pop() {
+            return Err(failure);
+        }
+        let started_at = now();
+        state.live.insert(
+            sandbox.sandbox_id.clone(),
+            HostSandbox {
+                sandbox_id: sandbox.sandbox_id.clone(),
+                epoch: sandbox.epoch,
+                build_id: sandbox.build_id.clone(),
+                started_at,
+                deadline: sandbox.deadline,
+            },
+        );
+        Ok(Started { started_at })
+    }
+
+    async fn kill(&self, id: &SandboxId, epoch: Epoch) -> Result<(), HostFailure> {
+        let slow = self.state().slow_kill;
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
+        let mut state = self.state();
+        state.killed.push((id.clone(), epoch));
+        if let Some(failure) = state.fail_kills.pop() {
+            return Err(failure);
+        }
+        state.live.remove(id).map(drop).ok_or(HostFailure::NotFound)
+    }
+
+    async fn set_deadline(
+        &self,
+        id: &SandboxId,
+        epoch: Epoch,
+        deadline: UnixMillis,
+    ) -> Result<(), HostFailure> {
+        let mut state = self.state();
+        state.deadlines.push((id.clone(), epoch, deadline));
+        if let Some(failure) = state.fail_deadlines.pop() {
+            return Err(failure);
+        }
+        let sandbox = state.live.get_mut(id).ok_or(HostFailure::NotFound)?;
+        (sandbox.epoch, sandbox.deadline) = (epoch, deadline);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<HostSandbox>, HostFailure> {
+        Ok(self.state().live.values().cloned().collect())
+    }
+
+    async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure> {
+        Ok(self.state().templates.clone())
+    }
+}
+
+pub(crate) fn now() -> UnixMillis {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+    UnixMillis(u64::try_from(since.as_millis()).expect("before the end of time"))
+}
+
+pub(crate) fn template(name: &str, number: u8) -> HostTemplate {
+    HostTemplate {
+        name: name.to_owned(),
+        template_id: TemplateId::from_random([number; 20]),
+        build_id: BuildId::from_random([number; 16]),
+        built_at: UnixMillis(1_700_000_000_000 + u64::from(number)),
+        limits: Limits {
+            memory: MiB(1024),
+            cpu: MilliCpu(2000),
+            pids: 1024,
+            disk: MiB(2048),
+        },
+        default_user: "user".to_owned(),
+        default_workdir: "/home/user".to_owned(),
+    }
+}
+
+/// An answer with its body parsed, if it is JSON.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) fn message(&self) -> &str {
+        self.body["message"].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn error_code(&self) -> &str {
+        self.body["error_code"].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .get(name)
+            .map(|value| value.to_str().expect("text"))
+    }
+
+    pub(crate) fn id(&self) -> String {
+        self.body["sandboxID"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no sandboxID in {self:?}"))
+            .to_owned()
+    }
+
+    /// Status and message at once.
+    #[track_caller]
+    pub(crate) fn expect(self, status: u16, message: &str) -> Self {
+        assert_eq!(
+            (self.status.as_u16(), self.message()),
+            (status, message),
+            "{self:?}"
+        );
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn status(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        self
+    }
+}
+
+pub(crate) struct Fixture {
+    pub(crate) router: Router,
+    pub(crate) control: Control,
+    pub(crate) hosts: Arc<FakeHosts>,
+    pub(crate) store: Arc<SqliteStore>,
+    pub(crate) draining: CancellationToken,
+}
+
+/// A server with templates `base` and `other`, two teams, a limit of [`LIMIT`] sandboxes and [`HOURS`] hours.
+pub(crate) async fn fixture() -> Fixture {
+    fixture_with(|_| {}).await
+}
+
+pub(crate) async fn fixture_with(change: impl FnOnce(&mut ControlSettings)) -> Fixture {
+    let hosts = Arc::new(FakeHosts::default());
+    hosts.state().templates = vec![template("base", 1), template("other", 2)];
+    let store = Arc::new(SqliteStore::open_in_memory().await.expect("a database"));
+    let mut settings = ControlSettings::new(b"seed".to_vec(), ADMIN_TOKEN.to_owned());
+    settings.max_sandboxes = LIMIT;
+    settings.max_sandbox_hours = HOURS;
+    change(&mut settings);
+    let fixture = start(hosts, store, settings).await;
+    fixture.add_team("other", OTHER_KEY, |_| {}).await;
+    fixture
+}
+
+/// Starts a server on what another one has left.
+pub(crate) async fn start(
+    hosts: Arc<FakeHosts>,
+    store: Arc<SqliteStore>,
+    settings: ControlSettings,
+) -> Fixture {
+    let control = Control::new(store.clone(), hosts.clone(), settings);
+    let credentials = Credentials {
+        api_key: KEY.to_owned(),
+        access_token: ACCESS_TOKEN.to_owned(),
+    };
+    control.recover(&credentials).await.expect("recovery");
+    let draining = CancellationToken::new();
+    let app = App {
+        control: control.clone(),
+        domain: None,
+        draining: draining.clone(),
+    };
+    Fixture {
+        router: soulbox_api::router(Arc::new(app)),
+        control,
+        hosts,
+        store,
+        draining,
+    }
+}
+
+impl Fixture {
+    pub(crate) async fn add_team(
+        &self,
+        slug: &str,
+        key: &str,
+        change: impl FnOnce(&mut TeamRow),
+    ) -> TeamRow {
+        let number =
+            u8::try_from(key.bytes().map(usize::from).sum::<usize>() % 200).expect("small");
+        let mut team = TeamRow {
+            team_id: TeamId::from_random([number; 16]),
+            name: slug.to_owned(),
+            slug: slug.to_owned(),
+            banned: false,
+            blocked: false,
+            blocked_reason: None,
+            max_sandboxes: None,
+            max_sandbox_hours: None,
+            created_at: UnixMillis(1),
+        };
+        change(&mut team);
+        let bytes = hex::decode(key.trim_start_matches("e2b_")).expect("hex");
+        let row = KeyRow {
+            key_id: format!("key of {slug}"),
+            team_id: team.team_id.clone(),
+            name: slug.to_owned(),
+            hash: format!("$sha256${}", STANDARD_NO_PAD.encode(Sha256::digest(bytes))),
+            prefix: "e2b_".to_owned(),
+            value_length: 40,
+            mask_prefix: "00".to_owned(),
+            mask_suffix: "0000".to_owned(),
+            created_at: UnixMillis(1),
+            last_used_at: None,
+        };
+        let team = self.store.ensure_team(&team).await.expect("a team");
+        self.store
+            .replace_key(KeyKind::ApiKey, &row)
+            .await
+            .expect("a key");
+        team
+    }
+
+    /// With the default team's key. The path may have a query.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, &[("x-api-key", KEY)], None).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.call("POST", path, &[("x-api-key", KEY)], Some(body.to_string()))
+            .await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.call("DELETE", path, &[("x-api-key", KEY)], None).await
+    }
+
+    /// Creates a sandbox of `base` that lives long enough.
+    pub(crate) async fn create(&self) -> String {
+        let body = serde_json::json!({"templateID": "base", "timeout": 600});
+        self.post("/sandboxes", body).await.status(201).id()
+    }
+
+    /// What holds for every answer is checked here.
+    pub(crate) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<String>,
+    ) -> Answer {
+        let method: Method = method.parse().expect("a method");
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request
+            .body(Body::from(body.unwrap_or_default()))
+            .expect("a request");
+        let response = self
+            .router
+            .clone()
+            .oneshot(request)
+            .await
+            .expect("infallible");
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.expect("a body").to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).expect("text");
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        let answer = Answer {
+            status: parts.status,
+            headers: parts.headers,
+            text,
+            body,
+        };
+        assert_eq!(
+            answer.header("x-e2b-trace-id").map(str::len),
+            Some(32),
+            "{answer:?}"
+        );
+        assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+        if answer.status.is_success() {
+            assert_eq!(answer.header("should-retry"), None, "{answer:?}");
+        } else {
+            assert!(answer.header("should-retry").is_some(), "{answer:?}");
+            if path != "/health" {
+                assert_eq!(answer.body["code"], answer.status.as_u16(), "{answer:?}");
+                assert!(!answer.message().is_empty(), "{answer:?}");
+            }
+        }
+        answer
+    }
+}
+
+/// Waits until something is so; five seconds are an error.
+#[track_caller]
+pub(crate) fn eventually(
+    what: &'static str,
+    mut is_so: impl FnMut() -> bool,
+) -> impl Future<Output = ()> {
+    async move {
+        for _ in 0..1000 {
+            if is_so() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never came about: {what}");
+    }
+}

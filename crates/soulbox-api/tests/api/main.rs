@@ -1,0 +1,11 @@
+//! The real router and control on an in-memory database, with a fake host: statuses, texts and headers.
+
+mod auth;
+mod create;
+mod faults;
+mod fixture;
+mod life;
+mod list;
+mod recovery;
+mod routes;
+mod templates;
