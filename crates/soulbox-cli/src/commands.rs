@@ -9,7 +9,7 @@ pub mod template;
 use std::path::PathBuf;
 
 use crate::failure::Failure;
-use crate::settings::{Flag, Key, Settings};
+use crate::settings::{Flag, Setting, Settings};
 
 /// Flags of the commands that only need to find the installation.
 #[derive(Debug, Default, clap::Args)]
@@ -24,7 +24,7 @@ pub struct Installation {
 
 impl Installation {
     fn settings(self, more: impl IntoIterator<Item = Flag>) -> Result<Settings, Failure> {
-        let data_dir = self.data_dir.map(|value| (Key::DataDir, value));
+        let data_dir = self.data_dir.map(|value| (Setting::DataDir, value));
         let flags: Vec<Flag> = data_dir.into_iter().chain(more).collect();
         Ok(Settings::resolve(
             self.config.as_deref(),

@@ -26,7 +26,7 @@ struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    Serve(commands::serve::Arguments),
+    Serve(Box<commands::serve::Arguments>),
     Clean(commands::clean::Arguments),
     /// The front process; started by the host agent only
     #[command(hide = true)]
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Serve(arguments) => agent::run(commands::serve::prepare(arguments)?)?,
+        Command::Serve(arguments) => agent::run(commands::serve::prepare(*arguments)?)?,
         Command::Clean(arguments) => agent::clean(&commands::clean::prepare(arguments)?)?,
         Command::Front(arguments) => front::main(&arguments)?,
         Command::Env(arguments) => commands::env::run(arguments)?,

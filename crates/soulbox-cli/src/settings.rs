@@ -74,7 +74,7 @@ pub enum LogFormat {
 
 /// The name of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key {
+pub enum Setting {
     DataDir,
     Listen,
     Domain,
@@ -92,7 +92,7 @@ pub enum Key {
     Log,
 }
 
-impl Key {
+impl Setting {
     const ALL: [Self; 15] = [
         Self::DataDir,
         Self::Listen,
@@ -213,27 +213,27 @@ impl Default for Raw {
 }
 
 impl Raw {
-    fn set(&mut self, key: Key, text: &str) -> Result<(), BadValue> {
+    fn set(&mut self, key: Setting, text: &str) -> Result<(), BadValue> {
         match key {
-            Key::DataDir => self.data_dir = path(text)?,
-            Key::Listen => {
+            Setting::DataDir => self.data_dir = path(text)?,
+            Setting::Listen => {
                 self.listen = text.parse().map_err(|_| {
                     BadValue::new(text, "an address with a port, such as 127.0.0.1:3000")
                 })?;
             }
-            Key::Domain => self.domain = Some(domain(text)?),
-            Key::TlsCert => self.tls_cert = Some(path(text)?),
-            Key::TlsKey => self.tls_key = Some(path(text)?),
-            Key::Insecure => {
+            Setting::Domain => self.domain = Some(domain(text)?),
+            Setting::TlsCert => self.tls_cert = Some(path(text)?),
+            Setting::TlsKey => self.tls_key = Some(path(text)?),
+            Setting::Insecure => {
                 self.insecure = text
                     .parse()
                     .map_err(|_| BadValue::new(text, "true or false"))?
             }
-            Key::PoolSize => self.pool_size = Some(size(text)?),
-            Key::Warm => self.warm = number(text, 0, 1000)?,
-            Key::Parked => self.parked = number(text, 0, 1000)?,
-            Key::FrontUid => self.front_uid = number(text, 1, 0x6fff_ffff)?,
-            Key::EgressAllowInternal => {
+            Setting::PoolSize => self.pool_size = Some(size(text)?),
+            Setting::Warm => self.warm = number(text, 0, 1000)?,
+            Setting::Parked => self.parked = number(text, 0, 1000)?,
+            Setting::FrontUid => self.front_uid = number(text, 1, 0x6fff_ffff)?,
+            Setting::EgressAllowInternal => {
                 self.egress_allow_internal = text
                     .split(',')
                     .map(str::trim)
@@ -244,16 +244,18 @@ impl Raw {
                     })
                     .collect::<Result<_, _>>()?;
             }
-            Key::MaxSandboxHours => self.max_sandbox_hours = u64::from(number(text, 1, 24 * 365)?),
-            Key::MaxSandboxes => self.max_sandboxes = number(text, 1, 100_000)?,
-            Key::LogFormat => {
+            Setting::MaxSandboxHours => {
+                self.max_sandbox_hours = u64::from(number(text, 1, 24 * 365)?)
+            }
+            Setting::MaxSandboxes => self.max_sandboxes = number(text, 1, 100_000)?,
+            Setting::LogFormat => {
                 self.log_format = match text {
                     "text" => LogFormat::Text,
                     "json" => LogFormat::Json,
                     _ => return Err(BadValue::new(text, "text or json")),
                 };
             }
-            Key::Log => {
+            Setting::Log => {
                 let valid = text.parse::<tracing_subscriber::filter::Targets>().is_ok();
                 self.log = valid.then(|| text.to_owned()).ok_or_else(|| {
                     BadValue::new(text, "a log filter such as info or warn,soulbox_host=debug")

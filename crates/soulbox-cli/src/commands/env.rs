@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::Installation;
 use crate::credentials::Credentials;
 use crate::failure::Failure;
-use crate::settings::{Key, Settings};
+use crate::settings::{Setting, Settings};
 
 /// Print `export` lines that point E2B programs at this server
 #[derive(Debug, clap::Args)]
@@ -21,9 +21,9 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    let listen = arguments.listen.map(|value| (Key::Listen, value));
+    let listen = arguments.listen.map(|value| (Setting::Listen, value));
     // Nothing is opened here, so the rule against plain text on an open address has no say.
-    let insecure = Some((Key::Insecure, "true".to_owned()));
+    let insecure = Some((Setting::Insecure, "true".to_owned()));
     let settings = arguments
         .installation
         .settings(listen.into_iter().chain(insecure))?;

@@ -105,7 +105,7 @@ mod tests {
     fn a_port_in_use_is_named() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
         let address = taken.local_addr().expect("address");
-        let failure = listen(address).err().expect("in use");
+        let failure = listen(address).expect_err("in use");
         expect![[r#"
             error: failed to listen on ADDRESS: Address already in use (os error 98)
             hint: another program has that port: end it, or choose another one with --listen"#]]

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use toml::{Spanned, Value};
 
 use super::error::{BadValue, SettingsError, Source};
-use super::{Key, Raw};
+use super::{Raw, Setting};
 
 /// Looks up an environment variable. A parameter, so that tests need not change the process.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// A flag of the command line with its value.
-pub type Flag = (Key, String);
+pub type Flag = (Setting, String);
 
 /// The flags of `soulbox serve`: every setting.
 #[derive(Debug, Default, clap::Args)]
@@ -70,21 +70,21 @@ impl ServeFlags {
     #[must_use]
     pub fn into_flags(self) -> Vec<Flag> {
         [
-            (Key::DataDir, self.data_dir),
-            (Key::Listen, self.listen),
-            (Key::Domain, self.domain),
-            (Key::TlsCert, self.tls_cert),
-            (Key::TlsKey, self.tls_key),
-            (Key::Insecure, self.insecure.then(|| "true".to_owned())),
-            (Key::PoolSize, self.pool_size),
-            (Key::Warm, self.warm),
-            (Key::Parked, self.parked),
-            (Key::FrontUid, self.front_uid),
-            (Key::EgressAllowInternal, self.egress_allow_internal),
-            (Key::MaxSandboxHours, self.max_sandbox_hours),
-            (Key::MaxSandboxes, self.max_sandboxes),
-            (Key::LogFormat, self.log_format),
-            (Key::Log, self.log),
+            (Setting::DataDir, self.data_dir),
+            (Setting::Listen, self.listen),
+            (Setting::Domain, self.domain),
+            (Setting::TlsCert, self.tls_cert),
+            (Setting::TlsKey, self.tls_key),
+            (Setting::Insecure, self.insecure.then(|| "true".to_owned())),
+            (Setting::PoolSize, self.pool_size),
+            (Setting::Warm, self.warm),
+            (Setting::Parked, self.parked),
+            (Setting::FrontUid, self.front_uid),
+            (Setting::EgressAllowInternal, self.egress_allow_internal),
+            (Setting::MaxSandboxHours, self.max_sandbox_hours),
+            (Setting::MaxSandboxes, self.max_sandboxes),
+            (Setting::LogFormat, self.log_format),
+            (Setting::Log, self.log),
         ]
         .into_iter()
         .filter_map(|(key, value)| Some((key, value?)))
@@ -96,7 +96,7 @@ pub(super) fn read_environment(
     environment: Environment<'_>,
     raw: &mut Raw,
 ) -> Result<(), SettingsError> {
-    for key in Key::ALL {
+    for key in Setting::ALL {
         let variable = key.variable();
         // Set to nothing is how scripts unset.
         if let Some(value) = environment(&variable).filter(|value| !value.is_empty()) {
@@ -129,11 +129,11 @@ pub(super) fn read_file(path: &Path, raw: &mut Raw) -> Result<(), SettingsError>
             }
         })?;
     for (name, value) in table {
-        let Some(key) = Key::ALL
+        let Some(key) = Setting::ALL
             .into_iter()
             .find(|key| key.name() == name.get_ref())
         else {
-            let known = Key::ALL.map(Key::name).join(", ");
+            let known = Setting::ALL.map(Setting::name).join(", ");
             return Err(SettingsError::UnknownKey {
                 at: at(name.span().start),
                 key: name.into_inner(),

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 fn resolve(
     file: Option<&str>,
     environment: &[(&str, &str)],
-    flags: &[(Key, &str)],
+    flags: &[(Setting, &str)],
 ) -> Result<Settings, Failure> {
     let directory = tempfile::tempdir().expect("temporary directory");
     // Without one the machine's own config file would be read.
@@ -49,7 +49,7 @@ fn check_failure(result: Result<Settings, Failure>, expected: Expect) {
 fn flags_beat_variables_beat_the_file_beats_defaults() {
     let file = "warm = 1\nparked = 1\nmax_sandboxes = 1\n";
     let environment = [("SOULBOX_WARM", "2"), ("SOULBOX_PARKED", "2")];
-    let settings = resolve(Some(file), &environment, &[(Key::Warm, "3")]).expect("valid");
+    let settings = resolve(Some(file), &environment, &[(Setting::Warm, "3")]).expect("valid");
     assert_eq!(
         (
             settings.warm,
@@ -76,27 +76,29 @@ fn every_key_can_be_set_in_every_place() {
         path.to_str().expect("text").to_owned()
     };
     let (cert, key) = (pem("cert", "CERTIFICATE"), pem("key", "PRIVATE KEY"));
-    let value = |setting: Key| match setting {
-        Key::DataDir => "/d",
-        Key::Listen => "0.0.0.0:443",
-        Key::Domain => "Box.Example.com",
-        Key::TlsCert => &cert,
-        Key::TlsKey => &key,
-        Key::Insecure => "true",
-        Key::PoolSize => "20GiB",
-        Key::Warm => "5",
-        Key::Parked => "6",
-        Key::FrontUid => "7",
-        Key::EgressAllowInternal => "10.1.0.0/16, 10.2.0.1/32",
-        Key::MaxSandboxHours => "8",
-        Key::MaxSandboxes => "9",
-        Key::LogFormat => "json",
-        Key::Log => "warn,soulbox_host=debug",
+    let value = |setting: Setting| match setting {
+        Setting::DataDir => "/d",
+        Setting::Listen => "0.0.0.0:443",
+        Setting::Domain => "Box.Example.com",
+        Setting::TlsCert => &cert,
+        Setting::TlsKey => &key,
+        Setting::Insecure => "true",
+        Setting::PoolSize => "20GiB",
+        Setting::Warm => "5",
+        Setting::Parked => "6",
+        Setting::FrontUid => "7",
+        Setting::EgressAllowInternal => "10.1.0.0/16, 10.2.0.1/32",
+        Setting::MaxSandboxHours => "8",
+        Setting::MaxSandboxes => "9",
+        Setting::LogFormat => "json",
+        Setting::Log => "warn,soulbox_host=debug",
     };
-    let flags: Vec<(Key, &str)> = Key::ALL.map(|setting| (setting, value(setting))).to_vec();
+    let flags: Vec<(Setting, &str)> = Setting::ALL
+        .map(|setting| (setting, value(setting)))
+        .to_vec();
     let by_flags = resolve(None, &[], &flags).expect("valid");
 
-    let names = Key::ALL.map(Key::variable);
+    let names = Setting::ALL.map(Setting::variable);
     let variables: Vec<(&str, &str)> = names
         .iter()
         .zip(&flags)
@@ -170,37 +172,37 @@ fn bad_values_say_what_is_wanted() {
         hint: correct SOULBOX_WARM"#]],
     );
     check_failure(
-        resolve(None, &[], &[(Key::Listen, "localhost")]),
+        resolve(None, &[], &[(Setting::Listen, "localhost")]),
         expect![[r#"
         error: --listen: `localhost` is not an address with a port, such as 127.0.0.1:3000
         hint: correct --listen"#]],
     );
     check_failure(
-        resolve(None, &[], &[(Key::PoolSize, "20")]),
+        resolve(None, &[], &[(Setting::PoolSize, "20")]),
         expect![[r#"
         error: --pool-size: `20` is not a size such as 512MiB or 20GiB
         hint: correct --pool-size"#]],
     );
     check_failure(
-        resolve(None, &[], &[(Key::Domain, "10.0.0.1")]),
+        resolve(None, &[], &[(Setting::Domain, "10.0.0.1")]),
         expect![[r#"
         error: --domain: `10.0.0.1` is not a domain such as sandbox.example.com
         hint: correct --domain"#]],
     );
     check_failure(
-        resolve(None, &[], &[(Key::EgressAllowInternal, "10.0.0.0/33")]),
+        resolve(None, &[], &[(Setting::EgressAllowInternal, "10.0.0.0/33")]),
         expect![[r#"
         error: --egress-allow-internal: `10.0.0.0/33` is not an IPv4 range such as 10.1.0.0/16
         hint: correct --egress-allow-internal"#]],
     );
     check_failure(
-        resolve(None, &[], &[(Key::FrontUid, "0")]),
+        resolve(None, &[], &[(Setting::FrontUid, "0")]),
         expect![[r#"
         error: --front-uid: `0` is not a number from 1 to 1879048191
         hint: correct --front-uid"#]],
     );
     check_failure(
-        resolve(None, &[], &[(Key::LogFormat, "xml")]),
+        resolve(None, &[], &[(Setting::LogFormat, "xml")]),
         expect![[r#"
         error: --log-format: `xml` is not text or json
         hint: correct --log-format"#]],
@@ -210,7 +212,7 @@ fn bad_values_say_what_is_wanted() {
 #[test]
 fn settings_that_do_not_fit_together_are_refused() {
     check_failure(
-        resolve(None, &[], &[(Key::Listen, "0.0.0.0:3000")]),
+        resolve(None, &[], &[(Setting::Listen, "0.0.0.0:3000")]),
         expect![[r#"
         error: others can reach 0.0.0.0:3000, and there is no TLS
         hint: give --tls-cert and --tls-key, listen on 127.0.0.1, or accept plain text with --insecure"#]],
@@ -219,12 +221,12 @@ fn settings_that_do_not_fit_together_are_refused() {
         resolve(
             None,
             &[("SOULBOX_INSECURE", "true")],
-            &[(Key::Listen, "0.0.0.0:3000")]
+            &[(Setting::Listen, "0.0.0.0:3000")]
         )
         .is_ok()
     );
     check_failure(
-        resolve(None, &[], &[(Key::TlsCert, "/cert.pem")]),
+        resolve(None, &[], &[(Setting::TlsCert, "/cert.pem")]),
         expect![[r#"
         error: tls_cert is set and tls_key is not
         hint: give both, or neither: --tls-key"#]],
@@ -234,8 +236,8 @@ fn settings_that_do_not_fit_together_are_refused() {
             None,
             &[],
             &[
-                (Key::TlsCert, "/nowhere/cert.pem"),
-                (Key::TlsKey, "/nowhere/key.pem"),
+                (Setting::TlsCert, "/nowhere/cert.pem"),
+                (Setting::TlsKey, "/nowhere/key.pem"),
             ],
         ),
         expect![[r#"
@@ -247,8 +249,8 @@ fn settings_that_do_not_fit_together_are_refused() {
             None,
             &[],
             &[
-                (Key::TlsCert, "/etc/hostname"),
-                (Key::TlsKey, "/etc/hostname"),
+                (Setting::TlsCert, "/etc/hostname"),
+                (Setting::TlsKey, "/etc/hostname"),
             ],
         ),
         expect![[r#"

@@ -44,7 +44,7 @@ pub(super) fn all(settings: &Settings) -> Vec<Check> {
     checks.push(Check::required("ID-mapped overlay", storage.overlay));
     checks.push(Check::optional("simple quotas", simple_quotas()));
     let controllers = controllers(&read("/proc/self/mountinfo"), |mount| {
-        read(&mount.join("cgroup.controllers"))
+        read(mount.join("cgroup.controllers"))
     });
     for (name, controller) in [
         ("cgroup memory", "memory"),
