@@ -96,6 +96,17 @@ with_test_resolver() {
     ' "$work" "$@"
 }
 
+resolver_ready() {
+    local attempt
+    for ((attempt = 0; attempt < 50; attempt++)); do
+        if grep -q ready "$work/resolver.log"; then return; fi
+        sleep 0.1
+    done
+    echo "error: the test resolver did not start" >&2
+    cat "$work/resolver.log" >&2
+    return 1
+}
+
 # Called where bash does not heed `set -e`, so each step says so itself.
 by_domain() {
     certificates || return 1
@@ -103,7 +114,7 @@ by_domain() {
     resolver_pid=$!
     SERVER_LISTEN=$tls_address:443 server_start "$binary" "$data" "$work/server-tls.log" \
         --domain "$domain" --tls-cert "$work/leaf.pem" --tls-key "$work/leaf.key" || return 1
-    grep -q ready "$work/resolver.log" || { cat "$work/resolver.log" >&2; return 1; }
+    resolver_ready || return 1
     E2B_API_KEY=$(jq -er .api_key "$data/credentials.json") || return 1
     export E2B_API_KEY E2B_DOMAIN=$domain
     unset E2B_API_URL E2B_SANDBOX_URL

@@ -11,7 +11,6 @@ import pytest
 from conftest import TEMPLATE, api, through_ingress
 from e2b import (
     AuthenticationException,
-    NotFoundException,
     Sandbox,
     SandboxException,
     SandboxNotFoundException,
@@ -140,18 +139,20 @@ def test_sandboxes_do_not_see_each_other(own):
     assert "sleep 300" not in two.commands.run("ps axww -o args").stdout
 
 
-class TestList:
-    @pytest.fixture(scope="class")
-    def three(self):
-        mark = f"list-{time.monotonic_ns()}"
-        made = []
-        for number in range(3):
-            made.append(Sandbox.create(TEMPLATE, timeout=300, metadata={"mark": mark, "n": f"{number} & more"}))
-            time.sleep(0.05)
-        yield mark, made
-        for sandbox in made:
-            sandbox.kill()
+@pytest.fixture(scope="module")
+def three():
+    """Three sandboxes with a mark of their own, oldest first."""
+    mark = f"list-{time.monotonic_ns()}"
+    made = []
+    for number in range(3):
+        made.append(Sandbox.create(TEMPLATE, timeout=300, metadata={"mark": mark, "n": f"{number} & more"}))
+        time.sleep(0.05)
+    yield mark, made
+    for sandbox in made:
+        sandbox.kill()
 
+
+class TestList:
     def test_pages_hold_everything_newest_first(self, three):
         mark, made = three
         pages = Sandbox.list(query=SandboxQuery(metadata={"mark": mark}), limit=2)
@@ -183,7 +184,7 @@ class TestList:
 
 class TestErrors:
     def test_unknown_template(self):
-        with pytest.raises(NotFoundException, match="no-such-template"):
+        with pytest.raises(SandboxException, match="404: template 'no-such-template' not found"):
             Sandbox.create("no-such-template")
 
     def test_unknown_sandbox(self):
