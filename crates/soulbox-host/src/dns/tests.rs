@@ -518,3 +518,40 @@ async fn one_source_cannot_starve_another() {
     assert!(length >= 12);
     dns.stop().await;
 }
+
+#[tokio::test]
+async fn a_server_that_is_its_own_name_server_does_not_ask_itself() {
+    let pid = std::process::id().to_be_bytes();
+    let own = IpAddr::V4(Ipv4Addr::new(127, pid[2] | 0x80, pid[3], 1));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let sources = Sources {
+        hosts: directory.path().join("hosts"),
+        resolv_conf: directory.path().join("resolv.conf"),
+    };
+    std::fs::write(&sources.hosts, "").expect("write");
+    std::fs::write(&sources.resolv_conf, format!("nameserver {own}\n")).expect("write");
+    let server = DnsServer::bind_with((own, 53).into(), sources)
+        .await
+        .expect("bind");
+    let served = tokio::spawn(server.serve(std::future::pending()));
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+    let start = Instant::now();
+    socket
+        .send_to(&question("a.test.", RecordType::A), (own, 53))
+        .await
+        .expect("send");
+    let mut buffer = [0; 512];
+    let length = timeout(Duration::from_secs(8), socket.recv(&mut buffer))
+        .await
+        .expect("in time")
+        .expect("receive");
+    let reply = Message::from_vec(&buffer[..length]).expect("message");
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    // One round of asking itself would end with the first attempt's timeout, 1.5 s.
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    served.abort();
+}
