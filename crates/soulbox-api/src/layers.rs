@@ -8,6 +8,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tracing::Instrument;
 
 use crate::App;
 use crate::error::{ApiError, SHOULD_RETRY};
@@ -39,7 +40,9 @@ async fn headers(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     // The route and not the path: a path may carry anything.
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = next.run(request).await;
+    // What handlers log is found by the ID that the client has.
+    let span = tracing::info_span!("request", request_id);
+    let mut response = next.run(request).instrument(span).await;
     let status = response.status();
     let headers = response.headers_mut();
     if status.is_success() {

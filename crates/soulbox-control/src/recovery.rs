@@ -162,16 +162,16 @@ impl Control {
             .drain()
             .map(|(_, spawns)| spawns)
             .collect();
-        if !spawns.is_empty() {
-            if let Err(failure) = self.store().add_spawns(&spawns).await {
-                warn!(error = %crate::chain(&failure), "failed to count spawns of templates");
-            }
+        if !spawns.is_empty()
+            && let Err(failure) = self.store().add_spawns(&spawns).await
+        {
+            warn!(error = %crate::chain(&failure), "failed to count spawns of templates");
         }
         let used = self.shared.keyring.take_used();
-        if !used.is_empty() {
-            if let Err(failure) = self.store().touch_keys(&used).await {
-                warn!(error = %crate::chain(&failure), "failed to note the use of keys");
-            }
+        if !used.is_empty()
+            && let Err(failure) = self.store().touch_keys(&used).await
+        {
+            warn!(error = %crate::chain(&failure), "failed to note the use of keys");
         }
     }
 

@@ -11,7 +11,8 @@ const INVALID: &str =
 async fn refusals_say_what_is_wrong_with_the_credential() {
     let server = fixture().await;
     let unknown = KEY.replace("00", "11");
-    let cases: &[(&[(&str, &str)], u16, String)] = &[
+    type Headers<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(Headers<'_>, u16, String)] = &[
         (&[], 401, "authorization header is missing".into()),
         (
             &[("x-api-key", "abc")],

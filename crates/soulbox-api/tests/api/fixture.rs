@@ -359,18 +359,12 @@ impl Fixture {
 }
 
 /// Waits until something is so; five seconds are an error.
-#[track_caller]
-pub(crate) fn eventually(
-    what: &'static str,
-    mut is_so: impl FnMut() -> bool,
-) -> impl Future<Output = ()> {
-    async move {
-        for _ in 0..1000 {
-            if is_so() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+pub(crate) async fn eventually(what: &'static str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if is_so() {
+            return;
         }
-        panic!("never came about: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    panic!("never came about: {what}");
 }

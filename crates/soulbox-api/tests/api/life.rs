@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use soulbox_control::{HostEvent, HostFailure};
+use soulbox_control::{HostEvent, HostFailure, LiveSandbox};
 use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState};
 
 use crate::fixture::{Fixture, HOURS, KEY, eventually, fixture, now};
@@ -21,6 +21,12 @@ async fn left(server: &Fixture, id: &str) -> i64 {
         .parse()
         .expect("a time");
     end.as_millisecond() - i64::try_from(now().0).expect("a time")
+}
+
+/// Five seconds are an error.
+async fn gone(live: &LiveSandbox) {
+    let wait = tokio::time::timeout(Duration::from_secs(5), live.gone.cancelled());
+    wait.await.expect("its streams are reset");
 }
 
 #[track_caller]
@@ -213,7 +219,7 @@ async fn a_kill_ends_streams_before_the_host_is_done_and_answers_after() {
     let path = format!("/sandboxes/{id}");
     let kill = server.delete(&path);
     let watch = async {
-        live.gone.cancelled().await;
+        gone(&live).await;
         assert!(server.control.live(&parsed(&id)).is_none());
         assert_eq!(*live.state.borrow(), SandboxState::Killing);
         assert!(
@@ -297,7 +303,7 @@ async fn an_end_that_the_host_tells_of_is_recorded_with_its_cause() {
         cause: DeathCause::OutOfMemory,
     };
     server.control.host_event(exited).await;
-    live.gone.cancelled().await;
+    gone(&live).await;
     server.get(&format!("/sandboxes/{id}")).await.status(404);
     server.delete(&format!("/sandboxes/{id}")).await.status(404);
     assert!(server.hosts.state().killed.is_empty());
