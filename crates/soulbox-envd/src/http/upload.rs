@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{OpenOptionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -163,18 +163,20 @@ pub(crate) fn open(path: &str, user: &User) -> Result<File, HttpError> {
         StatusCode::INSUFFICIENT_STORAGE => HttpError::new(StatusCode::INSUFFICIENT_STORAGE, format!("not enough inodes available: {error}")),
         status => HttpError::new(status, format!("error {what} '{path}': {error}")),
     };
-    let existed = match fs::metadata(path) {
+    let owned_before = match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => return Err(HttpError::bad_request(format!("path is a directory: {path}"))),
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Ok(metadata) => Some((metadata.uid(), metadata.gid())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed("getting file info of", error)),
     };
+    // Changing an owner to itself would be an event to everybody who watches.
     let own = || chown(path, Some(user.uid), Some(user.gid)).map_err(|error| failed("changing the owner of", error));
-    if existed {
+    if owned_before.is_some_and(|owner| owner != (user.uid, user.gid)) {
         own()?;
     }
     let file = File::options().write(true).create(true).truncate(true).mode(0o666).open(path).map_err(|error| failed("opening file", error))?;
-    if !existed {
+    // A new file is the daemon's, which is root.
+    if owned_before.is_none() && (user.uid, user.gid) != (0, 0) {
         own()?;
     }
     Ok(file)

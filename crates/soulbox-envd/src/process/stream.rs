@@ -177,6 +177,7 @@ fn length_prefix(field: u8, mut length: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use buffa::Message as _;
     use soulbox_envd_proto::rpc::process::__buffa::oneof::process_event::data_event::Output;
 
     fn output_of(message: &StartResponse) -> Option<(Channel, Vec<u8>)> {
