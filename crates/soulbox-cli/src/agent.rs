@@ -92,7 +92,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
         max_sandbox_hours: settings.max_sandbox_hours,
         max_sandboxes: settings.max_sandboxes,
     };
-    let handler = Arc::new(handler::Requests::new(agent.host.clone(), front_settings, vec![listener.into()]));
+    let handler = Arc::new(handler::Requests::new(agent.host.clone(), front_settings, vec![listener]));
     let fronts = tokio::spawn(fronts::supervise(settings.clone(), agent.host.clone(), handler, stop.clone()));
     info!(%address, "serving");
     tokio::select! {

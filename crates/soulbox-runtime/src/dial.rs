@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -40,8 +41,9 @@ impl Dialer {
     /// # Errors
     /// When no thread can be made.
     pub fn start() -> io::Result<Self> {
+        let home = open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let (jobs, inbox) = sync_channel(1024);
-        thread::Builder::new().name("dialer".into()).spawn(move || run(&inbox))?;
+        thread::Builder::new().name("dialer".into()).spawn(move || run(&inbox, &home))?;
         Ok(Self { jobs })
     }
 
@@ -57,14 +59,19 @@ impl Dialer {
     }
 }
 
-fn run(inbox: &Receiver<Job>) {
+fn run(inbox: &Receiver<Job>, home: &OwnedFd) {
     while let Ok(job) = inbox.recv() {
-        let _ = job.reply.send(make(&job));
+        let made = make(&job);
+        // A thread that stayed would keep the namespace, and with it the veth pair, of a sandbox that is gone.
+        if let Err(error) = move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network)) {
+            let _ = job.reply.send(Err(error.into()));
+            return;
+        }
+        let _ = job.reply.send(made);
     }
 }
 
 fn make(job: &Job) -> io::Result<OwnedFd> {
-    // The thread stays in whatever namespace it was in last: it does nothing else.
     move_into_link_name_space(job.network_namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     let family = if job.ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
     Ok(socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?)

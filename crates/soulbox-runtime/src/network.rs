@@ -120,7 +120,14 @@ impl HostNetwork {
         message.text(NLA_IFNAME, "eth0").attribute(1, &INNER_MAC);
         message.attribute(19, &(pid as u32).to_ne_bytes()); // IFLA_NET_NS_PID
         message.close(peer).close(data).close(info);
-        exchange(&self.route, &message, 1).map_err(failed(format!("make the veth pair {interface}")))?;
+        let made = match exchange(&self.route, &message, 1) {
+            // The last sandbox of the slot is gone, but something still held its network namespace.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                self.delete_interface(&interface).and_then(|()| exchange(&self.route, &message, 1))
+            }
+            other => other,
+        };
+        made.map_err(failed(format!("make the veth pair {interface}")))?;
         let undo = |error| {
             self.detach(slot);
             error

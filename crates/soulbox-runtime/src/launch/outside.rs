@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use soulbox_sys::namespace::{Cloned, clone_into_namespaces, close_all_on_exec};
 
 use super::channel::{Channel, FromLauncher, ToLauncher};
@@ -24,11 +26,14 @@ pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
         // A single-threaded process that writes `0` to `tasks` moves itself without the threadgroup lock, whose grace period costs 11-20 ms.
         fs::File::from(cgroup).write_all(b"0").step("join a cgroup")?;
     }
+    // Opened while still root of the host: the data directory above it is closed to everybody else.
+    let empty_root = open_tree(CWD, &*plan.empty_root, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .step("clone the empty root")?;
     let (mapped, tell_mapped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
     match clone_into_namespaces().step("clone into new namespaces")? {
         Cloned::Child => {
             drop(tell_mapped);
-            std::process::exit(child(control, &plan, mapped));
+            std::process::exit(child(control, &plan, empty_root, mapped));
         }
         Cloned::Parent { child, pid } => {
             write_maps(pid, &plan)?;
@@ -49,7 +54,7 @@ fn write_maps(pid: i32, plan: &SetupPlan) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn child(control: &Channel, plan: &SetupPlan, mapped: OwnedFd) -> i32 {
+fn child(control: &Channel, plan: &SetupPlan, empty_root: OwnedFd, mapped: OwnedFd) -> i32 {
     let mut byte = [0u8; 1];
     match rustix::io::read(&mapped, &mut byte) {
         Ok(1) => {}
@@ -57,7 +62,7 @@ fn child(control: &Channel, plan: &SetupPlan, mapped: OwnedFd) -> i32 {
         _ => return 1,
     }
     drop(mapped);
-    match parked::run(control, plan) {
+    match parked::run(control, plan, empty_root) {
         Ok(()) => 0,
         Err(error) => {
             let _ = control.send(&error.report(), &[]);

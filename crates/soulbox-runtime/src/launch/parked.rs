@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change, move_mount, open_tree, unmount,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use soulbox_sys::mount::{MountAttributes, set_attributes};
@@ -31,7 +31,7 @@ struct FileSystems {
 }
 
 /// From the freshly mapped child to the boot. Returns when the control socket ends before a boot plan came; after a boot it does not return.
-pub(super) fn run(control: &Channel, plan: &SetupPlan) -> Result<(), LaunchError> {
+pub(super) fn run(control: &Channel, plan: &SetupPlan, empty_root: OwnedFd) -> Result<(), LaunchError> {
     // CRIU refuses a pid 1 whose session leader is outside of its pid namespace.
     rustix::process::setsid().step("start a session")?;
     become_root()?;
@@ -40,8 +40,11 @@ pub(super) fn run(control: &Channel, plan: &SetupPlan) -> Result<(), LaunchError
     for (name, value) in &plan.sysctls {
         fs::write(format!("/proc/sys/{name}"), value).step(format!("set sysctl {name}"))?;
     }
-    mount_bind(&*plan.empty_root, &*plan.empty_root).step("bind the empty root")?;
-    enter(&plan.empty_root).step("move to the empty root")?;
+    // Over the host's /proc, which every host has and nobody needs any more in here.
+    move_mount(&empty_root, "", rustix::fs::CWD, "/proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .step("attach the empty root")?;
+    drop(empty_root);
+    enter("/proc").step("move to the empty root")?;
     control.send(&FromLauncher::Inside, &[]).step("report")?;
 
     match control.receive::<ToLauncher>(None).step("wait for the network")? {
