@@ -43,22 +43,23 @@ def run(*arguments: str, **more) -> subprocess.CompletedProcess:
 
 
 class Server:
-    """`soulbox serve` on the shared data dir; the port stays the same over restarts."""
+    """`soulbox serve` on a data dir; the port stays the same over restarts."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: Path = DATA) -> None:
         self.port = free_port()
         self.process: subprocess.Popen | None = None
-        self.log = DATA / "e2e.log"
+        self.data = data
+        self.log = data / "e2e.log"
 
-    def start(self) -> "Server":
+    def start(self, *flags: str) -> "Server":
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--data-dir", str(DATA), "--listen", f"127.0.0.1:{self.port}"],
+            [BINARY, "serve", "--data-dir", str(self.data), "--listen", f"127.0.0.1:{self.port}", *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=open(self.log, "a"),
         )
         until("the server answers", self.answers, 60)
-        key = json.loads((DATA / "credentials.json").read_text())["api_key"]
+        key = json.loads((self.data / "credentials.json").read_text())["api_key"]
         url = f"http://127.0.0.1:{self.port}"
         os.environ |= {"E2B_API_KEY": key, "E2B_API_URL": url, "E2B_SANDBOX_URL": url}
         return self
@@ -84,19 +85,30 @@ class Server:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
 
 
+    def end(self) -> None:
+        """Ends it and every sandbox, and gives everything back, whatever state it is in."""
+        if self.process.poll() is None:
+            self.stop()
+        cleaned = run("clean", "--data-dir", str(self.data))
+        assert cleaned.returncode == 0, cleaned.stderr
+
+
 @pytest.fixture
 def server():
     """A running server; whatever a test does to it, nothing of it is left."""
-    made = Server().start()
-    yield made
-    if made.process.poll() is None:
-        made.stop()
-    cleaned = run("clean", "--data-dir", str(DATA))
-    assert cleaned.returncode == 0, cleaned.stderr
+    made = Server()
+    try:
+        yield made.start()
+    finally:
+        made.end()

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import DATA, run, until
+from conftest import DATA, Server, run, until
 from e2b import Sandbox, SandboxNotFoundException
 
 
@@ -102,7 +102,9 @@ def test_a_sandbox_that_ends_by_itself_is_dead(server):
         sandbox.get_info()
 
 
-def test_clean_gives_everything_back(server):
+def test_clean_gives_everything_back():
+    interfaces = set(os.listdir("/sys/class/net"))
+    server = Server().start()
     marked()
     assert server.stop() == 0
     cleaned = run("clean", "--data-dir", str(DATA))
@@ -114,6 +116,10 @@ def test_clean_gives_everything_back(server):
         except (FileNotFoundError, ProcessLookupError):
             continue
         assert b"sleep\x003210" not in command, process
-    assert not [name for name in os.listdir("/sys/class/net") if name.startswith(("sb", "soulbox"))]
+    until("its interfaces are gone", lambda: set(os.listdir("/sys/class/net")) <= interfaces)
     server.start()
-    assert Sandbox.list().next_items() == []
+    try:
+        # The rows of what is gone are settled just after the start.
+        until("nothing is listed", lambda: Sandbox.list().next_items() == [])
+    finally:
+        server.end()

@@ -6,7 +6,8 @@ import socket
 import subprocess
 
 import pytest
-from conftest import BINARY, DATA, run
+from conftest import BINARY, DATA, Server, run
+from e2b import Sandbox, SandboxException
 
 
 def mistake(finished: subprocess.CompletedProcess, status: int, *named: str) -> None:
@@ -44,8 +45,9 @@ def test_a_data_dir_that_cannot_be_written():
 
 
 def test_half_written_credentials(tmp_path):
-    (tmp_path / "secrets.json").write_text(json.dumps({"token_seed": "00" * 32}))
-    (tmp_path / "credentials.json").write_text('{"api_key": "e2b_')
+    for name, text in [("secrets.json", json.dumps({"token_seed": "00" * 32})), ("credentials.json", '{"api_key": "e2b_')]:
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
     mistake(serve(tmp_path), 1, "credentials.json")
     assert (tmp_path / "credentials.json").read_text() == '{"api_key": "e2b_', "never replaced without a word"
 
@@ -71,14 +73,20 @@ def test_a_certificate_that_cannot_be_read(tmp_path):
 
 
 def test_no_template(tmp_path):
-    finished = serve(tmp_path, "--pool-size", "512MiB", "--listen", "127.0.0.1:0")
-    run("clean", "--data-dir", str(tmp_path))
-    mistake(finished, 1, "template")
-    assert "soulbox template build" in finished.stderr
+    """The server starts, says what is missing, and answers as for any unknown template; one built later is found."""
+    server = Server(tmp_path).start("--pool-size", "512MiB")
+    try:
+        with pytest.raises(SandboxException, match="404: template 'base' not found"):
+            Sandbox.create("base")
+        warning = next(line for line in server.log.read_text().splitlines() if "WARN" in line)
+        assert "no template `base`" in warning and "soulbox template build templates/base" in warning
+        assert server.stop() == 0
+    finally:
+        server.end()
 
 
 def test_env_of_no_installation(tmp_path):
-    mistake(run("env", "--data-dir", str(tmp_path)), 1, "credentials.json")
+    mistake(run("env", "--data-dir", str(tmp_path)), 1, "credentials", str(tmp_path))
 
 
 def test_a_second_server_on_the_same_data(server):
