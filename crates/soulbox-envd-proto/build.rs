@@ -5,7 +5,9 @@ fn main() {
     use std::path::PathBuf;
 
     const FILES: [&str; 2] = ["process/process.proto", "filesystem/filesystem.proto"];
-    let manifest_dir = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let manifest_dir = PathBuf::from(
+        std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"),
+    );
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let proto = manifest_dir.join("../../proto");
     for file in FILES {
@@ -14,9 +16,12 @@ fn main() {
 
     let mut compiler = protox::Compiler::new([&proto]).expect("proto/ exists");
     compiler.include_imports(true).include_source_info(true);
-    compiler.open_files(FILES).unwrap_or_else(|error| panic!("{error:?}"));
+    compiler
+        .open_files(FILES)
+        .unwrap_or_else(|error| panic!("{error:?}"));
     let descriptors = out_dir.join("descriptors.bin");
-    std::fs::write(&descriptors, compiler.encode_file_descriptor_set()).expect("OUT_DIR is writable");
+    std::fs::write(&descriptors, compiler.encode_file_descriptor_set())
+        .expect("OUT_DIR is writable");
 
     let mut config = connectrpc_build::CodeGenConfig::default();
     config.generate_json = true;

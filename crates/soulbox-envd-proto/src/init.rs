@@ -74,7 +74,9 @@ pub fn sign_init(secret: &[u8], body: &[u8]) -> String {
 
 /// Whether `signature` is [`sign_init`] of `body`. Takes the same time wherever they differ.
 pub fn verify_init(secret: &[u8], body: &[u8], signature: &str) -> bool {
-    let Ok(signature) = hex::decode(signature) else { return false };
+    let Ok(signature) = hex::decode(signature) else {
+        return false;
+    };
     mac(secret, body).verify_slice(&signature).is_ok()
 }
 
@@ -112,12 +114,27 @@ mod tests {
         let json = r#"{"envVars":{"A":"1"},"accessToken":"t","defaultUser":"user","hyperloopIP":"192.0.2.1","sandboxID":"s",
             "volumeMounts":[{"nfs_target":"h:/x","path":"/m"}],"limits":{"memoryBytes":1,"cpuMillis":2,"diskBytes":3},"new":true}"#;
         let init: InitRequest = serde_json::from_str(json).expect("parses");
-        assert_eq!(init.env_vars.as_ref().and_then(|vars| vars.get("A")).map(String::as_str), Some("1"));
+        assert_eq!(
+            init.env_vars
+                .as_ref()
+                .and_then(|vars| vars.get("A"))
+                .map(String::as_str),
+            Some("1")
+        );
         assert_eq!(init.hyperloop_ip.as_deref(), Some("192.0.2.1"));
         assert_eq!(init.sandbox_id.as_deref(), Some("s"));
         assert_eq!(init.volume_mounts.len(), 1);
-        assert_eq!(init.limits, Some(SandboxLimits { memory_bytes: 1, cpu_millis: 2, disk_bytes: 3 }));
-        let again: InitRequest = serde_json::from_str(&serde_json::to_string(&init).expect("serialises")).expect("parses");
+        assert_eq!(
+            init.limits,
+            Some(SandboxLimits {
+                memory_bytes: 1,
+                cpu_millis: 2,
+                disk_bytes: 3
+            })
+        );
+        let again: InitRequest =
+            serde_json::from_str(&serde_json::to_string(&init).expect("serialises"))
+                .expect("parses");
         assert_eq!(again, init);
     }
 }

@@ -10,7 +10,9 @@ mod route;
 pub mod rpc;
 mod signature;
 
-pub use init::{INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, VolumeMount, sign_init, verify_init};
+pub use init::{
+    INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, VolumeMount, sign_init, verify_init,
+};
 pub use route::{HOST_ONLY_ROUTES, is_host_only};
 pub use signature::{FileOperation, sign_file};
 

@@ -1,7 +1,15 @@
 //! Routes of envd that only the host may call; the ingress answers 404 for them before it looks for a sandbox.
 
 /// Exact paths, after cleaning.
-pub const HOST_ONLY_ROUTES: [&str; 7] = ["/init", "/freeze", "/unfreeze", "/fsfreeze", "/fsthaw", "/collapse", "/upgrade"];
+pub const HOST_ONLY_ROUTES: [&str; 7] = [
+    "/init",
+    "/freeze",
+    "/unfreeze",
+    "/fsfreeze",
+    "/fsthaw",
+    "/collapse",
+    "/upgrade",
+];
 
 /// Whether a request path names a host-only route, however it is spelled: percent-encoded, with empty, `.` or `..` segments.
 pub fn is_host_only(path: &str) -> bool {
@@ -16,8 +24,12 @@ pub fn is_host_only(path: &str) -> bool {
             other => segments.push(other),
         }
     }
-    let [only] = segments.as_slice() else { return false };
-    HOST_ONLY_ROUTES.iter().any(|route| route.as_bytes()[1..] == **only)
+    let [only] = segments.as_slice() else {
+        return false;
+    };
+    HOST_ONLY_ROUTES
+        .iter()
+        .any(|route| route.as_bytes()[1..] == **only)
 }
 
 fn percent_decode(path: &str) -> Vec<u8> {
@@ -25,7 +37,10 @@ fn percent_decode(path: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let byte = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%').and_then(|digits| hex::decode(digits).ok());
+        let byte = bytes
+            .get(at + 1..at + 3)
+            .filter(|_| bytes[at] == b'%')
+            .and_then(|digits| hex::decode(digits).ok());
         match byte {
             Some(byte) => {
                 decoded.extend(byte);
@@ -46,10 +61,28 @@ mod tests {
 
     #[test]
     fn spellings_of_control_routes_are_seen() {
-        for path in ["/init", "//init", "/files/../init", "/%69nit", "/init/", "/./freeze", "/upgrade", "/fsthaw"] {
+        for path in [
+            "/init",
+            "//init",
+            "/files/../init",
+            "/%69nit",
+            "/init/",
+            "/./freeze",
+            "/upgrade",
+            "/fsthaw",
+        ] {
             assert!(is_host_only(path), "{path}");
         }
-        for path in ["/", "/health", "/files", "/files/init", "/initx", "/process.Process/Start", "/%zzinit", "/INIT"] {
+        for path in [
+            "/",
+            "/health",
+            "/files",
+            "/files/init",
+            "/initx",
+            "/process.Process/Start",
+            "/%zzinit",
+            "/INIT",
+        ] {
             assert!(!is_host_only(path), "{path}");
         }
     }

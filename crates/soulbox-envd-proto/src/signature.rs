@@ -21,7 +21,13 @@ impl FileOperation {
 
 /// The value of query parameter `signature`. `path` and `user` are the raw query values, empty when absent;
 /// `expiration` is in Unix seconds.
-pub fn sign_file(path: &str, operation: FileOperation, user: &str, token: &str, expiration: Option<i64>) -> String {
+pub fn sign_file(
+    path: &str,
+    operation: FileOperation,
+    user: &str,
+    token: &str,
+    expiration: Option<i64>,
+) -> String {
     let mut text = format!("{path}:{}:{user}:{token}", operation.as_str());
     if let Some(expiration) = expiration {
         text.push_str(&format!(":{expiration}"));
@@ -46,11 +52,23 @@ mod tests {
     #[test]
     fn every_part_counts() {
         let base = sign_file("a", FileOperation::Read, "u", TOKEN, Some(1));
-        assert_ne!(base, sign_file("b", FileOperation::Read, "u", TOKEN, Some(1)));
-        assert_ne!(base, sign_file("a", FileOperation::Write, "u", TOKEN, Some(1)));
-        assert_ne!(base, sign_file("a", FileOperation::Read, "v", TOKEN, Some(1)));
+        assert_ne!(
+            base,
+            sign_file("b", FileOperation::Read, "u", TOKEN, Some(1))
+        );
+        assert_ne!(
+            base,
+            sign_file("a", FileOperation::Write, "u", TOKEN, Some(1))
+        );
+        assert_ne!(
+            base,
+            sign_file("a", FileOperation::Read, "v", TOKEN, Some(1))
+        );
         assert_ne!(base, sign_file("a", FileOperation::Read, "u", "t", Some(1)));
-        assert_ne!(base, sign_file("a", FileOperation::Read, "u", TOKEN, Some(2)));
+        assert_ne!(
+            base,
+            sign_file("a", FileOperation::Read, "u", TOKEN, Some(2))
+        );
         assert_ne!(base, sign_file("a", FileOperation::Read, "u", TOKEN, None));
     }
 }

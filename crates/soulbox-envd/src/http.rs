@@ -50,7 +50,10 @@ pub fn router(settings: Arc<Settings>) -> Router {
         .route("/files/compose", post(compose::compose))
         .fallback(unknown)
         .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(Arc::clone(&settings), gate::admit))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&settings),
+            gate::admit,
+        ))
         .layer(middleware::from_fn(gate::cross_origin))
         .with_state(settings)
 }
@@ -62,13 +65,19 @@ fn rpc_service(settings: &Arc<Settings>) -> ConnectRpcService {
     ConnectRpcService::new(services)
         // Compressed frames are held back by clients until a block is complete, and the CPU is the sandbox's.
         .with_compression(CompressionRegistry::new())
-        .with_limits(Limits::default().with_max_message_size(MESSAGE_BYTES).with_max_request_body_size(usize::MAX))
+        .with_limits(
+            Limits::default()
+                .with_max_message_size(MESSAGE_BYTES)
+                .with_max_request_body_size(usize::MAX),
+        )
         .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(true))
 }
 
 async fn health() -> Response {
     let mut response = answer::no_content();
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -77,5 +86,10 @@ async fn envs(State(settings): State<Arc<Settings>>) -> Response {
 }
 
 async fn unknown(request: Request) -> Result<Response<Body>, Infallible> {
-    Ok(HttpError::not_found(format!("no such route: {} {}", request.method(), request.uri().path())).into_response())
+    Ok(HttpError::not_found(format!(
+        "no such route: {} {}",
+        request.method(),
+        request.uri().path()
+    ))
+    .into_response())
 }

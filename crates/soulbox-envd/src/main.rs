@@ -71,7 +71,11 @@ fn run(serve: Serve) -> Result<std::convert::Infallible, StartupError> {
     rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
     let init_secret = serve.init_secret_fd.map(read_secret).transpose()?;
     let listener = listen(serve.listen)?;
-    let settings = Settings::new(Startup { init_secret, default_user: serve.default_user, default_workdir: serve.default_workdir });
+    let settings = Settings::new(Startup {
+        init_secret,
+        default_user: serve.default_user,
+        default_workdir: serve.default_workdir,
+    });
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -81,19 +85,28 @@ fn run(serve: Serve) -> Result<std::convert::Infallible, StartupError> {
         .map_err(StartupError::Runtime)?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(StartupError::Listen)?;
-        Err(StartupError::Accept(server::serve(listener, http::router(Arc::new(settings))).await))
+        Err(StartupError::Accept(
+            server::serve(listener, http::router(Arc::new(settings))).await,
+        ))
     })
 }
 
 fn inherited(number: i32) -> Result<OwnedFd, StartupError> {
-    soulbox_sys::process::take_inherited(number).map_err(|source| StartupError::Inherited { number, source })
+    soulbox_sys::process::take_inherited(number)
+        .map_err(|source| StartupError::Inherited { number, source })
 }
 
 fn read_secret(number: i32) -> Result<Vec<u8>, StartupError> {
     let mut text = String::new();
-    File::from(inherited(number)?).read_to_string(&mut text).map_err(StartupError::Secret)?;
+    File::from(inherited(number)?)
+        .read_to_string(&mut text)
+        .map_err(StartupError::Secret)?;
     let secret = hex::decode(text.trim()).map_err(|_| StartupError::SecretFormat)?;
-    if secret.is_empty() { Err(StartupError::SecretFormat) } else { Ok(secret) }
+    if secret.is_empty() {
+        Err(StartupError::SecretFormat)
+    } else {
+        Ok(secret)
+    }
 }
 
 fn listen(listen: Listen) -> Result<TcpListener, StartupError> {
@@ -111,11 +124,16 @@ fn listen(listen: Listen) -> Result<TcpListener, StartupError> {
             listener
         }
     };
-    listener.set_nonblocking(true).map_err(StartupError::Listen)?;
+    listener
+        .set_nonblocking(true)
+        .map_err(StartupError::Listen)?;
     Ok(listener)
 }
 
 /// Closes what was inherited by mistake: at this point nothing of ours is open but the listener and stdio.
 fn close_others(listener: i32) -> Result<(), StartupError> {
-    soulbox_sys::process::close_all_but(listener).map_err(|source| StartupError::Inherited { number: listener, source })
+    soulbox_sys::process::close_all_but(listener).map_err(|source| StartupError::Inherited {
+        number: listener,
+        source,
+    })
 }

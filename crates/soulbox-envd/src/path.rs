@@ -13,11 +13,19 @@ pub(crate) enum PathError {
 
 /// The absolute path that `path` means for `user`. An empty one is `default_workdir`, or the home when there is none.
 /// Absolute paths are kept as they are, uncleaned.
-pub(crate) fn resolve(path: &str, user: &User, default_workdir: Option<&str>) -> Result<String, PathError> {
+pub(crate) fn resolve(
+    path: &str,
+    user: &User,
+    default_workdir: Option<&str>,
+) -> Result<String, PathError> {
     if path.contains('\0') {
         return Err(PathError::Nul(path.replace('\0', "\\0")));
     }
-    let path = if path.is_empty() { default_workdir.unwrap_or_default() } else { path };
+    let path = if path.is_empty() {
+        default_workdir.unwrap_or_default()
+    } else {
+        path
+    };
     if let Some(rest) = path.strip_prefix('~') {
         return match rest.strip_prefix('/') {
             Some(rest) => Ok(clean(&format!("{}/{rest}", user.home))),
@@ -69,8 +77,17 @@ mod tests {
     use super::*;
 
     fn check(path: &str, workdir: Option<&str>, expected: Result<&str, PathError>) {
-        let user = User { name: "user".into(), uid: 1000, gid: 1000, home: "/home/user".into() };
-        assert_eq!(resolve(path, &user, workdir), expected.map(str::to_owned), "{path}");
+        let user = User {
+            name: "user".into(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/user".into(),
+        };
+        assert_eq!(
+            resolve(path, &user, workdir),
+            expected.map(str::to_owned),
+            "{path}"
+        );
     }
 
     #[test]
@@ -94,8 +111,17 @@ mod tests {
 
     #[test]
     fn names_and_parents() {
-        for (path, expected_name, expected_parent) in [("/a/b", "b", "/a"), ("/a/b/", "b", "/a"), ("/a", "a", "/"), ("/", "/", "/")] {
-            assert_eq!((name(path), parent(path)), (expected_name, expected_parent), "{path}");
+        for (path, expected_name, expected_parent) in [
+            ("/a/b", "b", "/a"),
+            ("/a/b/", "b", "/a"),
+            ("/a", "a", "/"),
+            ("/", "/", "/"),
+        ] {
+            assert_eq!(
+                (name(path), parent(path)),
+                (expected_name, expected_parent),
+                "{path}"
+            );
         }
     }
 }

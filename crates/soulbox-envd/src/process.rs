@@ -73,7 +73,10 @@ pub(crate) enum Selector {
 pub(crate) enum Followed {
     Live(Subscription),
     /// It has ended within the last [`RETENTION`].
-    Finished { pid: u32, end: EndEvent },
+    Finished {
+        pid: u32,
+        end: EndEvent,
+    },
 }
 
 #[derive(Default)]
@@ -125,12 +128,19 @@ impl Processes {
         {
             let mut table = self.lock();
             table.finished.retain(|finished| {
-                finished.pid != process.pid && (finished.tag.is_none() || finished.tag != process.tag)
+                finished.pid != process.pid
+                    && (finished.tag.is_none() || finished.tag != process.tag)
             });
             table.live.insert(process.pid, Arc::clone(&process));
         }
         // The task belongs to the program, not to the request: it ends when the program has ended.
-        tokio::spawn(run(Arc::clone(self), process, started.pidfd, started.outputs, deadline));
+        tokio::spawn(run(
+            Arc::clone(self),
+            process,
+            started.pidfd,
+            started.outputs,
+            deadline,
+        ));
         Ok(subscription)
     }
 
@@ -153,15 +163,28 @@ impl Processes {
             .finished
             .iter()
             .rev()
-            .find(|finished| finished.at.elapsed() < RETENTION && selector.selects(finished.pid, finished.tag.as_deref()))
-            .map(|finished| Followed::Finished { pid: finished.pid, end: finished.end.clone() })
+            .find(|finished| {
+                finished.at.elapsed() < RETENTION
+                    && selector.selects(finished.pid, finished.tag.as_deref())
+            })
+            .map(|finished| Followed::Finished {
+                pid: finished.pid,
+                end: finished.end.clone(),
+            })
     }
 
     /// Live entry out, end in, in one step: a client finds one or the other.
     fn finish(&self, process: &Process, end: &EndEvent) {
         let mut table = self.lock();
-        table.finished.retain(|finished| finished.at.elapsed() < RETENTION);
-        table.finished.push_back(Finished { pid: process.pid, tag: process.tag.clone(), end: end.clone(), at: Instant::now() });
+        table
+            .finished
+            .retain(|finished| finished.at.elapsed() < RETENTION);
+        table.finished.push_back(Finished {
+            pid: process.pid,
+            tag: process.tag.clone(),
+            end: end.clone(),
+            at: Instant::now(),
+        });
         table.live.remove(&process.pid);
         process.fanout.close(end);
     }
@@ -175,7 +198,11 @@ impl Table {
     fn find(&self, selector: &Selector) -> Option<Arc<Process>> {
         match selector {
             Selector::Pid(pid) => self.live.get(pid).cloned(),
-            Selector::Tag(_) => self.live.values().find(|process| selector.selects(process.pid, process.tag.as_deref())).cloned(),
+            Selector::Tag(_) => self
+                .live
+                .values()
+                .find(|process| selector.selects(process.pid, process.tag.as_deref()))
+                .cloned(),
         }
     }
 }
@@ -185,7 +212,10 @@ impl Process {
     pub(crate) fn end(&self, signal: Signal) -> Result<(), SignalError> {
         rustix::process::pidfd_send_signal(&self.pidfd, signal).map_err(|errno| match errno {
             rustix::io::Errno::SRCH => SignalError::Finished { pid: self.pid },
-            errno => SignalError::Send { pid: self.pid, source: errno.into() },
+            errno => SignalError::Send {
+                pid: self.pid,
+                source: errno.into(),
+            },
         })?;
         self.cut.cancel();
         Ok(())
@@ -201,10 +231,14 @@ struct Source {
 impl Source {
     /// The next chunk; nothing at the end. Never ready again after that. Cancel-safe.
     async fn read(&mut self) -> Option<Bytes> {
-        let Some(descriptor) = &self.descriptor else { return std::future::pending().await };
+        let Some(descriptor) = &self.descriptor else {
+            return std::future::pending().await;
+        };
         loop {
-            let Ok(mut ready) = descriptor.readable().await else { break };
-            match ready.try_io(|descriptor| read_chunk(descriptor)) {
+            let Ok(mut ready) = descriptor.readable().await else {
+                break;
+            };
+            match ready.try_io(read_chunk) {
                 Ok(Ok(chunk)) if !chunk.is_empty() => return Some(chunk),
                 // A terminal whose other side is closed answers EIO.
                 Ok(_) => break,
@@ -217,7 +251,9 @@ impl Source {
 
     /// What lies in the pipe already, at most a pipe full.
     fn drain(&mut self, fanout: &Fanout) {
-        let Some(descriptor) = self.descriptor.take() else { return };
+        let Some(descriptor) = self.descriptor.take() else {
+            return;
+        };
         if let Ok(chunk) = read_chunk(&descriptor)
             && !chunk.is_empty()
         {
@@ -228,8 +264,14 @@ impl Source {
 
 fn read_chunk(descriptor: &Descriptor) -> io::Result<Bytes> {
     let mut buffer = Vec::with_capacity(CHUNK);
-    let length = retry_interrupted(|| rustix::io::read(descriptor, rustix::buffer::spare_capacity(&mut buffer)))?;
-    Ok(if length <= COPIED { Bytes::copy_from_slice(&buffer) } else { Bytes::from(buffer) })
+    let length = retry_interrupted(|| {
+        rustix::io::read(descriptor, rustix::buffer::spare_capacity(&mut buffer))
+    })?;
+    Ok(if length <= COPIED {
+        Bytes::copy_from_slice(&buffer)
+    } else {
+        Bytes::from(buffer)
+    })
 }
 
 /// The task of one program.
@@ -240,9 +282,18 @@ async fn run(
     outputs: Vec<(Channel, Arc<Descriptor>)>,
     deadline: Option<Instant>,
 ) {
-    let mut sources = outputs.into_iter().map(|(channel, descriptor)| Source { channel, descriptor: Some(descriptor) });
-    let mut first = sources.next().unwrap_or(Source { channel: Channel::Stdout, descriptor: None });
-    let mut second = sources.next().unwrap_or(Source { channel: Channel::Stderr, descriptor: None });
+    let mut sources = outputs.into_iter().map(|(channel, descriptor)| Source {
+        channel,
+        descriptor: Some(descriptor),
+    });
+    let mut first = sources.next().unwrap_or(Source {
+        channel: Channel::Stdout,
+        descriptor: None,
+    });
+    let mut second = sources.next().unwrap_or(Source {
+        channel: Channel::Stderr,
+        descriptor: None,
+    });
     let mut lifetime = Lifetime::Within;
     let mut exit = None;
     let deadline = async {
@@ -255,7 +306,8 @@ async fn run(
 
     let exit = loop {
         if let Some(exit) = exit
-            && (process.cut.is_cancelled() || (first.descriptor.is_none() && second.descriptor.is_none()))
+            && (process.cut.is_cancelled()
+                || (first.descriptor.is_none() && second.descriptor.is_none()))
         {
             break exit;
         }
@@ -286,8 +338,13 @@ async fn run(
 /// Waits for the exit; the process stays a zombie. Cancel-safe.
 async fn wait(pidfd: &Descriptor) -> Exit {
     loop {
-        let Ok(mut ready) = pidfd.readable().await else { return Exit::Code(-1) };
-        match exit_of(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT) {
+        let Ok(mut ready) = pidfd.readable().await else {
+            return Exit::Code(-1);
+        };
+        match exit_of(
+            pidfd,
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
+        ) {
             Ok(Some(exit)) => return exit,
             Ok(None) => ready.clear_ready(),
             // ECHILD: somebody else reaped it, so its code is lost for good.
@@ -302,6 +359,8 @@ fn reap(pidfd: &Descriptor) {
 }
 
 fn exit_of(pidfd: &Descriptor, options: WaitIdOptions) -> io::Result<Option<Exit>> {
-    let status = retry_interrupted(|| rustix::process::waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), options))?;
+    let status = retry_interrupted(|| {
+        rustix::process::waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), options)
+    })?;
     Ok(status.and_then(|status| Exit::of(&status)))
 }

@@ -17,8 +17,15 @@ const BREATHER: Duration = Duration::from_millis(50);
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, router: Router) -> io::Error {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(IDLE).max_concurrent_streams(1000);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(IDLE)
+        .max_concurrent_streams(1000);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -34,12 +41,22 @@ pub async fn serve(listener: TcpListener, router: Router) -> io::Error {
         let builder = builder.clone();
         let service = TowerToHyperService::new(router.clone());
         // Ends with the connection, whose idle time is bounded above. Its errors are the peer's: there is no one to tell.
-        tokio::spawn(async move { _ = builder.serve_connection(TokioIo::new(stream), service).await });
+        tokio::spawn(async move {
+            _ = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+        });
     }
 }
 
 fn is_of_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
 }
 
 fn is_shortage(error: &io::Error) -> bool {
@@ -47,5 +64,6 @@ fn is_shortage(error: &io::Error) -> bool {
     const EMFILE: i32 = 24;
     const ENOBUFS: i32 = 105;
 
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS)) || error.kind() == io::ErrorKind::OutOfMemory
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS))
+        || error.kind() == io::ErrorKind::OutOfMemory
 }

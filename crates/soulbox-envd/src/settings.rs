@@ -59,7 +59,10 @@ pub enum Applied {
 
 impl Settings {
     pub fn new(startup: Startup) -> Self {
-        let own_variables = BTreeMap::from([("E2B_SANDBOX".to_owned(), startup.init_secret.is_some().to_string())]);
+        let own_variables = BTreeMap::from([(
+            "E2B_SANDBOX".to_owned(),
+            startup.init_secret.is_some().to_string(),
+        )]);
         Self {
             init_secret: startup.init_secret,
             state: Mutex::new(State {
@@ -98,7 +101,12 @@ impl Settings {
     pub fn variables(&self) -> BTreeMap<String, String> {
         let state = self.lock();
         let mut all = state.variables.clone();
-        all.extend(state.own_variables.iter().map(|(name, value)| (name.clone(), value.clone())));
+        all.extend(
+            state
+                .own_variables
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
         all
     }
 
@@ -107,7 +115,9 @@ impl Settings {
         match (&self.lock().access_token, offered) {
             (None, _) => true,
             (Some(_), None) => false,
-            (Some(token), Some(offered)) => equal_in_constant_time(token.as_bytes(), offered.as_bytes()),
+            (Some(token), Some(offered)) => {
+                equal_in_constant_time(token.as_bytes(), offered.as_bytes())
+            }
         }
     }
 
@@ -116,11 +126,22 @@ impl Settings {
         if request.access_token.as_deref() == Some("") {
             return Err(InitError::EmptyToken);
         }
-        let timestamp = request.timestamp.as_deref().map(parse_timestamp).transpose()?;
+        let timestamp = request
+            .timestamp
+            .as_deref()
+            .map(parse_timestamp)
+            .transpose()?;
         let mut state = self.lock();
         // Without a secret there is nothing to tell the host from a program: a token, once set, stays.
-        if self.init_secret.is_none() && state.access_token.is_some() && state.access_token != request.access_token {
-            return Err(if request.access_token.is_some() { InitError::TokenMismatch } else { InitError::TokenReset });
+        if self.init_secret.is_none()
+            && state.access_token.is_some()
+            && state.access_token != request.access_token
+        {
+            return Err(if request.access_token.is_some() {
+                InitError::TokenMismatch
+            } else {
+                InitError::TokenReset
+            });
         }
         if let Some(timestamp) = timestamp {
             if state.applied.is_some_and(|applied| timestamp < applied) {
@@ -129,19 +150,34 @@ impl Settings {
             state.applied = Some(timestamp);
         }
         state.access_token.clone_from(&request.access_token);
-        if let Some(variables) = request.env_vars.as_ref().filter(|variables| !variables.is_empty()) {
+        if let Some(variables) = request
+            .env_vars
+            .as_ref()
+            .filter(|variables| !variables.is_empty())
+        {
             state.variables.clone_from(variables);
         }
-        if let Some(user) = request.default_user.as_ref().filter(|user| !user.is_empty()) {
+        if let Some(user) = request
+            .default_user
+            .as_ref()
+            .filter(|user| !user.is_empty())
+        {
             state.default_user.clone_from(user);
         }
-        if let Some(workdir) = request.default_workdir.as_ref().filter(|workdir| !workdir.is_empty()) {
+        if let Some(workdir) = request
+            .default_workdir
+            .as_ref()
+            .filter(|workdir| !workdir.is_empty())
+        {
             state.default_workdir = Some(workdir.clone());
         }
         if request.limits.is_some() {
             state.limits = request.limits;
         }
-        for (name, value) in [("E2B_SANDBOX_ID", &request.sandbox_id), ("E2B_TEMPLATE_ID", &request.template_id)] {
+        for (name, value) in [
+            ("E2B_SANDBOX_ID", &request.sandbox_id),
+            ("E2B_TEMPLATE_ID", &request.template_id),
+        ] {
             if let Some(value) = value {
                 state.own_variables.insert(name.to_owned(), value.clone());
             }
@@ -156,11 +192,15 @@ impl Settings {
 
 /// Length may show, contents may not.
 pub fn equal_in_constant_time(left: &[u8], right: &[u8]) -> bool {
-    left.len() == right.len() && left.iter().zip(right).fold(0, |difference, (left, right)| std::hint::black_box(difference | (left ^ right))) == 0
+    left.len() == right.len()
+        && left.iter().zip(right).fold(0, |difference, (left, right)| {
+            std::hint::black_box(difference | (left ^ right))
+        }) == 0
 }
 
 fn parse_timestamp(text: &str) -> Result<(i64, i32), InitError> {
-    let timestamp: Timestamp = serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| InitError::Timestamp)?;
+    let timestamp: Timestamp = serde_json::from_value(serde_json::Value::String(text.to_owned()))
+        .map_err(|_| InitError::Timestamp)?;
     Ok((timestamp.seconds, timestamp.nanos))
 }
 
@@ -176,39 +216,79 @@ mod tests {
     fn older_requests_change_nothing() {
         let settings = Settings::new(Startup::default());
         let apply = |json| settings.apply(&request(json));
-        assert_eq!(apply(r#"{"timestamp":"2026-01-01T00:00:02.5Z","envVars":{"A":"1"}}"#), Ok(Applied::Yes));
-        assert_eq!(apply(r#"{"timestamp":"2026-01-01T00:00:02Z","envVars":{"A":"2"}}"#), Ok(Applied::Stale));
+        assert_eq!(
+            apply(r#"{"timestamp":"2026-01-01T00:00:02.5Z","envVars":{"A":"1"}}"#),
+            Ok(Applied::Yes)
+        );
+        assert_eq!(
+            apply(r#"{"timestamp":"2026-01-01T00:00:02Z","envVars":{"A":"2"}}"#),
+            Ok(Applied::Stale)
+        );
         assert_eq!(settings.variables().get("A").map(String::as_str), Some("1"));
-        assert_eq!(apply(r#"{"timestamp":"yesterday"}"#), Err(InitError::Timestamp));
+        assert_eq!(
+            apply(r#"{"timestamp":"yesterday"}"#),
+            Err(InitError::Timestamp)
+        );
     }
 
     #[test]
     fn variables_are_replaced_as_a_whole_and_ours_win() {
         let settings = Settings::new(Startup::default());
-        settings.apply(&request(r#"{"envVars":{"A":"1","E2B_SANDBOX_ID":"fake"},"sandboxID":"real"}"#)).expect("applies");
-        settings.apply(&request(r#"{"envVars":{"B":"2"}}"#)).expect("applies");
+        settings
+            .apply(&request(
+                r#"{"envVars":{"A":"1","E2B_SANDBOX_ID":"fake"},"sandboxID":"real"}"#,
+            ))
+            .expect("applies");
+        settings
+            .apply(&request(r#"{"envVars":{"B":"2"}}"#))
+            .expect("applies");
         settings.apply(&request("{}")).expect("applies");
         let variables = settings.variables();
         assert_eq!(variables.get("A"), None);
         assert_eq!(variables.get("B").map(String::as_str), Some("2"));
-        assert_eq!(variables.get("E2B_SANDBOX_ID").map(String::as_str), Some("real"));
+        assert_eq!(
+            variables.get("E2B_SANDBOX_ID").map(String::as_str),
+            Some("real")
+        );
     }
 
     #[test]
     fn without_a_secret_a_set_token_stays() {
         let settings = Settings::new(Startup::default());
-        assert_eq!(settings.apply(&request(r#"{"accessToken":"a"}"#)), Ok(Applied::Yes));
-        assert_eq!(settings.apply(&request(r#"{"accessToken":"b"}"#)), Err(InitError::TokenMismatch));
+        assert_eq!(
+            settings.apply(&request(r#"{"accessToken":"a"}"#)),
+            Ok(Applied::Yes)
+        );
+        assert_eq!(
+            settings.apply(&request(r#"{"accessToken":"b"}"#)),
+            Err(InitError::TokenMismatch)
+        );
         assert_eq!(settings.apply(&request("{}")), Err(InitError::TokenReset));
-        assert_eq!(settings.apply(&request(r#"{"accessToken":""}"#)), Err(InitError::EmptyToken));
-        assert!(settings.token_matches(Some("a")) && !settings.token_matches(Some("b")) && !settings.token_matches(None));
+        assert_eq!(
+            settings.apply(&request(r#"{"accessToken":""}"#)),
+            Err(InitError::EmptyToken)
+        );
+        assert!(
+            settings.token_matches(Some("a"))
+                && !settings.token_matches(Some("b"))
+                && !settings.token_matches(None)
+        );
     }
 
     #[test]
     fn with_a_secret_the_host_may_change_and_clear_the_token() {
-        let settings = Settings::new(Startup { init_secret: Some(b"k".to_vec()), ..Startup::default() });
-        assert_eq!(settings.apply(&request(r#"{"accessToken":"a"}"#)), Ok(Applied::Yes));
-        assert_eq!(settings.apply(&request(r#"{"accessToken":"b"}"#)), Ok(Applied::Yes));
+        let settings = Settings::new(Startup {
+            init_secret: Some(b"k".to_vec()),
+            ..Startup::default()
+        });
+        assert_eq!(
+            settings.apply(&request(r#"{"accessToken":"a"}"#)),
+            Ok(Applied::Yes)
+        );
+        assert_eq!(
+            settings.apply(&request(r#"{"accessToken":"b"}"#)),
+            Ok(Applied::Yes)
+        );
         assert!(settings.token_matches(Some("b")));
         assert_eq!(settings.apply(&request("{}")), Ok(Applied::Yes));
         assert!(settings.token_matches(None));

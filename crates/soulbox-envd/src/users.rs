@@ -31,7 +31,11 @@ pub(crate) enum UserError {
 /// Looks a user up by name; numbers are not names.
 pub(crate) fn find(name: &str) -> Result<User, UserError> {
     let passwd = read(PASSWD)?;
-    passwd.lines().filter_map(parse_user).find(|user| user.name == name).ok_or_else(|| UserError::Unknown(name.to_owned()))
+    passwd
+        .lines()
+        .filter_map(parse_user)
+        .find(|user| user.name == name)
+        .ok_or_else(|| UserError::Unknown(name.to_owned()))
 }
 
 /// The supplementary groups of `user`, its primary group among them.
@@ -40,7 +44,11 @@ pub(crate) fn groups_of(user: &User) -> Result<Vec<u32>, UserError> {
     let mut groups = vec![user.gid];
     for line in text.lines() {
         let mut fields = line.split(':');
-        let (Some(_), Some(_), Some(gid), Some(members)) = (fields.next(), fields.next(), fields.next(), fields.next()) else { continue };
+        let (Some(_), Some(_), Some(gid), Some(members)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
         let Ok(gid) = gid.parse() else { continue };
         if members.split(',').any(|member| member == user.name) && !groups.contains(&gid) {
             groups.push(gid);
@@ -67,7 +75,9 @@ impl Names {
         let mut groups = HashMap::new();
         for line in group.lines() {
             let mut fields = line.split(':');
-            if let (Some(name), Some(_), Some(Ok(gid))) = (fields.next(), fields.next(), fields.next().map(str::parse)) {
+            if let (Some(name), Some(_), Some(Ok(gid))) =
+                (fields.next(), fields.next(), fields.next().map(str::parse))
+            {
                 groups.entry(gid).or_insert_with(|| name.to_owned());
             }
         }
@@ -75,28 +85,46 @@ impl Names {
     }
 
     pub(crate) fn user(&self, uid: u32) -> String {
-        self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
+        self.users
+            .get(&uid)
+            .cloned()
+            .unwrap_or_else(|| uid.to_string())
     }
 
     pub(crate) fn group(&self, gid: u32) -> String {
-        self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
+        self.groups
+            .get(&gid)
+            .cloned()
+            .unwrap_or_else(|| gid.to_string())
     }
 
     /// The group of that name, such as `tty`.
     pub(crate) fn gid_of(&self, name: &str) -> Option<u32> {
-        self.groups.iter().find(|(_, group)| *group == name).map(|(gid, _)| *gid)
+        self.groups
+            .iter()
+            .find(|(_, group)| *group == name)
+            .map(|(gid, _)| *gid)
     }
 }
 
 fn parse_user(line: &str) -> Option<User> {
     let fields: Vec<&str> = line.split(':').collect();
-    let [name, _, uid, gid, _, home, ..] = fields.as_slice() else { return None };
-    Some(User { name: (*name).to_owned(), uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: (*home).to_owned() })
+    let [name, _, uid, gid, _, home, ..] = fields.as_slice() else {
+        return None;
+    };
+    Some(User {
+        name: (*name).to_owned(),
+        uid: uid.parse().ok()?,
+        gid: gid.parse().ok()?,
+        home: (*home).to_owned(),
+    })
 }
 
 fn read(file: &'static str) -> Result<String, UserError> {
     // Comments and real names need not be UTF-8.
-    fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(|source| UserError::Read { file, source })
+    fs::read(file)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .map_err(|source| UserError::Read { file, source })
 }
 
 #[cfg(test)]
@@ -114,8 +142,16 @@ mod tests {
     fn malformed_lines_are_no_users() {
         assert_eq!(parse_user("x:y"), None);
         assert_eq!(parse_user("x:*:a:1:::"), None);
-        let user = User { name: "u".into(), uid: 1000, gid: 1001, home: "/home/u".into() };
-        assert_eq!(parse_user("u:x:1000:1001:A,B:/home/u:/bin/bash"), Some(user));
+        let user = User {
+            name: "u".into(),
+            uid: 1000,
+            gid: 1001,
+            home: "/home/u".into(),
+        };
+        assert_eq!(
+            parse_user("u:x:1000:1001:A,B:/home/u:/bin/bash"),
+            Some(user)
+        );
     }
 
     #[test]

@@ -73,7 +73,13 @@ struct Pointers(Vec<*const libc::c_char>);
 
 impl Pointers {
     fn to(strings: &[CString]) -> Self {
-        Self(strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect())
+        Self(
+            strings
+                .iter()
+                .map(|string| string.as_ptr())
+                .chain([ptr::null()])
+                .collect(),
+        )
     }
 }
 
@@ -89,7 +95,13 @@ unsafe impl Sync for Pointers {}
 /// # Errors
 /// [`SpawnError::Start`] when the child could not become the user or enter the working directory.
 /// Privilege: CAP_SETUID and CAP_SETGID in the current user namespace.
-pub fn spawn(program: Program, session: Session, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Spawned, SpawnError> {
+pub fn spawn(
+    program: Program,
+    session: Session,
+    stdin: Stdio,
+    stdout: Stdio,
+    stderr: Stdio,
+) -> Result<Spawned, SpawnError> {
     let name = program.name.clone();
     // Never executed under this name: the closure below executes the candidates itself.
     let mut command = Command::new("/");
@@ -97,8 +109,17 @@ pub fn spawn(program: Program, session: Session, stdin: Stdio, stdout: Stdio, st
 
     let arguments = Pointers::to(&program.arguments);
     let environment = Pointers::to(&program.environment);
-    let scripts: Vec<(Vec<CString>, Pointers)> = program.candidates.iter().map(|file| script_arguments(file, &program.arguments)).collect();
-    let groups: Vec<Gid> = program.credentials.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let scripts: Vec<(Vec<CString>, Pointers)> = program
+        .candidates
+        .iter()
+        .map(|file| script_arguments(file, &program.arguments))
+        .collect();
+    let groups: Vec<Gid> = program
+        .credentials
+        .groups
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
     let complaint = format!("exec: '{}': ", program.name).into_bytes();
 
     let in_child = move || -> io::Result<()> {
@@ -124,7 +145,9 @@ pub fn spawn(program: Program, session: Session, stdin: Stdio, stdout: Stdio, st
     // SAFETY: `in_child` makes only system calls on memory allocated before the fork: no locks, no allocation.
     unsafe { command.pre_exec(in_child) };
 
-    let child = command.spawn().map_err(|source| SpawnError::Start { name, source })?;
+    let child = command
+        .spawn()
+        .map_err(|source| SpawnError::Start { name, source })?;
     let pid = child.id();
     // The child is unreaped, so its pid cannot have been given to another process yet.
     let pidfd = i32::try_from(pid)
@@ -132,13 +155,19 @@ pub fn spawn(program: Program, session: Session, stdin: Stdio, stdout: Stdio, st
         .and_then(Pid::from_raw)
         .ok_or(rustix::io::Errno::SRCH)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK))
-        .map_err(|errno| SpawnError::Pidfd { pid, source: errno.into() })?;
+        .map_err(|errno| SpawnError::Pidfd {
+            pid,
+            source: errno.into(),
+        })?;
     Ok(Spawned { pid, pidfd })
 }
 
 /// `/bin/sh FILE ARGUMENT...`, for a file that the kernel does not know how to run.
 fn script_arguments(file: &CStr, arguments: &[CString]) -> (Vec<CString>, Pointers) {
-    let script: Vec<CString> = [c"sh".to_owned(), file.to_owned()].into_iter().chain(arguments.iter().skip(1).cloned()).collect();
+    let script: Vec<CString> = [c"sh".to_owned(), file.to_owned()]
+        .into_iter()
+        .chain(arguments.iter().skip(1).cloned())
+        .collect();
     let pointers = Pointers::to(&script);
     (script, pointers)
 }
@@ -182,7 +211,9 @@ fn be_expendable() {
 fn execute(file: &CStr, arguments: &Pointers, environment: &Pointers) -> i32 {
     // SAFETY: both arrays end with a null pointer and point to strings that the calling closure owns.
     unsafe { libc::execve(file.as_ptr(), arguments.0.as_ptr(), environment.0.as_ptr()) };
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
 }
 
 /// Runs in the child.
@@ -212,7 +243,10 @@ pub fn forbid_inspection() -> io::Result<()> {
 /// Source: close_range(2).
 pub fn close_all_but(kept: i32) -> io::Result<()> {
     let kept = u32::try_from(kept).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    for (first, last) in [(3, kept.saturating_sub(1)), (kept.saturating_add(1).max(3), u32::MAX)] {
+    for (first, last) in [
+        (3, kept.saturating_sub(1)),
+        (kept.saturating_add(1).max(3), u32::MAX),
+    ] {
         if first > last {
             continue;
         }
@@ -247,22 +281,44 @@ mod tests {
     use super::*;
     use std::io::Read as _;
 
-    fn run(candidates: &[&str], working_directory: &str) -> Result<(String, Option<i32>), SpawnError> {
+    fn run(
+        candidates: &[&str],
+        working_directory: &str,
+    ) -> Result<(String, Option<i32>), SpawnError> {
         let (mut output, writer) = io::pipe().expect("pipe");
         let program = Program {
-            candidates: candidates.iter().map(|file| CString::new(*file).expect("no NUL")).collect(),
-            arguments: vec![c"sh".into(), c"-c".into(), c"pwd; id -u; echo $A; cat /proc/self/oom_score_adj".into()],
+            candidates: candidates
+                .iter()
+                .map(|file| CString::new(*file).expect("no NUL"))
+                .collect(),
+            arguments: vec![
+                c"sh".into(),
+                c"-c".into(),
+                c"pwd; id -u; echo $A; cat /proc/self/oom_score_adj".into(),
+            ],
             environment: vec![c"A=b".into(), c"PATH=/usr/bin:/bin".into()],
             working_directory: CString::new(working_directory).expect("no NUL"),
-            credentials: Credentials { uid: 65534, gid: 65534, groups: vec![] },
+            credentials: Credentials {
+                uid: 65534,
+                gid: 65534,
+                groups: vec![],
+            },
             name: "sh".into(),
         };
         let error_writer = writer.try_clone().expect("dup");
-        let spawned = spawn(program, Session::Inherited, Stdio::null(), writer.into(), error_writer.into())?;
+        let spawned = spawn(
+            program,
+            Session::Inherited,
+            Stdio::null(),
+            writer.into(),
+            error_writer.into(),
+        )?;
         let mut text = String::new();
         output.read_to_string(&mut text).expect("read");
         let status = rustix::process::waitid(
-            rustix::process::WaitId::Pid(Pid::from_raw(spawned.pid.try_into().expect("pid")).expect("pid")),
+            rustix::process::WaitId::Pid(
+                Pid::from_raw(spawned.pid.try_into().expect("pid")).expect("pid"),
+            ),
             rustix::process::WaitIdOptions::EXITED,
         )
         .expect("waitid");
@@ -278,21 +334,31 @@ mod tests {
 
     #[test]
     fn missing_program_exits_127_with_a_line() {
-        assert_eq!(run(&["/nowhere/sh"], "/").expect("starts"), ("exec: 'sh': No such file or directory\n".into(), Some(127)));
+        assert_eq!(
+            run(&["/nowhere/sh"], "/").expect("starts"),
+            ("exec: 'sh': No such file or directory\n".into(), Some(127))
+        );
     }
 
     #[test]
     fn unexecutable_program_exits_126_with_a_line() {
-        assert_eq!(run(&["/etc/passwd"], "/").expect("starts"), ("exec: 'sh': Permission denied\n".into(), Some(126)));
+        assert_eq!(
+            run(&["/etc/passwd"], "/").expect("starts"),
+            ("exec: 'sh': Permission denied\n".into(), Some(126))
+        );
     }
 
     #[test]
     fn directory_is_entered_as_the_user() {
-        let closed = std::env::temp_dir().join(format!("soulbox-sys-closed-{}", std::process::id()));
+        let closed =
+            std::env::temp_dir().join(format!("soulbox-sys-closed-{}", std::process::id()));
         std::fs::create_dir(&closed).expect("mkdir");
-        std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("chmod");
+        std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .expect("chmod");
         let refused = run(&["/bin/sh"], closed.to_str().expect("UTF-8"));
         std::fs::remove_dir(&closed).expect("rmdir");
-        assert!(matches!(refused, Err(SpawnError::Start { source, .. }) if source.raw_os_error() == Some(libc::EACCES)));
+        assert!(
+            matches!(refused, Err(SpawnError::Start { source, .. }) if source.raw_os_error() == Some(libc::EACCES))
+        );
     }
 }

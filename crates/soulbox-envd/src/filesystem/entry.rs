@@ -28,17 +28,30 @@ pub(crate) fn describe(path: &str, names: &Names) -> io::Result<EntryInfo> {
     };
     if (own.mtime(), own.mtime_nsec()) != (0, 0) {
         let nanos = i32::try_from(own.mtime_nsec()).unwrap_or(0);
-        entry.modified_time = Timestamp { seconds: own.mtime(), nanos, ..Default::default() }.into();
+        entry.modified_time = Timestamp {
+            seconds: own.mtime(),
+            nanos,
+            ..Default::default()
+        }
+        .into();
     }
     if own.is_symlink() {
         entry.is_symlink = true;
         // Clients want to know what is behind a link; a broken one has no type and is its own target.
         let target = fs::canonicalize(path).and_then(|target| Ok((fs::metadata(&target)?, target)));
-        entry.r#type = target.as_ref().map_or(FileType::FILE_TYPE_UNSPECIFIED, |(behind, _)| file_type(behind)).into();
+        entry.r#type = target
+            .as_ref()
+            .map_or(FileType::FILE_TYPE_UNSPECIFIED, |(behind, _)| {
+                file_type(behind)
+            })
+            .into();
         if let Ok((behind, _)) = &target {
             entry.mode = behind.mode() & 0o777;
         }
-        entry.symlink_target = Some(target.map_or_else(|_| path.to_owned(), |(_, target)| target.to_string_lossy().into_owned()));
+        entry.symlink_target = Some(target.map_or_else(
+            |_| path.to_owned(),
+            |(_, target)| target.to_string_lossy().into_owned(),
+        ));
     } else {
         entry.metadata = metadata::read(Path::new(path)).into_iter().collect();
     }
@@ -69,19 +82,35 @@ pub(crate) fn list(path: &str, depth: u32) -> Result<Vec<EntryInfo>, ListError> 
     let metadata = fs::metadata(path).map_err(|source| match source {
         source if source.kind() == io::ErrorKind::NotFound => ListError::Missing(path.to_owned()),
         source if source.raw_os_error() == Some(ELOOP) => ListError::Cycle(path.to_owned()),
-        source => ListError::Read { path: path.to_owned(), source },
+        source => ListError::Read {
+            path: path.to_owned(),
+            source,
+        },
     })?;
     if !metadata.is_dir() {
         return Err(ListError::NotDirectory(path.to_owned()));
     }
     let names = Names::load();
     let mut entries = Vec::new();
-    walk(path.trim_end_matches('/'), depth.max(1), &names, &mut entries)?;
+    walk(
+        path.trim_end_matches('/'),
+        depth.max(1),
+        &names,
+        &mut entries,
+    )?;
     Ok(entries)
 }
 
-fn walk(directory: &str, depth: u32, names: &Names, entries: &mut Vec<EntryInfo>) -> Result<(), ListError> {
-    let read = |source| ListError::Read { path: directory.to_owned(), source };
+fn walk(
+    directory: &str,
+    depth: u32,
+    names: &Names,
+    entries: &mut Vec<EntryInfo>,
+) -> Result<(), ListError> {
+    let read = |source| ListError::Read {
+        path: directory.to_owned(),
+        source,
+    };
     let listing = match fs::read_dir(if directory.is_empty() { "/" } else { directory }) {
         Ok(listing) => listing,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -125,7 +154,10 @@ fn permissions(metadata: &Metadata) -> String {
     let letters = [
         (file_type.is_dir(), 'd'),
         (file_type.is_symlink(), 'L'),
-        (file_type.is_block_device() || file_type.is_char_device(), 'D'),
+        (
+            file_type.is_block_device() || file_type.is_char_device(),
+            'D',
+        ),
         (file_type.is_fifo(), 'p'),
         (file_type.is_socket(), 'S'),
         (mode & 0o4000 != 0, 'u'),
@@ -133,7 +165,11 @@ fn permissions(metadata: &Metadata) -> String {
         (file_type.is_char_device(), 'c'),
         (mode & 0o1000 != 0, 't'),
     ];
-    let mut text: String = letters.iter().filter(|(applies, _)| *applies).map(|(_, letter)| *letter).collect();
+    let mut text: String = letters
+        .iter()
+        .filter(|(applies, _)| *applies)
+        .map(|(_, letter)| *letter)
+        .collect();
     if text.is_empty() {
         text.push('-');
     }
@@ -155,15 +191,27 @@ mod tests {
             let path = root.path().join(name);
             fs::write(&path, "").expect("write");
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
-            assert_eq!(permissions(&fs::symlink_metadata(&path).expect("stat")), expected);
+            assert_eq!(
+                permissions(&fs::symlink_metadata(&path).expect("stat")),
+                expected
+            );
         };
         check("plain", 0o644, "-rw-r--r--");
         check("setuid", 0o4755, "urwxr-xr-x");
         check("setgid", 0o2755, "grwxr-xr-x");
-        assert_eq!(permissions(&fs::symlink_metadata("/dev/null").expect("stat")), "Dcrw-rw-rw-");
-        assert_eq!(permissions(&fs::symlink_metadata("/tmp").expect("stat")), "dtrwxrwxrwx");
+        assert_eq!(
+            permissions(&fs::symlink_metadata("/dev/null").expect("stat")),
+            "Dcrw-rw-rw-"
+        );
+        assert_eq!(
+            permissions(&fs::symlink_metadata("/tmp").expect("stat")),
+            "dtrwxrwxrwx"
+        );
         symlink("x", root.path().join("link")).expect("symlink");
-        assert_eq!(permissions(&fs::symlink_metadata(root.path().join("link")).expect("stat")), "Lrwxrwxrwx");
+        assert_eq!(
+            permissions(&fs::symlink_metadata(root.path().join("link")).expect("stat")),
+            "Lrwxrwxrwx"
+        );
     }
 
     #[test]
@@ -193,7 +241,10 @@ mod tests {
         let asked = format!("{}/link", root.path().display());
         let listed = |depth| -> Vec<String> {
             let entries = list(&asked, depth).expect("lists");
-            entries.into_iter().map(|entry| entry.path.replace(&asked, "")).collect()
+            entries
+                .into_iter()
+                .map(|entry| entry.path.replace(&asked, ""))
+                .collect()
         };
         assert_eq!(listed(0), ["/a", "/b", "/c"]);
         assert_eq!(listed(2), ["/a", "/b", "/b/deep", "/c"]);

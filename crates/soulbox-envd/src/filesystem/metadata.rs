@@ -35,17 +35,30 @@ pub(crate) enum MetadataError {
 pub(crate) fn of_headers(headers: &HeaderMap) -> Result<Metadata, MetadataError> {
     let mut metadata = Metadata::new();
     for name in headers.keys() {
-        let Some(key) = name.as_str().strip_prefix(HEADER_PREFIX).filter(|key| !key.is_empty()) else { continue };
-        let Some(value) = headers.get(name) else { continue };
+        let Some(key) = name
+            .as_str()
+            .strip_prefix(HEADER_PREFIX)
+            .filter(|key| !key.is_empty())
+        else {
+            continue;
+        };
+        let Some(value) = headers.get(name) else {
+            continue;
+        };
         if key.len() > KEY_BYTES {
             return Err(MetadataError::LongKey(key.to_owned()));
         }
         let printable = |bytes: &[u8]| bytes.iter().all(|byte| (0x20..=0x7E).contains(byte));
-        let value = std::str::from_utf8(value.as_bytes()).ok().filter(|value| printable(value.as_bytes()) && printable(key.as_bytes()));
+        let value = std::str::from_utf8(value.as_bytes())
+            .ok()
+            .filter(|value| printable(value.as_bytes()) && printable(key.as_bytes()));
         let value = value.ok_or_else(|| MetadataError::NotPrintable(key.to_owned()))?;
         metadata.insert(key.to_owned(), value.to_owned());
     }
-    let total: usize = metadata.iter().map(|(key, value)| PREFIX.len() + key.len() + value.len()).sum();
+    let total: usize = metadata
+        .iter()
+        .map(|(key, value)| PREFIX.len() + key.len() + value.len())
+        .sum();
     if total > TOTAL_BYTES {
         return Err(MetadataError::TooLarge);
     }
@@ -57,8 +70,15 @@ pub(crate) fn read(path: &Path) -> Metadata {
     let list = grown(|buffer| rustix::fs::listxattr(path, buffer)).unwrap_or_default();
     let mut metadata = Metadata::new();
     for name in list.split(|byte| *byte == 0) {
-        let Some(key) = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
-        let value = grown(|buffer| rustix::fs::getxattr(path, name, buffer)).ok().and_then(|value| String::from_utf8(value).ok());
+        let Some(key) = std::str::from_utf8(name)
+            .ok()
+            .and_then(|name| name.strip_prefix(PREFIX))
+        else {
+            continue;
+        };
+        let value = grown(|buffer| rustix::fs::getxattr(path, name, buffer))
+            .ok()
+            .and_then(|value| String::from_utf8(value).ok());
         if let Some(value) = value {
             metadata.insert(key.to_owned(), value);
         }
@@ -72,24 +92,31 @@ pub(crate) fn read(path: &Path) -> Metadata {
 pub(crate) fn replace(file: BorrowedFd<'_>, metadata: &Metadata) -> io::Result<()> {
     let list = grown(|buffer| rustix::fs::flistxattr(file, buffer)).unwrap_or_default();
     for name in list.split(|byte| *byte == 0) {
-        let ours = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix(PREFIX));
+        let ours = std::str::from_utf8(name)
+            .ok()
+            .and_then(|name| name.strip_prefix(PREFIX));
         if ours.is_some_and(|key| !metadata.contains_key(key)) {
             // The set that follows decides; a leftover that cannot be removed is shown by the next read.
             _ = rustix::fs::fremovexattr(file, name);
         }
     }
     for (key, value) in metadata {
-        let Ok(name) = CString::new(format!("{PREFIX}{key}")) else { continue };
-        match rustix::fs::fsetxattr(file, name.as_c_str(), value.as_bytes(), XattrFlags::empty()) {
-            Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => return Err(errno.into()),
-            Ok(()) | Err(_) => {}
+        let Ok(name) = CString::new(format!("{PREFIX}{key}")) else {
+            continue;
+        };
+        let set =
+            rustix::fs::fsetxattr(file, name.as_c_str(), value.as_bytes(), XattrFlags::empty());
+        if let Err(errno @ (Errno::NOSPC | Errno::DQUOT)) = set {
+            return Err(errno.into());
         }
     }
     Ok(())
 }
 
 /// Most files have no attributes, so a small buffer is tried before the largest.
-fn grown(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+fn grown(
+    mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
     let mut small = [0; 256];
     match call(&mut small) {
         Ok(length) => Ok(small[..length].to_vec()),
@@ -113,19 +140,36 @@ mod tests {
             .iter()
             .map(|(name, value)| {
                 let name = HeaderName::from_bytes(name.as_bytes()).expect("name");
-                (name, HeaderValue::from_bytes(value.as_bytes()).expect("value"))
+                (
+                    name,
+                    HeaderValue::from_bytes(value.as_bytes()).expect("value"),
+                )
             })
             .collect()
     }
 
     #[test]
     fn headers_become_metadata_within_limits() {
-        let metadata = of_headers(&headers(&[("X-Metadata-Kind", "a b"), ("x-metadata-", "ignored"), ("other", "x")])).expect("fits");
+        let metadata = of_headers(&headers(&[
+            ("X-Metadata-Kind", "a b"),
+            ("x-metadata-", "ignored"),
+            ("other", "x"),
+        ]))
+        .expect("fits");
         assert_eq!(metadata, Metadata::from([("kind".into(), "a b".into())]));
         let long = format!("x-metadata-{}", "k".repeat(247));
-        assert!(matches!(of_headers(&headers(&[(&long, "v")])), Err(MetadataError::LongKey(_))));
-        assert!(matches!(of_headers(&headers(&[("x-metadata-k", "ü")])), Err(MetadataError::NotPrintable(_))));
-        assert_eq!(of_headers(&headers(&[("x-metadata-k", &"v".repeat(4087))])), Err(MetadataError::TooLarge));
+        assert!(matches!(
+            of_headers(&headers(&[(&long, "v")])),
+            Err(MetadataError::LongKey(_))
+        ));
+        assert!(matches!(
+            of_headers(&headers(&[("x-metadata-k", "ü")])),
+            Err(MetadataError::NotPrintable(_))
+        ));
+        assert_eq!(
+            of_headers(&headers(&[("x-metadata-k", &"v".repeat(4087))])),
+            Err(MetadataError::TooLarge)
+        );
         assert!(of_headers(&headers(&[("x-metadata-k", &"v".repeat(4086))])).is_ok());
     }
 }

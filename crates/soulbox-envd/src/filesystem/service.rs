@@ -6,7 +6,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connectrpc::{ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
+use connectrpc::{
+    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
 use futures_util::stream;
 use soulbox_envd_proto::rpc::filesystem as wire;
 use soulbox_envd_proto::rpc::filesystem::__buffa::oneof::watch_dir_response::Event;
@@ -32,17 +34,30 @@ pub(crate) struct FilesystemService {
 
 impl FilesystemService {
     pub(crate) fn new(settings: Arc<Settings>) -> Self {
-        Self { settings, watchers: Watchers::default() }
+        Self {
+            settings,
+            watchers: Watchers::default(),
+        }
     }
 
     fn resolve(&self, path: &str, user: &User) -> Result<String, ConnectError> {
-        path::resolve(path, user, self.settings.default_workdir().as_deref()).map_err(|error| ConnectError::invalid_argument(error.to_string()))
+        path::resolve(path, user, self.settings.default_workdir().as_deref())
+            .map_err(|error| ConnectError::invalid_argument(error.to_string()))
     }
 
     /// Blocking, for a recursive watch of a large tree.
-    async fn watch(&self, context: &RequestContext, path: &str, options: WatchOptions) -> Result<Watch, ConnectError> {
+    async fn watch(
+        &self,
+        context: &RequestContext,
+        path: &str,
+        options: WatchOptions,
+    ) -> Result<Watch, ConnectError> {
         let path = self.resolve(path, &*user_of(context)?)?;
-        let detail = if is_legacy(context) { Detail::NameOnly } else { options.detail };
+        let detail = if is_legacy(context) {
+            Detail::NameOnly
+        } else {
+            options.detail
+        };
         let open = move || Watch::open(&path, options.scope, detail, options.network);
         match options.scope {
             Scope::Directory => open(),
@@ -61,9 +76,21 @@ struct WatchOptions {
 impl WatchOptions {
     fn new(recursive: bool, include_entry: bool, allow_network_mounts: bool) -> Self {
         Self {
-            scope: if recursive { Scope::Recursive } else { Scope::Directory },
-            detail: if include_entry { Detail::WithEntry } else { Detail::NameOnly },
-            network: if allow_network_mounts { NetworkMounts::Allowed } else { NetworkMounts::Refused },
+            scope: if recursive {
+                Scope::Recursive
+            } else {
+                Scope::Directory
+            },
+            detail: if include_entry {
+                Detail::WithEntry
+            } else {
+                Detail::NameOnly
+            },
+            network: if allow_network_mounts {
+                NetworkMounts::Allowed
+            } else {
+                NetworkMounts::Refused
+            },
         }
     }
 }
@@ -76,7 +103,12 @@ impl wire::Filesystem for FilesystemService {
     ) -> ServiceResult<impl Encodable<wire::StatResponse> + Send + use<'a>> {
         let path = self.resolve(request.path, &*user_of(&context)?)?;
         let entry = describe(&context, &path)?;
-        answer(&context, wire::StatResponse { entry: entry.into(), ..Default::default() })
+        answer(
+            &context,
+            wire::StatResponse {
+                entry: entry.into(),
+            },
+        )
     }
 
     async fn make_dir<'a>(
@@ -87,14 +119,31 @@ impl wire::Filesystem for FilesystemService {
         let user = user_of(&context)?;
         let path = self.resolve(request.path, &user)?;
         match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => return Err(ConnectError::already_exists(format!("directory already exists: {path}"))),
-            Ok(_) => return Err(ConnectError::invalid_argument(format!("path already exists but it is not a directory: {path}"))),
+            Ok(metadata) if metadata.is_dir() => {
+                return Err(ConnectError::already_exists(format!(
+                    "directory already exists: {path}"
+                )));
+            }
+            Ok(_) => {
+                return Err(ConnectError::invalid_argument(format!(
+                    "path already exists but it is not a directory: {path}"
+                )));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(ConnectError::internal(format!("error getting file info: {error}"))),
+            Err(error) => {
+                return Err(ConnectError::internal(format!(
+                    "error getting file info: {error}"
+                )));
+            }
         }
         directory::create_owned(&path, &user).map_err(|error| directory_error(&error))?;
         let entry = describe(&context, &path)?;
-        answer(&context, wire::MakeDirResponse { entry: entry.into(), ..Default::default() })
+        answer(
+            &context,
+            wire::MakeDirResponse {
+                entry: entry.into(),
+            },
+        )
     }
 
     async fn r#move<'a>(
@@ -111,13 +160,21 @@ impl wire::Filesystem for FilesystemService {
         {
             return Err(missing());
         }
-        directory::create_owned(parent(&destination), &user).map_err(|error| directory_error(&error))?;
+        directory::create_owned(parent(&destination), &user)
+            .map_err(|error| directory_error(&error))?;
         fs::rename(&source, &destination).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => missing(),
-            _ => ConnectError::internal(format!("error renaming '{source}' to '{destination}': {error}")),
+            _ => ConnectError::internal(format!(
+                "error renaming '{source}' to '{destination}': {error}"
+            )),
         })?;
         let entry = describe(&context, &destination)?;
-        answer(&context, wire::MoveResponse { entry: entry.into(), ..Default::default() })
+        answer(
+            &context,
+            wire::MoveResponse {
+                entry: entry.into(),
+            },
+        )
     }
 
     async fn list_dir<'a>(
@@ -127,11 +184,13 @@ impl wire::Filesystem for FilesystemService {
     ) -> ServiceResult<impl Encodable<wire::ListDirResponse> + Send + use<'a>> {
         let path = self.resolve(request.path, &*user_of(&context)?)?;
         let depth = request.depth;
-        let mut entries = blocking(move || entry::list(&path, depth)).await?.map_err(|error| list_error(&error))?;
+        let mut entries = blocking(move || entry::list(&path, depth))
+            .await?
+            .map_err(|error| list_error(&error))?;
         if is_legacy(&context) {
             entries = entries.into_iter().map(legacy_entry).collect();
         }
-        answer(&context, wire::ListDirResponse { entries, ..Default::default() })
+        answer(&context, wire::ListDirResponse { entries })
     }
 
     async fn remove<'a>(
@@ -140,7 +199,12 @@ impl wire::Filesystem for FilesystemService {
         request: ServiceRequest<'_, wire::RemoveRequest>,
     ) -> ServiceResult<impl Encodable<wire::RemoveResponse> + Send + use<'a>> {
         let path = self.resolve(request.path, &*user_of(&context)?)?;
-        blocking(move || remove(&path).map_err(|error| ConnectError::internal(format!("error removing '{path}': {error}")))).await??;
+        blocking(move || {
+            remove(&path).map_err(|error| {
+                ConnectError::internal(format!("error removing '{path}': {error}"))
+            })
+        })
+        .await??;
         Response::ok(wire::RemoveResponse::default())
     }
 
@@ -149,9 +213,18 @@ impl wire::Filesystem for FilesystemService {
         context: RequestContext,
         request: ServiceRequest<'_, wire::WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<wire::WatchDirResponse> + Send + use<>>> {
-        let options = WatchOptions::new(request.recursive, request.include_entry, request.allow_network_mounts);
+        let options = WatchOptions::new(
+            request.recursive,
+            request.include_entry,
+            request.allow_network_mounts,
+        );
         let watch = self.watch(&context, request.path, options).await?;
-        let state = Watching { watch, keepalive: keepalive(&context), deadline: context.deadline().map(Into::into), phase: Phase::Starting };
+        let state = Watching {
+            watch,
+            keepalive: keepalive(&context),
+            deadline: context.deadline().map(Into::into),
+            phase: Phase::Starting,
+        };
         Ok(Response::stream(stream::unfold(state, watching)))
     }
 
@@ -160,10 +233,17 @@ impl wire::Filesystem for FilesystemService {
         context: RequestContext,
         request: ServiceRequest<'_, wire::CreateWatcherRequest>,
     ) -> ServiceResult<impl Encodable<wire::CreateWatcherResponse> + Send + use<'a>> {
-        let options = WatchOptions::new(request.recursive, request.include_entry, request.allow_network_mounts);
+        let options = WatchOptions::new(
+            request.recursive,
+            request.include_entry,
+            request.allow_network_mounts,
+        );
         let watch = self.watch(&context, request.path, options).await?;
-        let watcher_id = self.watchers.add(watch).map_err(|error| ConnectError::internal(format!("no random bytes: {error}")))?;
-        Response::ok(wire::CreateWatcherResponse { watcher_id, ..Default::default() })
+        let watcher_id = self
+            .watchers
+            .add(watch)
+            .map_err(|error| ConnectError::internal(format!("no random bytes: {error}")))?;
+        Response::ok(wire::CreateWatcherResponse { watcher_id })
     }
 
     async fn get_watcher_events<'a>(
@@ -171,9 +251,12 @@ impl wire::Filesystem for FilesystemService {
         _context: RequestContext,
         request: ServiceRequest<'_, wire::GetWatcherEventsRequest>,
     ) -> ServiceResult<impl Encodable<wire::GetWatcherEventsResponse> + Send + use<'a>> {
-        let events = self.watchers.take(request.watcher_id).ok_or_else(|| no_watcher(request.watcher_id))?;
+        let events = self
+            .watchers
+            .take(request.watcher_id)
+            .ok_or_else(|| no_watcher(request.watcher_id))?;
         let events = events.map_err(|error| watch_error(&error))?;
-        Response::ok(wire::GetWatcherEventsResponse { events, ..Default::default() })
+        Response::ok(wire::GetWatcherEventsResponse { events })
     }
 
     async fn remove_watcher<'a>(
@@ -202,7 +285,9 @@ enum Phase {
     Ended,
 }
 
-async fn watching(mut state: Watching) -> Option<(Result<wire::WatchDirResponse, ConnectError>, Watching)> {
+async fn watching(
+    mut state: Watching,
+) -> Option<(Result<wire::WatchDirResponse, ConnectError>, Watching)> {
     let event = match state.phase {
         Phase::Ended => return None,
         Phase::Starting => {
@@ -229,12 +314,19 @@ async fn watching(mut state: Watching) -> Option<(Result<wire::WatchDirResponse,
     if event.is_err() {
         state.phase = Phase::Ended;
     }
-    Some((event.map(|event| wire::WatchDirResponse { event: Some(event), ..Default::default() }), state))
+    Some((
+        event.map(|event| wire::WatchDirResponse { event: Some(event) }),
+        state,
+    ))
 }
 
 /// Runs file operations of unknown length beside the event loop.
-async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'static) -> Result<T, ConnectError> {
-    tokio::task::spawn_blocking(operation).await.map_err(|error| ConnectError::internal(format!("file operation failed: {error}")))
+async fn blocking<T: Send + 'static>(
+    operation: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ConnectError> {
+    tokio::task::spawn_blocking(operation)
+        .await
+        .map_err(|error| ConnectError::internal(format!("file operation failed: {error}")))
 }
 
 fn describe(context: &RequestContext, path: &str) -> Result<wire::EntryInfo, ConnectError> {
@@ -242,7 +334,11 @@ fn describe(context: &RequestContext, path: &str) -> Result<wire::EntryInfo, Con
         io::ErrorKind::NotFound => ConnectError::not_found(format!("file not found: {path}")),
         _ => ConnectError::internal(format!("error getting file info of '{path}': {error}")),
     })?;
-    Ok(if is_legacy(context) { legacy_entry(entry) } else { entry })
+    Ok(if is_legacy(context) {
+        legacy_entry(entry)
+    } else {
+        entry
+    })
 }
 
 /// Recursive; what is not there is removed already.
@@ -259,16 +355,27 @@ fn remove(path: &str) -> io::Result<()> {
 }
 
 fn is_legacy(context: &RequestContext) -> bool {
-    context.header(http::header::USER_AGENT).is_some_and(|agent| agent.as_bytes() == LEGACY_CLIENT.as_bytes())
+    context
+        .header(http::header::USER_AGENT)
+        .is_some_and(|agent| agent.as_bytes() == LEGACY_CLIENT.as_bytes())
 }
 
 fn legacy_entry(entry: wire::EntryInfo) -> wire::EntryInfo {
-    wire::EntryInfo { name: entry.name, r#type: entry.r#type, path: entry.path, ..Default::default() }
+    wire::EntryInfo {
+        name: entry.name,
+        r#type: entry.r#type,
+        path: entry.path,
+        ..Default::default()
+    }
 }
 
 fn answer<T>(context: &RequestContext, message: T) -> ServiceResult<T> {
     let response = Response::new(message);
-    Ok(if is_legacy(context) { response.with_header("x-e2b-legacy-sdk", "true") } else { response })
+    Ok(if is_legacy(context) {
+        response.with_header("x-e2b-legacy-sdk", "true")
+    } else {
+        response
+    })
 }
 
 fn list_error(error: &ListError) -> ConnectError {
@@ -285,8 +392,12 @@ fn watch_error(error: &WatchError) -> ConnectError {
     let message = chain(error);
     match error {
         WatchError::Missing(_) => ConnectError::not_found(message),
-        WatchError::NotDirectory(_) | WatchError::NetworkMount(_) => ConnectError::invalid_argument(message),
-        WatchError::Watch { .. } | WatchError::Overflow | WatchError::Read(_) => ConnectError::internal(message),
+        WatchError::NotDirectory(_) | WatchError::NetworkMount(_) => {
+            ConnectError::invalid_argument(message)
+        }
+        WatchError::Watch { .. } | WatchError::Overflow | WatchError::Read(_) => {
+            ConnectError::internal(message)
+        }
     }
 }
 

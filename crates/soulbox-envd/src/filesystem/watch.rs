@@ -86,8 +86,16 @@ struct Raw {
 
 impl Watch {
     /// Starts watching. Blocks while a recursive watch walks the tree.
-    pub(crate) fn open(root: &str, scope: Scope, detail: Detail, network: NetworkMounts) -> Result<Self, WatchError> {
-        let failed = |source: io::Error| WatchError::Watch { path: root.to_owned(), source };
+    pub(crate) fn open(
+        root: &str,
+        scope: Scope,
+        detail: Detail,
+        network: NetworkMounts,
+    ) -> Result<Self, WatchError> {
+        let failed = |source: io::Error| WatchError::Watch {
+            path: root.to_owned(),
+            source,
+        };
         let metadata = std::fs::metadata(root).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => WatchError::Missing(root.to_owned()),
             _ => failed(source),
@@ -95,11 +103,14 @@ impl Watch {
         if !metadata.is_dir() {
             return Err(WatchError::NotDirectory(root.to_owned()));
         }
-        let magic = rustix::fs::statfs(root).map_err(|errno| failed(errno.into()))?.f_type as u32;
+        let magic = rustix::fs::statfs(root)
+            .map_err(|errno| failed(errno.into()))?
+            .f_type as u32;
         if network == NetworkMounts::Refused && NETWORK.contains(&magic) {
             return Err(WatchError::NetworkMount(root.to_owned()));
         }
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|errno| failed(errno.into()))?;
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+            .map_err(|errno| failed(errno.into()))?;
         let mut watch = Self {
             inotify: descriptor::register(inotify).map_err(failed)?,
             root: root.to_owned(),
@@ -158,14 +169,18 @@ impl Watch {
 
     /// Watches all directories below; those that vanish or cannot be watched are left out.
     fn add_below(&mut self, directory: &str, announce: Announce) {
-        let Ok(listing) = std::fs::read_dir(self.absolute(directory)) else { return };
+        let Ok(listing) = std::fs::read_dir(self.absolute(directory)) else {
+            return;
+        };
         for child in listing.flatten() {
             let name = join(directory, &child.file_name().to_string_lossy());
             if announce == Announce::Created {
                 self.announced.insert(name.clone());
                 self.emit(&name, EventType::EVENT_TYPE_CREATE);
             }
-            if child.file_type().is_ok_and(|file_type| file_type.is_dir()) && self.add(name.clone()).is_ok() {
+            if child.file_type().is_ok_and(|file_type| file_type.is_dir())
+                && self.add(name.clone()).is_ok()
+            {
                 self.add_below(&name, announce);
             }
         }
@@ -174,8 +189,12 @@ impl Watch {
     /// Forgets the watches of a directory that was moved away, and of all below it.
     fn remove_below(&mut self, directory: &str) {
         let below = format!("{directory}/");
-        let gone: Vec<i32> =
-            self.directories.iter().filter(|(_, path)| *path == directory || path.starts_with(&below)).map(|(watch, _)| *watch).collect();
+        let gone: Vec<i32> = self
+            .directories
+            .iter()
+            .filter(|(_, path)| *path == directory || path.starts_with(&below))
+            .map(|(watch, _)| *watch)
+            .collect();
         for watch in gone {
             self.directories.remove(&watch);
             // It may have gone with its directory.
@@ -191,7 +210,9 @@ impl Watch {
             self.directories.remove(&event.watch);
             return Ok(());
         }
-        let Some(directory) = self.directories.get(&event.watch) else { return Ok(()) };
+        let Some(directory) = self.directories.get(&event.watch) else {
+            return Ok(());
+        };
         let name = match &event.name {
             Some(name) => join(directory, name),
             None if directory.is_empty() => ".".to_owned(),
@@ -200,7 +221,9 @@ impl Watch {
         };
         let flags = event.flags;
         let is_directory = flags.contains(ReadFlags::ISDIR) && event.name.is_some();
-        if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) && !self.announced.remove(&name) {
+        if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO)
+            && !self.announced.remove(&name)
+        {
             self.emit(&name, EventType::EVENT_TYPE_CREATE);
             if is_directory && self.scope == Scope::Recursive && self.add(name.clone()).is_ok() {
                 self.add_below(&name, Announce::Created);
@@ -225,20 +248,34 @@ impl Watch {
     }
 
     fn emit(&mut self, name: &str, kind: EventType) {
-        let describes = matches!(kind, EventType::EVENT_TYPE_CREATE | EventType::EVENT_TYPE_WRITE | EventType::EVENT_TYPE_CHMOD);
+        let describes = matches!(
+            kind,
+            EventType::EVENT_TYPE_CREATE
+                | EventType::EVENT_TYPE_WRITE
+                | EventType::EVENT_TYPE_CHMOD
+        );
         let entry = (describes && self.detail == Detail::WithEntry)
-            .then(|| entry::describe(&self.absolute(if name == "." { "" } else { name }), &Names::load()).ok())
+            .then(|| {
+                entry::describe(
+                    &self.absolute(if name == "." { "" } else { name }),
+                    &Names::load(),
+                )
+                .ok()
+            })
             .flatten();
         self.ready.push_back(FilesystemEvent {
             name: name.to_owned(),
             r#type: kind.into(),
             entry: entry.map(Into::into).unwrap_or_default(),
-            ..Default::default()
         });
     }
 
     fn absolute(&self, directory: &str) -> String {
-        if directory.is_empty() { self.root.clone() } else { join(self.root.trim_end_matches('/'), directory) }
+        if directory.is_empty() {
+            self.root.clone()
+        } else {
+            join(self.root.trim_end_matches('/'), directory)
+        }
     }
 }
 
@@ -251,7 +288,11 @@ enum Announce {
 
 fn join(directory: &str, name: &str) -> String {
     // Below the root of the watch names are relative, so nothing stands before the first one.
-    if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+    if directory.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{directory}/{name}")
+    }
 }
 
 fn read_events(inotify: &OwnedFd) -> io::Result<Vec<Raw>> {
@@ -263,7 +304,9 @@ fn read_events(inotify: &OwnedFd) -> io::Result<Vec<Raw>> {
             Ok(event) => events.push(Raw {
                 watch: event.wd(),
                 flags: event.events(),
-                name: event.file_name().map(|name| name.to_string_lossy().into_owned()),
+                name: event
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
             }),
             Err(rustix::io::Errno::INTR) => continue,
             Err(rustix::io::Errno::AGAIN) if !events.is_empty() => return Ok(events),
@@ -282,7 +325,10 @@ mod tests {
     use std::time::Duration;
 
     async fn next(watch: &mut Watch) -> (String, EventType) {
-        let event = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.expect("an event comes").expect("no error");
+        let event = tokio::time::timeout(Duration::from_secs(5), watch.next())
+            .await
+            .expect("an event comes")
+            .expect("no error");
         (event.name, event.r#type.as_known().expect("known"))
     }
 
@@ -290,20 +336,44 @@ mod tests {
     async fn renames_are_two_events_and_new_directories_are_followed() {
         let root = tempfile::tempdir().expect("tempdir");
         let path = root.path().to_str().expect("UTF-8");
-        let mut watch = Watch::open(path, Scope::Recursive, Detail::NameOnly, NetworkMounts::Refused).expect("watches");
+        let mut watch = Watch::open(
+            path,
+            Scope::Recursive,
+            Detail::NameOnly,
+            NetworkMounts::Refused,
+        )
+        .expect("watches");
         fs::write(root.path().join("a"), "").expect("write");
-        assert_eq!(next(&mut watch).await, ("a".into(), EventType::EVENT_TYPE_CREATE));
+        assert_eq!(
+            next(&mut watch).await,
+            ("a".into(), EventType::EVENT_TYPE_CREATE)
+        );
         fs::rename(root.path().join("a"), root.path().join("b")).expect("rename");
-        assert_eq!(next(&mut watch).await, ("a".into(), EventType::EVENT_TYPE_RENAME));
-        assert_eq!(next(&mut watch).await, ("b".into(), EventType::EVENT_TYPE_CREATE));
+        assert_eq!(
+            next(&mut watch).await,
+            ("a".into(), EventType::EVENT_TYPE_RENAME)
+        );
+        assert_eq!(
+            next(&mut watch).await,
+            ("b".into(), EventType::EVENT_TYPE_CREATE)
+        );
         // All three levels exist before the first event is read.
         fs::create_dir_all(root.path().join("x/y/z")).expect("mkdir");
         for name in ["x", "x/y", "x/y/z"] {
-            assert_eq!(next(&mut watch).await, (name.into(), EventType::EVENT_TYPE_CREATE));
+            assert_eq!(
+                next(&mut watch).await,
+                (name.into(), EventType::EVENT_TYPE_CREATE)
+            );
         }
         fs::write(root.path().join("x/y/z/file"), "text").expect("write");
-        assert_eq!(next(&mut watch).await, ("x/y/z/file".into(), EventType::EVENT_TYPE_CREATE));
-        assert_eq!(next(&mut watch).await, ("x/y/z/file".into(), EventType::EVENT_TYPE_WRITE));
+        assert_eq!(
+            next(&mut watch).await,
+            ("x/y/z/file".into(), EventType::EVENT_TYPE_CREATE)
+        );
+        assert_eq!(
+            next(&mut watch).await,
+            ("x/y/z/file".into(), EventType::EVENT_TYPE_WRITE)
+        );
     }
 
     #[tokio::test]
@@ -312,7 +382,13 @@ mod tests {
         fs::write(root.path().join("file"), "").expect("write");
         let open = |name: &str| {
             let path = format!("{}/{name}", root.path().display());
-            Watch::open(&path, Scope::Directory, Detail::NameOnly, NetworkMounts::Refused).err()
+            Watch::open(
+                &path,
+                Scope::Directory,
+                Detail::NameOnly,
+                NetworkMounts::Refused,
+            )
+            .err()
         };
         assert!(matches!(open("file"), Some(WatchError::NotDirectory(_))));
         assert!(matches!(open("nowhere"), Some(WatchError::Missing(_))));

@@ -44,7 +44,9 @@ impl Watchers {
                 let event = watch.next().await;
                 let mut queue = lock(&filled);
                 match event {
-                    Ok(_) if queue.events.len() >= QUEUE => queue.error = Some(Arc::new(WatchError::Overflow)),
+                    Ok(_) if queue.events.len() >= QUEUE => {
+                        queue.error = Some(Arc::new(WatchError::Overflow))
+                    }
                     Ok(event) => queue.events.push(event),
                     Err(error) => queue.error = Some(Arc::new(error)),
                 }
@@ -83,6 +85,8 @@ fn new_id() -> Result<String, getrandom::Error> {
 
     let mut random = [0; 20];
     getrandom::fill(&mut random)?;
-    let letters = random.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]));
+    let letters = random
+        .iter()
+        .map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]));
     Ok(std::iter::once('w').chain(letters).collect())
 }

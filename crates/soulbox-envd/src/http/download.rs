@@ -42,8 +42,17 @@ pub(crate) async fn download(
     let (file, metadata) = open(&path)?;
 
     let acceptable = encoding::choose(&headers);
-    let coding = if encoding::wants_identity(&headers) { encoding::identity_acceptable(&headers).then_some(Coding::Identity) } else { acceptable };
-    let coding = coding.ok_or_else(|| HttpError::new(StatusCode::NOT_ACCEPTABLE, "no acceptable encoding: identity and gzip are offered"))?;
+    let coding = if encoding::wants_identity(&headers) {
+        encoding::identity_acceptable(&headers).then_some(Coding::Identity)
+    } else {
+        acceptable
+    };
+    let coding = coding.ok_or_else(|| {
+        HttpError::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "no acceptable encoding: identity and gzip are offered",
+        )
+    })?;
 
     let mut response = match coding {
         Coding::Gzip => compressed(file),
@@ -51,33 +60,55 @@ pub(crate) async fn download(
     };
     let headers = response.headers_mut();
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    if let Ok(disposition) = HeaderValue::from_str(&file_headers::content_disposition(name(&path))) {
+    if let Ok(disposition) = HeaderValue::from_str(&file_headers::content_disposition(name(&path)))
+    {
         headers.insert(header::CONTENT_DISPOSITION, disposition);
     }
-    headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static(file_headers::content_type(name(&path), None)));
+    headers
+        .entry(header::CONTENT_TYPE)
+        .or_insert(HeaderValue::from_static(file_headers::content_type(
+            name(&path),
+            None,
+        )));
     Ok(response)
 }
 
 fn open(path: &str) -> Result<(File, Metadata), HttpError> {
     // Without blocking: a FIFO that nobody writes to must not hold the daemon.
-    let opened = File::options().read(true).custom_flags(O_NONBLOCK).open(path).and_then(|file| Ok((file.metadata()?, file)));
+    let opened = File::options()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)
+        .and_then(|file| Ok((file.metadata()?, file)));
     let (metadata, file) = opened.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => HttpError::not_found(format!("path '{path}' does not exist")),
         _ => HttpError::internal(format!("error opening file '{path}': {error}")),
     })?;
     if metadata.is_dir() {
-        return Err(HttpError::bad_request(format!("path '{path}' is a directory")));
+        return Err(HttpError::bad_request(format!(
+            "path '{path}' is a directory"
+        )));
     }
     Ok((file, metadata))
 }
 
-fn plain(mut file: File, metadata: &Metadata, name: &str, headers: &HeaderMap) -> Result<Response, HttpError> {
+fn plain(
+    mut file: File,
+    metadata: &Metadata,
+    name: &str,
+    headers: &HeaderMap,
+) -> Result<Response, HttpError> {
     // Files of /proc say that they are empty, and devices have no size: they are read to their end.
     let length = (metadata.is_file() && metadata.len() > 0).then_some(metadata.len());
-    let modified = metadata.modified().ok().filter(|time| *time > SystemTime::UNIX_EPOCH);
+    let modified = metadata
+        .modified()
+        .ok()
+        .filter(|time| *time > SystemTime::UNIX_EPOCH);
     let mut response = Response::new(Body::empty());
     let answer = response.headers_mut();
-    if let Some(modified) = modified.and_then(|time| HeaderValue::from_str(&httpdate::fmt_http_date(time)).ok()) {
+    if let Some(modified) =
+        modified.and_then(|time| HeaderValue::from_str(&httpdate::fmt_http_date(time)).ok())
+    {
         answer.insert(header::LAST_MODIFIED, modified);
     }
     if unchanged(modified, headers) {
@@ -90,25 +121,41 @@ fn plain(mut file: File, metadata: &Metadata, name: &str, headers: &HeaderMap) -
     };
     let mut sample = [0; SAMPLE];
     let sampled = file.read_at(&mut sample, 0).unwrap_or(0);
-    answer.insert(header::CONTENT_TYPE, HeaderValue::from_static(file_headers::content_type(name, Some(&sample[..sampled]))));
+    answer.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(file_headers::content_type(name, Some(&sample[..sampled]))),
+    );
     answer.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok()).filter(|_| range_applies(modified, headers));
+    let range = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok())
+        .filter(|_| range_applies(modified, headers));
     let bytes = match file_headers::part(range, length) {
         Part::Whole => 0..length,
         Part::Bytes(bytes) => {
-            answer.insert(header::CONTENT_RANGE, content_range(&format!("bytes {}-{}/{length}", bytes.start, bytes.end - 1))?);
+            answer.insert(
+                header::CONTENT_RANGE,
+                content_range(&format!("bytes {}-{}/{length}", bytes.start, bytes.end - 1))?,
+            );
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             bytes
         }
         Part::Unsatisfiable => {
-            answer.insert(header::CONTENT_RANGE, content_range(&format!("bytes */{length}"))?);
+            answer.insert(
+                header::CONTENT_RANGE,
+                content_range(&format!("bytes */{length}"))?,
+            );
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
             return Ok(response);
         }
     };
-    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.end - bytes.start));
+    response.headers_mut().insert(
+        header::CONTENT_LENGTH,
+        HeaderValue::from(bytes.end - bytes.start),
+    );
     if bytes.start > 0 {
-        file.seek(SeekFrom::Start(bytes.start)).map_err(|error| HttpError::internal(format!("error reading file: {error}")))?;
+        file.seek(SeekFrom::Start(bytes.start))
+            .map_err(|error| HttpError::internal(format!("error reading file: {error}")))?;
     }
     *response.body_mut() = exactly(file, bytes.end - bytes.start);
     Ok(response)
@@ -120,38 +167,58 @@ fn content_range(text: &str) -> Result<HeaderValue, HttpError> {
 
 /// Times in headers have whole seconds, files have not.
 fn unchanged(modified: Option<SystemTime>, headers: &HeaderMap) -> bool {
-    let date = |name| headers.get(name).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
+    let date = |name| {
+        headers
+            .get(name)
+            .and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok())
+    };
     match (modified, date(header::IF_MODIFIED_SINCE)) {
         // We give no entity tags, so a request with one is a request without condition.
-        (Some(modified), Some(since)) if !headers.contains_key(header::IF_NONE_MATCH) => modified < since + Duration::from_secs(1),
+        (Some(modified), Some(since)) if !headers.contains_key(header::IF_NONE_MATCH) => {
+            modified < since + Duration::from_secs(1)
+        }
         _ => false,
     }
 }
 
 fn range_applies(modified: Option<SystemTime>, headers: &HeaderMap) -> bool {
-    let Some(condition) = headers.get(header::IF_RANGE) else { return true };
-    let date = condition.to_str().ok().and_then(|value| httpdate::parse_http_date(value).ok());
+    let Some(condition) = headers.get(header::IF_RANGE) else {
+        return true;
+    };
+    let date = condition
+        .to_str()
+        .ok()
+        .and_then(|value| httpdate::parse_http_date(value).ok());
     match (modified, date) {
-        (Some(modified), Some(date)) => httpdate::fmt_http_date(modified) == httpdate::fmt_http_date(date),
+        (Some(modified), Some(date)) => {
+            httpdate::fmt_http_date(modified) == httpdate::fmt_http_date(date)
+        }
         _ => false,
     }
 }
 
 /// `length` bytes from where the file stands. A file that shrinks meanwhile breaks the answer off.
 fn exactly(file: File, length: u64) -> Body {
-    Body::from_stream(stream::try_unfold((file, length), |(file, left)| async move {
-        if left == 0 {
-            return Ok(None);
-        }
-        let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-        let (file, chunk) = if left <= INLINE { read(file, wanted) } else { beside(move || read(file, wanted)).await? };
-        let chunk = chunk?;
-        if chunk.is_empty() {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-        }
-        let left = left - chunk.len() as u64;
-        Ok::<_, io::Error>(Some((chunk, (file, left))))
-    }))
+    Body::from_stream(stream::try_unfold(
+        (file, length),
+        |(file, left)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            let (file, chunk) = if left <= INLINE {
+                read(file, wanted)
+            } else {
+                beside(move || read(file, wanted)).await?
+            };
+            let chunk = chunk?;
+            if chunk.is_empty() {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            let left = left - chunk.len() as u64;
+            Ok::<_, io::Error>(Some((chunk, (file, left))))
+        },
+    ))
 }
 
 fn to_the_end(file: File) -> Body {
@@ -164,27 +231,40 @@ fn to_the_end(file: File) -> Body {
 
 fn compressed(file: File) -> Response {
     let encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    let body = Body::from_stream(stream::try_unfold((file, Some(encoder)), |(file, encoder)| async move {
-        let Some(mut encoder) = encoder else { return Ok(None) };
-        beside(move || {
-            let mut file = file;
-            loop {
-                let (returned, chunk) = read(file, CHUNK);
-                file = returned;
-                let chunk = chunk?;
-                if chunk.is_empty() {
-                    return Ok::<_, io::Error>(Some((Bytes::from(encoder.finish()?), (file, None))));
+    let body = Body::from_stream(stream::try_unfold(
+        (file, Some(encoder)),
+        |(file, encoder)| async move {
+            let Some(mut encoder) = encoder else {
+                return Ok(None);
+            };
+            beside(move || {
+                let mut file = file;
+                loop {
+                    let (returned, chunk) = read(file, CHUNK);
+                    file = returned;
+                    let chunk = chunk?;
+                    if chunk.is_empty() {
+                        return Ok::<_, io::Error>(Some((
+                            Bytes::from(encoder.finish()?),
+                            (file, None),
+                        )));
+                    }
+                    encoder.write_all(&chunk)?;
+                    if !encoder.get_ref().is_empty() {
+                        return Ok(Some((
+                            Bytes::from(std::mem::take(encoder.get_mut())),
+                            (file, Some(encoder)),
+                        )));
+                    }
                 }
-                encoder.write_all(&chunk)?;
-                if !encoder.get_ref().is_empty() {
-                    return Ok(Some((Bytes::from(std::mem::take(encoder.get_mut())), (file, Some(encoder)))));
-                }
-            }
-        })
-        .await?
-    }));
+            })
+            .await?
+        },
+    ));
     let mut response = Response::new(body);
-    response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     response
 }
 
@@ -200,6 +280,10 @@ fn read(mut file: File, wanted: usize) -> (File, io::Result<Bytes>) {
 }
 
 /// Disks may be slow, and everybody waits for the event loop.
-async fn beside<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(operation).await.map_err(io::Error::other)
+async fn beside<T: Send + 'static>(
+    operation: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(operation)
+        .await
+        .map_err(io::Error::other)
 }

@@ -19,7 +19,9 @@ pub(crate) fn choose(headers: &HeaderMap) -> Option<Coding> {
         for element in value.to_str().unwrap_or_default().split(',') {
             let mut parts = element.split(';');
             let coding = parts.next().unwrap_or_default().trim().to_ascii_lowercase();
-            let quality = parts.find_map(|part| part.trim().strip_prefix("q=")?.parse::<f32>().ok()).unwrap_or(1.0);
+            let quality = parts
+                .find_map(|part| part.trim().strip_prefix("q=")?.parse::<f32>().ok())
+                .unwrap_or(1.0);
             match coding.as_str() {
                 "" => {}
                 "gzip" | "x-gzip" => gzip = Some(quality),
@@ -31,7 +33,10 @@ pub(crate) fn choose(headers: &HeaderMap) -> Option<Coding> {
     }
     let identity_refused = identity.or(any) == Some(0.0);
     let gzip_accepted = gzip.or(any).is_some_and(|quality| quality > 0.0);
-    let gzip_alone = gzip.is_some_and(|quality| quality > 0.0 && quality >= identity.unwrap_or(0.0)) && !others && any.is_none_or(|any| any == 0.0);
+    let gzip_alone = gzip
+        .is_some_and(|quality| quality > 0.0 && quality >= identity.unwrap_or(0.0))
+        && !others
+        && any.is_none_or(|any| any == 0.0);
     match (identity_refused, gzip_accepted) {
         (true, false) => None,
         (true, true) => Some(Coding::Gzip),
@@ -42,7 +47,14 @@ pub(crate) fn choose(headers: &HeaderMap) -> Option<Coding> {
 
 /// Requests for a part or with a condition are answered without coding.
 pub(crate) fn wants_identity(headers: &HeaderMap) -> bool {
-    [header::RANGE, header::IF_MODIFIED_SINCE, header::IF_NONE_MATCH, header::IF_RANGE].iter().any(|name| headers.contains_key(name))
+    [
+        header::RANGE,
+        header::IF_MODIFIED_SINCE,
+        header::IF_NONE_MATCH,
+        header::IF_RANGE,
+    ]
+    .iter()
+    .any(|name| headers.contains_key(name))
 }
 
 /// Whether identity is acceptable at all.
@@ -50,7 +62,12 @@ pub(crate) fn identity_acceptable(headers: &HeaderMap) -> bool {
     let mut any = None;
     for value in headers.get_all(header::ACCEPT_ENCODING) {
         for element in value.to_str().unwrap_or_default().split(',') {
-            let refused = element.split(';').skip(1).any(|part| part.trim().strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()) == Some(0.0));
+            let refused = element.split(';').skip(1).any(|part| {
+                part.trim()
+                    .strip_prefix("q=")
+                    .and_then(|q| q.parse::<f32>().ok())
+                    == Some(0.0)
+            });
             match element.split(';').next().unwrap_or_default().trim() {
                 "identity" => return !refused,
                 "*" => any = Some(!refused),
@@ -67,7 +84,10 @@ mod tests {
     use http::HeaderValue;
 
     fn check(accept: Option<&'static str>, expected: Option<Coding>) {
-        let headers: HeaderMap = accept.into_iter().map(|value| (header::ACCEPT_ENCODING, HeaderValue::from_static(value))).collect();
+        let headers: HeaderMap = accept
+            .into_iter()
+            .map(|value| (header::ACCEPT_ENCODING, HeaderValue::from_static(value)))
+            .collect();
         assert_eq!(choose(&headers), expected, "{accept:?}");
     }
 

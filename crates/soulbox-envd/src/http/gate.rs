@@ -52,12 +52,20 @@ pub(crate) fn is_rpc(path: &str) -> bool {
 }
 
 /// Token and user of the request, in this order.
-pub(crate) async fn admit(State(settings): State<Arc<Settings>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn admit(
+    State(settings): State<Arc<Settings>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let open = matches!(
         (request.method(), request.uri().path()),
         (&Method::GET, "/health" | "/files") | (&Method::POST, "/files" | "/init")
     );
-    let token = request.headers().get(ACCESS_TOKEN_HEADER).map(HeaderValue::as_bytes).map(String::from_utf8_lossy);
+    let token = request
+        .headers()
+        .get(ACCESS_TOKEN_HEADER)
+        .map(HeaderValue::as_bytes)
+        .map(String::from_utf8_lossy);
     if !open && !settings.token_matches(token.as_deref()) {
         let message = "unauthorized access, please provide a valid access token or method signing if supported";
         return HttpError::unauthorized(message).into_response();
@@ -82,11 +90,15 @@ pub(crate) async fn admit(State(settings): State<Arc<Settings>>, mut request: Re
 fn resolve(named: Option<&str>, settings: &Settings) -> Result<User, ConnectError> {
     match named {
         Some(name) => users::find(name).map_err(|error| match error {
-            UserError::Unknown(name) => ConnectError::unauthenticated(format!("invalid username: '{name}'")),
+            UserError::Unknown(name) => {
+                ConnectError::unauthenticated(format!("invalid username: '{name}'"))
+            }
             error => ConnectError::internal(chain(&error)),
         }),
         None => users::find(&settings.default_user()).map_err(|error| match error {
-            UserError::Unknown(name) => ConnectError::unauthenticated(format!("invalid default user: '{name}'")),
+            UserError::Unknown(name) => {
+                ConnectError::unauthenticated(format!("invalid default user: '{name}'"))
+            }
             error => ConnectError::internal(chain(&error)),
         }),
     }
@@ -109,12 +121,16 @@ fn normalise(request: &mut Request) -> Result<(), ConnectError> {
     if let Some(version) = headers.get(CONNECT_VERSION)
         && version.as_bytes() != b"1"
     {
-        return Err(ConnectError::invalid_argument("connect-protocol-version must be \"1\""));
+        return Err(ConnectError::invalid_argument(
+            "connect-protocol-version must be \"1\"",
+        ));
     }
     if let Some(timeout) = headers.get(CONNECT_TIMEOUT) {
         let text = timeout.to_str().unwrap_or_default();
         if text.is_empty() || text.len() > 10 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(ConnectError::invalid_argument(format!("protocol error: invalid timeout: {text:?}")));
+            return Err(ConnectError::invalid_argument(format!(
+                "protocol error: invalid timeout: {text:?}"
+            )));
         }
         // Zero means without limit here; the library would end the call at once.
         if text.bytes().all(|byte| byte == b'0') {
@@ -144,7 +160,9 @@ pub(crate) fn unwrap_body(response: http::Response<ConnectRpcBody>) -> Response 
         other => Body::new(other),
     });
     if method_not_allowed {
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        response
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static("POST"));
     }
     response
 }
@@ -154,17 +172,33 @@ pub(crate) async fn cross_origin(request: Request, next: Next) -> Response {
     const ANY: HeaderValue = HeaderValue::from_static("*");
 
     let with_origin = request.headers().contains_key(header::ORIGIN);
-    if request.method() == Method::OPTIONS && with_origin && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+    if request.method() == Method::OPTIONS
+        && with_origin
+        && request
+            .headers()
+            .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+    {
         let mut response = super::answer::no_content();
-        let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+        let asked = request
+            .headers()
+            .get(header::ACCESS_CONTROL_REQUEST_HEADERS)
+            .cloned();
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"));
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"),
+        );
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(ANY));
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
+        headers.insert(
+            header::ACCESS_CONTROL_MAX_AGE,
+            HeaderValue::from_static("7200"),
+        );
         headers.insert(
             header::VARY,
-            HeaderValue::from_static("Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
+            HeaderValue::from_static(
+                "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+            ),
         );
         return response;
     }
@@ -190,7 +224,8 @@ mod tests {
     #[test]
     fn basic_names_a_user_whatever_the_password() {
         let check = |value: &'static str, expected: Option<&str>| {
-            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))]);
+            let headers =
+                HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))]);
             assert_eq!(basic_user(&headers).as_deref(), expected, "{value}");
         };
         check("Basic dXNlcjo=", Some("user"));
@@ -204,13 +239,21 @@ mod tests {
     fn timeouts_mean_what_clients_mean() {
         let check = |value: &'static str| {
             let mut request = Request::new(Body::empty());
-            request.headers_mut().insert(CONNECT_TIMEOUT, HeaderValue::from_static(value));
-            normalise(&mut request).map(|()| request.headers().contains_key(CONNECT_TIMEOUT)).map_err(|error| error.code)
+            request
+                .headers_mut()
+                .insert(CONNECT_TIMEOUT, HeaderValue::from_static(value));
+            normalise(&mut request)
+                .map(|()| request.headers().contains_key(CONNECT_TIMEOUT))
+                .map_err(|error| error.code)
         };
         assert_eq!(check("60000"), Ok(true));
         assert_eq!(check("0"), Ok(false));
         for refused in ["12345678901", "1s", "-1", ""] {
-            assert_eq!(check(refused), Err(connectrpc::ErrorCode::InvalidArgument), "{refused}");
+            assert_eq!(
+                check(refused),
+                Err(connectrpc::ErrorCode::InvalidArgument),
+                "{refused}"
+            );
         }
     }
 }

@@ -8,10 +8,27 @@ pub(crate) fn content_disposition(name: &str) -> String {
         return format!("inline; filename={name}");
     }
     if name.bytes().all(|byte| (0x20..0x7F).contains(&byte)) {
-        let escaped: String = name.chars().flat_map(|letter| matches!(letter, '"' | '\\').then_some('\\').into_iter().chain([letter])).collect();
+        let escaped: String = name
+            .chars()
+            .flat_map(|letter| {
+                matches!(letter, '"' | '\\')
+                    .then_some('\\')
+                    .into_iter()
+                    .chain([letter])
+            })
+            .collect();
         return format!("inline; filename=\"{escaped}\"");
     }
-    let encoded: String = name.bytes().map(|byte| if is_attribute(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
+    let encoded: String = name
+        .bytes()
+        .map(|byte| {
+            if is_attribute(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect();
     format!("inline; filename*=utf-8''{encoded}")
 }
 
@@ -26,7 +43,9 @@ fn is_attribute(byte: u8) -> bool {
 
 /// The media type by the name's extension, else by the first bytes.
 pub(crate) fn content_type(name: &str, first_bytes: Option<&[u8]>) -> &'static str {
-    let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
+    let extension = name
+        .rsplit_once('.')
+        .map(|(_, extension)| extension.to_ascii_lowercase());
     match extension.as_deref().unwrap_or_default() {
         "html" | "htm" => "text/html; charset=utf-8",
         "css" => "text/css; charset=utf-8",
@@ -65,7 +84,9 @@ fn looks_like_text(bytes: &[u8]) -> bool {
     let valid = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         // The sample may end inside of a character.
-        Err(error) if error.error_len().is_none() => return !bytes[..error.valid_up_to()].iter().any(is_control),
+        Err(error) if error.error_len().is_none() => {
+            return !bytes[..error.valid_up_to()].iter().any(is_control);
+        }
         Err(_) => return false,
     };
     !valid.as_bytes().iter().any(is_control)
@@ -85,18 +106,36 @@ pub(crate) enum Part {
 /// The part of a file of `length` bytes that a `Range` header asks for. Several ranges at once, other units and nonsense
 /// are answered with the whole, as the standard allows.
 pub(crate) fn part(range: Option<&str>, length: u64) -> Part {
-    let Some(spec) = range.and_then(|range| range.trim().strip_prefix("bytes=")) else { return Part::Whole };
-    let Some((first, last)) = spec.split_once('-') else { return Part::Whole };
+    let Some(spec) = range.and_then(|range| range.trim().strip_prefix("bytes=")) else {
+        return Part::Whole;
+    };
+    let Some((first, last)) = spec.split_once('-') else {
+        return Part::Whole;
+    };
     match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
-        (Ok(first), Ok(last)) if first <= last => within(first, last.saturating_add(1).min(length), length),
+        (Ok(first), Ok(last)) if first <= last => {
+            within(first, last.saturating_add(1).min(length), length)
+        }
         (Ok(first), Err(_)) if last.trim().is_empty() => within(first, length, length),
-        (Err(_), Ok(suffix)) if first.trim().is_empty() => within(if suffix == 0 { length } else { length.saturating_sub(suffix) }, length, length),
+        (Err(_), Ok(suffix)) if first.trim().is_empty() => within(
+            if suffix == 0 {
+                length
+            } else {
+                length.saturating_sub(suffix)
+            },
+            length,
+            length,
+        ),
         _ => Part::Whole,
     }
 }
 
 fn within(start: u64, end: u64, length: u64) -> Part {
-    if start < length { Part::Bytes(start..end) } else { Part::Unsatisfiable }
+    if start < length {
+        Part::Bytes(start..end)
+    } else {
+        Part::Unsatisfiable
+    }
 }
 
 #[cfg(test)]
@@ -116,15 +155,25 @@ mod tests {
     #[test]
     fn types_come_from_name_then_content() {
         assert_eq!(content_type("a.JSON", None), "application/json");
-        assert_eq!(content_type("a", Some(b"text\n")), "text/plain; charset=utf-8");
-        assert_eq!(content_type("a", Some("ab\u{fc}".as_bytes().split_at(3).0)), "text/plain; charset=utf-8");
-        assert_eq!(content_type("a", Some(b"\x7fELF\x02\x01")), "application/octet-stream");
+        assert_eq!(
+            content_type("a", Some(b"text\n")),
+            "text/plain; charset=utf-8"
+        );
+        assert_eq!(
+            content_type("a", Some("ab\u{fc}".as_bytes().split_at(3).0)),
+            "text/plain; charset=utf-8"
+        );
+        assert_eq!(
+            content_type("a", Some(b"\x7fELF\x02\x01")),
+            "application/octet-stream"
+        );
         assert_eq!(content_type("a", None), "application/octet-stream");
     }
 
     #[test]
     fn ranges() {
-        let check = |range: &str, expected: Part| assert_eq!(part(Some(range), 10), expected, "{range}");
+        let check =
+            |range: &str, expected: Part| assert_eq!(part(Some(range), 10), expected, "{range}");
         check("bytes=0-4", Part::Bytes(0..5));
         check("bytes=5-", Part::Bytes(5..10));
         check("bytes=5-99", Part::Bytes(5..10));

@@ -20,9 +20,16 @@ const RUN_DIR: &str = "/run/e2b";
 const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const OWN_BUNDLE: &str = "/usr/local/share/ca-certificates/e2b-ca.crt";
 
-pub(crate) async fn init(State(settings): State<Arc<Settings>>, headers: HeaderMap, body: Bytes) -> Result<Response, HttpError> {
+pub(crate) async fn init(
+    State(settings): State<Arc<Settings>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, HttpError> {
     if let Some(secret) = settings.init_secret() {
-        let signature = headers.get(INIT_SIGNATURE_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let signature = headers
+            .get(INIT_SIGNATURE_HEADER)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         if !verify_init(secret, &body, signature) {
             return Err(HttpError::unauthorized("access token validation failed"));
         }
@@ -30,32 +37,52 @@ pub(crate) async fn init(State(settings): State<Arc<Settings>>, headers: HeaderM
     let request: InitRequest = if body.is_empty() {
         InitRequest::default()
     } else {
-        serde_json::from_slice(&body).map_err(|error| HttpError::bad_request(format!("invalid init request: {error}")))?
+        serde_json::from_slice(&body)
+            .map_err(|error| HttpError::bad_request(format!("invalid init request: {error}")))?
     };
     refuse_foreign(&request)?;
     let applied = settings.apply(&request).map_err(|error| match error {
         InitError::Timestamp | InitError::EmptyToken => HttpError::bad_request(error.to_string()),
-        InitError::TokenMismatch | InitError::TokenReset => HttpError::unauthorized(error.to_string()),
+        InitError::TokenMismatch | InitError::TokenReset => {
+            HttpError::unauthorized(error.to_string())
+        }
     })?;
     if applied == Applied::Yes {
-        publish(&settings, &request).map_err(|error| HttpError::internal(format!("cannot write {RUN_DIR}: {error}")))?;
-        if let Some(bundle) = request.ca_bundle.as_deref().filter(|bundle| !bundle.is_empty()) {
-            trust(bundle, Path::new(SYSTEM_BUNDLE), Path::new(OWN_BUNDLE))
-                .map_err(|error| HttpError::internal(format!("cannot install the CA bundle: {error}")))?;
+        publish(&settings, &request)
+            .map_err(|error| HttpError::internal(format!("cannot write {RUN_DIR}: {error}")))?;
+        if let Some(bundle) = request
+            .ca_bundle
+            .as_deref()
+            .filter(|bundle| !bundle.is_empty())
+        {
+            trust(bundle, Path::new(SYSTEM_BUNDLE), Path::new(OWN_BUNDLE)).map_err(|error| {
+                HttpError::internal(format!("cannot install the CA bundle: {error}"))
+            })?;
         }
     }
     let mut response = no_content();
-    response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(ENVD_VERSION));
+    response
+        .headers_mut()
+        .insert(VERSION_HEADER, HeaderValue::from_static(ENVD_VERSION));
     Ok(response)
 }
 
 /// What only upstream's hosts have; doing nothing about it would be a lie.
 fn refuse_foreign(request: &InitRequest) -> Result<(), HttpError> {
-    let refuse = |what: &str| Err(HttpError::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not supported by this daemon")));
+    let refuse = |what: &str| {
+        Err(HttpError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("{what} is not supported by this daemon"),
+        ))
+    };
     if !request.volume_mounts.is_empty() {
         return refuse("volumeMounts");
     }
-    if request.hyperloop_ip.as_deref().is_some_and(|address| !address.is_empty()) {
+    if request
+        .hyperloop_ip
+        .as_deref()
+        .is_some_and(|address| !address.is_empty())
+    {
         return refuse("hyperloopIP");
     }
     Ok(())
@@ -63,7 +90,10 @@ fn refuse_foreign(request: &InitRequest) -> Result<(), HttpError> {
 
 /// Writes the facts that programs read from files, when the host gave them.
 fn publish(settings: &Settings, request: &InitRequest) -> io::Result<()> {
-    let facts = [(".E2B_SANDBOX_ID", &request.sandbox_id), (".E2B_TEMPLATE_ID", &request.template_id)];
+    let facts = [
+        (".E2B_SANDBOX_ID", &request.sandbox_id),
+        (".E2B_TEMPLATE_ID", &request.template_id),
+    ];
     if facts.iter().all(|(_, value)| value.is_none()) {
         return Ok(());
     }
@@ -78,18 +108,34 @@ fn publish(settings: &Settings, request: &InitRequest) -> io::Result<()> {
     Ok(())
 }
 
-/// Whole or not at all, and 0444.
+/// With mode 0444, which does not stop root.
 fn write_fact(name: &str, value: &str) -> io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
 
-    // Root may write to a file of mode 0444.
-    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o444).open(Path::new(RUN_DIR).join(name))?.write_all(value.as_bytes())
+    let path = Path::new(RUN_DIR).join(name);
+    // File systems flush a file that was truncated when it is closed: 4 ms that a repeated `/init` need not pay.
+    if fs::read(&path).is_ok_and(|present| present == value.as_bytes()) {
+        return Ok(());
+    }
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o444)
+        .open(path)?
+        .write_all(value.as_bytes())
 }
 
 /// Adds `bundle` to the system's trusted certificates and takes the one of the last call out. Does nothing twice.
 fn trust(bundle: &str, system: &Path, own: &Path) -> io::Result<()> {
-    let missing_is_empty = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(String::new()) } else { Err(error) };
+    let missing_is_empty = |error: io::Error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            Ok(String::new())
+        } else {
+            Err(error)
+        }
+    };
     let bundle = format!("{}\n", bundle.trim_end());
     let previous = fs::read_to_string(own).or_else(missing_is_empty)?;
     let mut trusted = fs::read_to_string(system).or_else(missing_is_empty)?;
@@ -122,7 +168,10 @@ mod tests {
     #[test]
     fn bundle_is_added_once_and_replaced_later() {
         let root = tempfile::tempdir().expect("tempdir");
-        let (system, own) = (root.path().join("ssl/all.crt"), root.path().join("own/e2b.crt"));
+        let (system, own) = (
+            root.path().join("ssl/all.crt"),
+            root.path().join("own/e2b.crt"),
+        );
         fs::create_dir_all(root.path().join("ssl")).expect("mkdir");
         fs::write(&system, "SYSTEM").expect("write");
         let check = |bundle: &str, expected: &str| {

@@ -34,16 +34,29 @@ static LAST: Mutex<Option<(Instant, f64)>> = Mutex::new(None);
 
 pub(crate) async fn metrics(State(settings): State<Arc<Settings>>) -> Result<Response, HttpError> {
     let limits = settings.limits();
-    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
+    let cores = std::thread::available_parallelism()
+        .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
     let cpu_count = limits.map_or(cores, |limits| limits.cpu_millis.div_ceil(1000).max(1));
-    let seconds = cgroup_cpu_seconds().or_else(proc_cpu_seconds).ok_or_else(|| HttpError::internal("cannot read CPU times"))?;
-    let memory = cgroup_memory().or_else(proc_memory).ok_or_else(|| HttpError::internal("cannot read memory use"))?;
-    let disk = rustix::fs::statvfs("/").map_err(|errno| HttpError::internal(format!("cannot read disk use: {errno}")))?;
+    let seconds = cgroup_cpu_seconds()
+        .or_else(proc_cpu_seconds)
+        .ok_or_else(|| HttpError::internal("cannot read CPU times"))?;
+    let memory = cgroup_memory()
+        .or_else(proc_memory)
+        .ok_or_else(|| HttpError::internal("cannot read memory use"))?;
+    let disk = rustix::fs::statvfs("/")
+        .map_err(|errno| HttpError::internal(format!("cannot read disk use: {errno}")))?;
     let mem_total = limits.map_or(memory.total, |limits| limits.memory_bytes);
     Ok(json(&Metrics {
-        ts: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        ts: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
         cpu_count,
-        cpu_used_pct: percentage(seconds, limits.map_or(f64::from(cores), |limits| f64::from(limits.cpu_millis) / 1000.0)),
+        cpu_used_pct: percentage(
+            seconds,
+            limits.map_or(f64::from(cores), |limits| {
+                f64::from(limits.cpu_millis) / 1000.0
+            }),
+        ),
         mem_total,
         mem_used: memory.used,
         mem_cache: memory.cache,
@@ -57,8 +70,13 @@ pub(crate) async fn metrics(State(settings): State<Arc<Settings>>) -> Result<Res
 /// Share of all cores since the last sample, two decimals; zero for the first.
 fn percentage(seconds: f64, cores: f64) -> f64 {
     let now = Instant::now();
-    let last = LAST.lock().unwrap_or_else(PoisonError::into_inner).replace((now, seconds));
-    let Some((then, before)) = last else { return 0.0 };
+    let last = LAST
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .replace((now, seconds));
+    let Some((then, before)) = last else {
+        return 0.0;
+    };
     let capacity = now.duration_since(then).as_secs_f64() * cores;
     if capacity <= 0.0 {
         return 0.0;
@@ -75,19 +93,32 @@ struct Memory {
 fn cgroup_memory() -> Option<Memory> {
     let (used, statistics) = match number("/sys/fs/cgroup/memory.current") {
         Some(used) => (used, "/sys/fs/cgroup/memory.stat"),
-        None => (number("/sys/fs/cgroup/memory/memory.usage_in_bytes")?, "/sys/fs/cgroup/memory/memory.stat"),
+        None => (
+            number("/sys/fs/cgroup/memory/memory.usage_in_bytes")?,
+            "/sys/fs/cgroup/memory/memory.stat",
+        ),
     };
     let statistics = fs::read_to_string(statistics).ok()?;
-    let cache = field(&statistics, "file ").or_else(|| field(&statistics, "cache ")).unwrap_or(0);
+    let cache = field(&statistics, "file ")
+        .or_else(|| field(&statistics, "cache "))
+        .unwrap_or(0);
     let total = proc_memory()?.total;
-    Some(Memory { total, used: used.saturating_sub(cache), cache })
+    Some(Memory {
+        total,
+        used: used.saturating_sub(cache),
+        cache,
+    })
 }
 
 fn proc_memory() -> Option<Memory> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |name| field(&text, name).map(|kib| kib << 10);
     let total = kib("MemTotal:")?;
-    Some(Memory { total, used: total.saturating_sub(kib("MemAvailable:")?), cache: kib("Cached:")? })
+    Some(Memory {
+        total,
+        used: total.saturating_sub(kib("MemAvailable:")?),
+        cache: kib("Cached:")?,
+    })
 }
 
 fn cgroup_cpu_seconds() -> Option<f64> {
@@ -101,8 +132,16 @@ fn cgroup_cpu_seconds() -> Option<f64> {
 /// Busy time of all cores.
 fn proc_cpu_seconds() -> Option<f64> {
     let text = fs::read_to_string("/proc/stat").ok()?;
-    let ticks: Vec<u64> = text.lines().next()?.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
-    let [user, nice, system, _idle, _iowait, rest @ ..] = ticks.as_slice() else { return None };
+    let ticks: Vec<u64> = text
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    let [user, nice, system, _idle, _iowait, rest @ ..] = ticks.as_slice() else {
+        return None;
+    };
     let busy = user + nice + system + rest.iter().take(3).sum::<u64>();
     Some(busy as f64 / TICKS_PER_SECOND)
 }

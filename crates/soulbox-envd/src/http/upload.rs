@@ -20,10 +20,10 @@ use soulbox_envd_proto::FileOperation;
 
 use super::answer::{HttpError, json};
 use super::files::{self, FilesQuery, io_status};
+use crate::cause::chain;
 use crate::filesystem::metadata::{self, Metadata};
 use crate::filesystem::{DirectoryError, create_owned};
 use crate::path::{name, parent};
-use crate::cause::chain;
 use crate::settings::Settings;
 use crate::users::User;
 
@@ -61,22 +61,53 @@ pub(crate) async fn upload(
 ) -> Result<Response, HttpError> {
     files::authorise(&settings, &headers, &query, FileOperation::Write)?;
     let user = files::user(&settings, query.username.as_deref())?;
-    let metadata = metadata::of_headers(&headers).map_err(|error| HttpError::bad_request(error.to_string()))?;
+    let metadata = metadata::of_headers(&headers)
+        .map_err(|error| HttpError::bad_request(error.to_string()))?;
     let body = decoded(&headers, body.into_data_stream())?;
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let media_type = content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
     let path = query.path.filter(|path| !path.is_empty());
     let written = match media_type.as_str() {
         "application/octet-stream" => {
-            let path = path.ok_or_else(|| HttpError::bad_request("path is required for application/octet-stream"))?;
+            let path = path.ok_or_else(|| {
+                HttpError::bad_request("path is required for application/octet-stream")
+            })?;
             let target = files::resolve(&settings, &path, &user)?;
-            vec![write_file(target, &user, &metadata, body.map(|chunk| chunk.map_err(|error| body_error(&error)))).await?]
+            vec![
+                write_file(
+                    target,
+                    &user,
+                    &metadata,
+                    body.map(|chunk| chunk.map_err(|error| body_error(&error))),
+                )
+                .await?,
+            ]
         }
         "multipart/form-data" => {
-            let boundary = multer::parse_boundary(content_type).map_err(|error| HttpError::bad_request(error.to_string()))?;
-            write_form(&settings, multer::Multipart::new(body, boundary), path.as_deref(), &user, &metadata).await?
+            let boundary = multer::parse_boundary(content_type)
+                .map_err(|error| HttpError::bad_request(error.to_string()))?;
+            write_form(
+                &settings,
+                multer::Multipart::new(body, boundary),
+                path.as_deref(),
+                &user,
+                &metadata,
+            )
+            .await?
         }
-        _ => return Err(HttpError::bad_request(format!("unsupported content type: '{content_type}'"))),
+        _ => {
+            return Err(HttpError::bad_request(format!(
+                "unsupported content type: '{content_type}'"
+            )));
+        }
     };
     Ok(json(&written))
 }
@@ -89,15 +120,23 @@ async fn write_form(
     metadata: &Metadata,
 ) -> Result<Vec<WrittenFile>, HttpError> {
     let mut written: Vec<WrittenFile> = Vec::new();
-    while let Some(field) = form.next_field().await.map_err(|error| form_error(&error))? {
+    while let Some(field) = form
+        .next_field()
+        .await
+        .map_err(|error| form_error(&error))?
+    {
         if field.name() != Some("file") {
             continue;
         }
         let asked = path.or_else(|| field.file_name().filter(|name| !name.is_empty()));
-        let asked = asked.ok_or_else(|| HttpError::bad_request("part has no filename and the request no path"))?;
+        let asked = asked.ok_or_else(|| {
+            HttpError::bad_request("part has no filename and the request no path")
+        })?;
         let target = files::resolve(settings, asked, user)?;
         if written.iter().any(|file| file.path == target) {
-            return Err(HttpError::bad_request(format!("you cannot upload multiple files to the same path '{target}' in one upload request")));
+            return Err(HttpError::bad_request(format!(
+                "you cannot upload multiple files to the same path '{target}' in one upload request"
+            )));
         }
         let chunks = field.map(|chunk| chunk.map_err(|error| form_error(&error)));
         written.push(write_file(target, user, metadata, chunks).await?);
@@ -117,7 +156,10 @@ async fn write_file(
     metadata: &Metadata,
     chunks: impl Stream<Item = Result<Bytes, HttpError>>,
 ) -> Result<WrittenFile, HttpError> {
-    let mut upload = Upload { file: open(&path, user)?, written: 0 };
+    let mut upload = Upload {
+        file: open(&path, user)?,
+        written: 0,
+    };
     let mut chunks = std::pin::pin!(chunks);
     let mut batch = Vec::new();
     let mut batched = 0;
@@ -126,12 +168,24 @@ async fn write_file(
         batched += chunk.len();
         batch.push(chunk);
         if batched >= BATCH {
-            upload = upload.write(std::mem::take(&mut batch), std::mem::take(&mut batched)).await?;
+            upload = upload
+                .write(std::mem::take(&mut batch), std::mem::take(&mut batched))
+                .await?;
         }
     }
     let upload = upload.write(batch, batched).await?;
-    metadata::replace(upload.file.as_fd(), metadata).map_err(|error| HttpError::new(io_status(&error), format!("error writing metadata: {error}")))?;
-    Ok(WrittenFile { name: name(&path).to_owned(), kind: "file", metadata: metadata::read(Path::new(&path)), path })
+    metadata::replace(upload.file.as_fd(), metadata).map_err(|error| {
+        HttpError::new(
+            io_status(&error),
+            format!("error writing metadata: {error}"),
+        )
+    })?;
+    Ok(WrittenFile {
+        name: name(&path).to_owned(),
+        kind: "file",
+        metadata: metadata::read(Path::new(&path)),
+        path,
+    })
 }
 
 impl Upload {
@@ -144,11 +198,19 @@ impl Upload {
             self.written = attempted;
             Ok(self)
         };
-        let result = if length <= INLINE { write() } else { tokio::task::spawn_blocking(write).await.map_err(io::Error::other).flatten() };
+        let result = if length <= INLINE {
+            write()
+        } else {
+            tokio::task::spawn_blocking(write)
+                .await
+                .map_err(io::Error::other)
+                .flatten()
+        };
         result.map_err(|error: io::Error| match io_status(&error) {
-            StatusCode::INSUFFICIENT_STORAGE => {
-                HttpError::new(StatusCode::INSUFFICIENT_STORAGE, format!("not enough disk space: attempted to write {attempted} bytes"))
-            }
+            StatusCode::INSUFFICIENT_STORAGE => HttpError::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                format!("not enough disk space: attempted to write {attempted} bytes"),
+            ),
             status => HttpError::new(status, format!("error writing file: {error}")),
         })
     }
@@ -157,24 +219,45 @@ impl Upload {
 /// Opens the target, makes what is missing above it, and gives it to the user. The old content is gone then.
 pub(crate) fn open(path: &str, user: &User) -> Result<File, HttpError> {
     create_owned(parent(path), user).map_err(|error: DirectoryError| {
-        HttpError::new(error.io().map_or(StatusCode::INTERNAL_SERVER_ERROR, io_status), format!("error ensuring directories: {}", chain(&error)))
+        HttpError::new(
+            error
+                .io()
+                .map_or(StatusCode::INTERNAL_SERVER_ERROR, io_status),
+            format!("error ensuring directories: {}", chain(&error)),
+        )
     })?;
     let failed = |what: &str, error: io::Error| match io_status(&error) {
-        StatusCode::INSUFFICIENT_STORAGE => HttpError::new(StatusCode::INSUFFICIENT_STORAGE, format!("not enough inodes available: {error}")),
+        StatusCode::INSUFFICIENT_STORAGE => HttpError::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            format!("not enough inodes available: {error}"),
+        ),
         status => HttpError::new(status, format!("error {what} '{path}': {error}")),
     };
     let owned_before = match fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => return Err(HttpError::bad_request(format!("path is a directory: {path}"))),
+        Ok(metadata) if metadata.is_dir() => {
+            return Err(HttpError::bad_request(format!(
+                "path is a directory: {path}"
+            )));
+        }
         Ok(metadata) => Some((metadata.uid(), metadata.gid())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed("getting file info of", error)),
     };
     // Changing an owner to itself would be an event to everybody who watches.
-    let own = || chown(path, Some(user.uid), Some(user.gid)).map_err(|error| failed("changing the owner of", error));
+    let own = || {
+        chown(path, Some(user.uid), Some(user.gid))
+            .map_err(|error| failed("changing the owner of", error))
+    };
     if owned_before.is_some_and(|owner| owner != (user.uid, user.gid)) {
         own()?;
     }
-    let file = File::options().write(true).create(true).truncate(true).mode(0o666).open(path).map_err(|error| failed("opening file", error))?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o666)
+        .open(path)
+        .map_err(|error| failed("opening file", error))?;
     // A new file is the daemon's, which is root.
     if owned_before.is_none() && (user.uid, user.gid) != (0, 0) {
         own()?;
@@ -183,12 +266,21 @@ pub(crate) fn open(path: &str, user: &User) -> Result<File, HttpError> {
 }
 
 /// The body without its content coding.
-fn decoded(headers: &HeaderMap, body: BodyDataStream) -> Result<stream::BoxStream<'static, Result<Bytes, BodyError>>, HttpError> {
-    let coding = headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?").trim().to_ascii_lowercase());
+fn decoded(
+    headers: &HeaderMap,
+    body: BodyDataStream,
+) -> Result<stream::BoxStream<'static, Result<Bytes, BodyError>>, HttpError> {
+    let coding = headers
+        .get(header::CONTENT_ENCODING)
+        .map(|value| value.to_str().unwrap_or("?").trim().to_ascii_lowercase());
     match coding.as_deref() {
-        None | Some("" | "identity") => Ok(body.map(|chunk| chunk.map_err(BodyError::Read)).boxed()),
+        None | Some("" | "identity") => {
+            Ok(body.map(|chunk| chunk.map_err(BodyError::Read)).boxed())
+        }
         Some("gzip") => Ok(gunzip(body).boxed()),
-        Some(other) => Err(HttpError::bad_request(format!("unsupported content encoding: '{other}'"))),
+        Some(other) => Err(HttpError::bad_request(format!(
+            "unsupported content encoding: '{other}'"
+        ))),
     }
 }
 
@@ -197,7 +289,9 @@ fn gunzip(body: BodyDataStream) -> impl Stream<Item = Result<Bytes, BodyError>> 
     let state = (body, Some(MultiGzDecoder::new(Vec::new())), Bytes::new());
     stream::try_unfold(state, |(mut body, mut decoder, mut waiting)| async move {
         loop {
-            let Some(open) = &mut decoder else { return Ok(None) };
+            let Some(open) = &mut decoder else {
+                return Ok(None);
+            };
             if waiting.is_empty() {
                 match body.next().await {
                     Some(chunk) => waiting = chunk.map_err(BodyError::Read)?,

@@ -66,13 +66,24 @@ impl Fanout {
         let mut state = self.lock();
         let id = state.next_id;
         state.next_id += 1;
-        state.queues.push(Queue { id, events: VecDeque::from([Event::Start { pid }]), bytes: 0, waker: None });
-        Subscription { fanout: Arc::clone(self), id }
+        state.queues.push(Queue {
+            id,
+            events: VecDeque::from([Event::Start { pid }]),
+            bytes: 0,
+            waker: None,
+        });
+        Subscription {
+            fanout: Arc::clone(self),
+            id,
+        }
     }
 
     /// Whether every subscriber can take another chunk.
     pub(crate) fn has_room(&self) -> bool {
-        self.lock().queues.iter().all(|queue| queue.bytes < QUEUE_BYTES)
+        self.lock()
+            .queues
+            .iter()
+            .all(|queue| queue.bytes < QUEUE_BYTES)
     }
 
     /// Waits until [`Self::has_room`]. Cancel-safe.
@@ -115,7 +126,9 @@ impl Queue {
             && *last_channel == channel
             && last.len() + chunk.len() <= MERGE_BYTES
         {
-            let mut merged = std::mem::take(last).try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            let mut merged = std::mem::take(last)
+                .try_into_mut()
+                .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
             merged.extend_from_slice(chunk);
             *last = merged.freeze();
             return;
@@ -135,7 +148,9 @@ impl Subscription {
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         let mut state = self.fanout.lock();
         let closed = state.closed;
-        let Some(queue) = state.queues.iter_mut().find(|queue| queue.id == self.id) else { return Poll::Ready(None) };
+        let Some(queue) = state.queues.iter_mut().find(|queue| queue.id == self.id) else {
+            return Poll::Ready(None);
+        };
         let Some(event) = queue.events.pop_front() else {
             if closed {
                 return Poll::Ready(None);
@@ -156,7 +171,10 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.fanout.lock().queues.retain(|queue| queue.id != self.id);
+        self.fanout
+            .lock()
+            .queues
+            .retain(|queue| queue.id != self.id);
         self.fanout.room.notify_waiters();
     }
 }
@@ -181,10 +199,17 @@ mod tests {
         }
         fanout.publish(Channel::Stderr, &Bytes::from_static(b"e"));
         fanout.close(&EndEvent::default());
-        assert!(matches!(next(&mut subscription), Some(Event::Start { pid: 7 })));
+        assert!(matches!(
+            next(&mut subscription),
+            Some(Event::Start { pid: 7 })
+        ));
         let expected: Vec<u8> = (0..100).collect();
-        assert!(matches!(next(&mut subscription), Some(Event::Data(Channel::Stdout, data)) if data == expected));
-        assert!(matches!(next(&mut subscription), Some(Event::Data(Channel::Stderr, data)) if data == "e"));
+        assert!(
+            matches!(next(&mut subscription), Some(Event::Data(Channel::Stdout, data)) if data == expected)
+        );
+        assert!(
+            matches!(next(&mut subscription), Some(Event::Data(Channel::Stderr, data)) if data == "e")
+        );
         assert!(matches!(next(&mut subscription), Some(Event::End(_))));
         assert!(next(&mut subscription).is_none());
     }
@@ -223,6 +248,9 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "the sleeper is still full");
         drop(sleeper);
-        tokio::time::timeout(std::time::Duration::from_secs(5), waiting).await.expect("room").expect("no panic");
+        tokio::time::timeout(std::time::Duration::from_secs(5), waiting)
+            .await
+            .expect("room")
+            .expect("no panic");
     }
 }

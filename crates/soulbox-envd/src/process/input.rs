@@ -41,21 +41,36 @@ enum Target {
     /// Writers take turns; `None` once closed.
     Pipe(Mutex<Option<Descriptor>>),
     /// Shared with the reader of the terminal's output.
-    Terminal { master: Arc<Descriptor>, turn: Mutex<()> },
+    Terminal {
+        master: Arc<Descriptor>,
+        turn: Mutex<()>,
+    },
     Nothing,
 }
 
 impl Input {
     pub(crate) fn pipe(pipe: Descriptor) -> Self {
-        Self { target: Target::Pipe(Mutex::new(Some(pipe))), closed: CancellationToken::new() }
+        Self {
+            target: Target::Pipe(Mutex::new(Some(pipe))),
+            closed: CancellationToken::new(),
+        }
     }
 
     pub(crate) fn terminal(master: Arc<Descriptor>) -> Self {
-        Self { target: Target::Terminal { master, turn: Mutex::new(()) }, closed: CancellationToken::new() }
+        Self {
+            target: Target::Terminal {
+                master,
+                turn: Mutex::new(()),
+            },
+            closed: CancellationToken::new(),
+        }
     }
 
     pub(crate) fn nothing() -> Self {
-        Self { target: Target::Nothing, closed: CancellationToken::new() }
+        Self {
+            target: Target::Nothing,
+            closed: CancellationToken::new(),
+        }
     }
 
     /// Writes all of `data`, waiting for the process to read it. Dropping the future may leave a part written.
@@ -63,7 +78,10 @@ impl Input {
         match (&self.target, kind) {
             (Target::Pipe(pipe), InputKind::Stdin) => {
                 let pipe = pipe.lock().await;
-                let pipe = pipe.as_ref().filter(|_| !self.closed.is_cancelled()).ok_or(InputError::Closed)?;
+                let pipe = pipe
+                    .as_ref()
+                    .filter(|_| !self.closed.is_cancelled())
+                    .ok_or(InputError::Closed)?;
                 self.write_all(pipe, data).await
             }
             (Target::Terminal { master, turn }, InputKind::Pty) => {
@@ -100,8 +118,11 @@ impl Input {
     }
 
     pub(crate) fn resize(&self, size: Winsize) -> Result<(), InputError> {
-        let Target::Terminal { master, .. } = &self.target else { return Err(InputError::NoTerminal) };
-        rustix::termios::tcsetwinsize(master.get_ref(), size).map_err(|errno| InputError::Resize(errno.into()))
+        let Target::Terminal { master, .. } = &self.target else {
+            return Err(InputError::NoTerminal);
+        };
+        rustix::termios::tcsetwinsize(master.get_ref(), size)
+            .map_err(|errno| InputError::Resize(errno.into()))
     }
 
     async fn write_all(&self, descriptor: &Descriptor, mut data: &[u8]) -> Result<(), InputError> {
@@ -110,7 +131,9 @@ impl Input {
                 ready = descriptor.writable() => ready.map_err(InputError::Write)?,
                 () = self.closed.cancelled() => return Err(InputError::Closed),
             };
-            match ready.try_io(|descriptor| retry_interrupted(|| rustix::io::write(descriptor, data))) {
+            match ready
+                .try_io(|descriptor| retry_interrupted(|| rustix::io::write(descriptor, data)))
+            {
                 Ok(written) => data = &data[written.map_err(InputError::Write)?..],
                 Err(_would_block) => {}
             }

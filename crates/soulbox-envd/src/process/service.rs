@@ -4,7 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use connectrpc::{ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream};
+use connectrpc::{
+    ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest,
+    ServiceResult, ServiceStream,
+};
 use futures_util::{Stream, StreamExt as _};
 use rustix::process::Signal as KernelSignal;
 use soulbox_envd_proto::rpc::process as wire;
@@ -26,21 +29,38 @@ pub(crate) struct ProcessService {
 
 impl ProcessService {
     pub(crate) fn new(settings: Arc<Settings>) -> Self {
-        Self { settings, processes: Arc::default() }
+        Self {
+            settings,
+            processes: Arc::default(),
+        }
     }
 
     fn find(&self, selector: Option<Selector>) -> Result<Arc<Process>, ConnectError> {
         let selector = selector.ok_or_else(no_selector)?;
-        self.processes.find(&selector).ok_or_else(|| not_found(&selector))
+        self.processes
+            .find(&selector)
+            .ok_or_else(|| not_found(&selector))
     }
 
-    async fn write(&self, process: &Process, input: Option<&wire::ProcessInput>) -> Result<(), ConnectError> {
+    async fn write(
+        &self,
+        process: &Process,
+        input: Option<&wire::ProcessInput>,
+    ) -> Result<(), ConnectError> {
         let (kind, data) = match input.and_then(|input| input.input.as_ref()) {
             Some(oneof::process_input::Input::Stdin(data)) => (InputKind::Stdin, data),
             Some(oneof::process_input::Input::Pty(data)) => (InputKind::Pty, data),
-            None => return Err(ConnectError::unimplemented("input is neither stdin nor pty")),
+            None => {
+                return Err(ConnectError::unimplemented(
+                    "input is neither stdin nor pty",
+                ));
+            }
         };
-        process.input.write(kind, data).await.map_err(|error| input_error(&error))
+        process
+            .input
+            .write(kind, data)
+            .await
+            .map_err(|error| input_error(&error))
     }
 }
 
@@ -55,9 +75,10 @@ impl wire::Process for ProcessService {
             config: process.config.clone().into(),
             pid: process.pid,
             tag: process.tag.clone(),
-            ..Default::default()
         });
-        Response::ok(wire::ListResponse { processes: processes.collect(), ..Default::default() })
+        Response::ok(wire::ListResponse {
+            processes: processes.collect(),
+        })
     }
 
     async fn start(
@@ -68,11 +89,21 @@ impl wire::Process for ProcessService {
         let user = user_of(&context)?;
         let workdir = self.settings.default_workdir();
         let variables = self.settings.variables();
-        let surroundings = Surroundings { user: &user, default_workdir: workdir.as_deref(), variables: &variables };
+        let surroundings = Surroundings {
+            user: &user,
+            default_workdir: workdir.as_deref(),
+            variables: &variables,
+        };
         let deadline = context.deadline();
-        let subscription =
-            self.processes.start(request.to_owned_message(), &surroundings, deadline).map_err(|error| start_error(&error))?;
-        Ok(Response::stream(EventStream::new(subscription, keepalive(&context), deadline)))
+        let subscription = self
+            .processes
+            .start(request.to_owned_message(), &surroundings, deadline)
+            .map_err(|error| start_error(&error))?;
+        Ok(Response::stream(EventStream::new(
+            subscription,
+            keepalive(&context),
+            deadline,
+        )))
     }
 
     async fn connect(
@@ -80,12 +111,21 @@ impl wire::Process for ProcessService {
         context: RequestContext,
         request: ServiceRequest<'_, wire::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<wire::ConnectResponse> + Send + use<>>> {
-        let selector = selector(request.to_owned_message().process.as_option()).ok_or_else(no_selector)?;
-        let stream: Events = match self.processes.follow(&selector).ok_or_else(|| not_found(&selector))? {
-            Followed::Live(subscription) => {
-                Events::Live(Box::new(EventStream::new(subscription, keepalive(&context), context.deadline())))
+        let selector =
+            selector(request.to_owned_message().process.as_option()).ok_or_else(no_selector)?;
+        let stream: Events = match self
+            .processes
+            .follow(&selector)
+            .ok_or_else(|| not_found(&selector))?
+        {
+            Followed::Live(subscription) => Events::Live(Box::new(EventStream::new(
+                subscription,
+                keepalive(&context),
+                context.deadline(),
+            ))),
+            Followed::Finished { pid, end } => {
+                Events::Finished(vec![Event::End(end), Event::Start { pid }])
             }
-            Followed::Finished { pid, end } => Events::Finished(vec![Event::End(end), Event::Start { pid }]),
         };
         Ok(Response::stream(stream))
     }
@@ -98,7 +138,10 @@ impl wire::Process for ProcessService {
         let request = request.to_owned_message();
         let process = self.find(selector(request.process.as_option()))?;
         if let Some(pty) = request.pty.as_option() {
-            process.input.resize(spawn::window_size(pty)).map_err(|error| input_error(&error))?;
+            process
+                .input
+                .resize(spawn::window_size(pty))
+                .map_err(|error| input_error(&error))?;
         }
         Response::ok(wire::UpdateResponse::default())
     }
@@ -126,11 +169,17 @@ impl wire::Process for ProcessService {
                     process = Some(self.find(selector(start.process.as_option()))?);
                 }
                 Some(oneof::stream_input_request::Event::Data(data)) => {
-                    let process = process.as_ref().ok_or_else(|| ConnectError::invalid_argument("data came before the start message"))?;
+                    let process = process.as_ref().ok_or_else(|| {
+                        ConnectError::invalid_argument("data came before the start message")
+                    })?;
                     self.write(process, data.input.as_option()).await?;
                 }
                 Some(oneof::stream_input_request::Event::Keepalive(_)) => {}
-                None => return Err(ConnectError::unimplemented("message is neither start, data nor keepalive")),
+                None => {
+                    return Err(ConnectError::unimplemented(
+                        "message is neither start, data nor keepalive",
+                    ));
+                }
             }
         }
         Response::ok(wire::StreamInputResponse::default())
@@ -148,9 +197,14 @@ impl wire::Process for ProcessService {
         } else if request.signal == wire::Signal::SIGNAL_SIGTERM {
             KernelSignal::TERM
         } else {
-            return Err(ConnectError::unimplemented(format!("signal {:?} cannot be sent", request.signal)));
+            return Err(ConnectError::unimplemented(format!(
+                "signal {:?} cannot be sent",
+                request.signal
+            )));
         };
-        process.end(signal).map_err(|error: SignalError| ConnectError::internal(chain(&error)))?;
+        process
+            .end(signal)
+            .map_err(|error: SignalError| ConnectError::internal(chain(&error)))?;
         Response::ok(wire::SendSignalResponse::default())
     }
 
@@ -160,7 +214,11 @@ impl wire::Process for ProcessService {
         request: ServiceRequest<'_, wire::CloseStdinRequest>,
     ) -> ServiceResult<impl Encodable<wire::CloseStdinResponse> + Send + use<'a>> {
         let process = self.find(selector(request.to_owned_message().process.as_option()))?;
-        process.input.close().await.map_err(|error| input_error(&error))?;
+        process
+            .input
+            .close()
+            .await
+            .map_err(|error| input_error(&error))?;
         Response::ok(wire::CloseStdinResponse::default())
     }
 }

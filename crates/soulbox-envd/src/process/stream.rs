@@ -32,7 +32,11 @@ pub(crate) struct EventStream {
 
 impl EventStream {
     /// `keepalive` is the longest silence; at `deadline` the stream ends with `deadline_exceeded`.
-    pub(crate) fn new(subscription: Subscription, keepalive: Duration, deadline: Option<std::time::Instant>) -> Self {
+    pub(crate) fn new(
+        subscription: Subscription,
+        keepalive: Duration,
+        deadline: Option<std::time::Instant>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             subscription,
@@ -54,9 +58,15 @@ impl Stream for EventStream {
             return Poll::Ready(None);
         }
         // First: at the deadline the process is killed, and its end must not win over the reason.
-        if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready()) {
+        if this
+            .deadline
+            .as_mut()
+            .is_some_and(|deadline| deadline.as_mut().poll(context).is_ready())
+        {
             this.finished = true;
-            return Poll::Ready(Some(Err(ConnectError::deadline_exceeded("context deadline exceeded"))));
+            return Poll::Ready(Some(Err(ConnectError::deadline_exceeded(
+                "context deadline exceeded",
+            ))));
         }
         if let Poll::Ready(event) = this.subscription.poll_next(context) {
             this.last_event = Instant::now();
@@ -89,15 +99,20 @@ impl WireEvent {
             Event::Data(channel, data) => {
                 return Ok(match codec {
                     CodecFormat::Json => EncodedBody::from(data_json(*channel, data)),
-                    CodecFormat::Proto => EncodedBody::from_segments(vec![data_header(*channel, data.len()), data.clone()]),
+                    CodecFormat::Proto => EncodedBody::from_segments(vec![
+                        data_header(*channel, data.len()),
+                        data.clone(),
+                    ]),
                     other => return Err(ConnectError::unimplemented(format!("codec {other:?}"))),
                 });
             }
-            Event::Start { pid } => WireOneof::Start(StartEvent { pid: *pid, ..Default::default() }),
+            Event::Start { pid } => WireOneof::Start(StartEvent { pid: *pid }),
             Event::Keepalive => WireOneof::Keepalive(KeepAlive::default()),
             Event::End(end) => WireOneof::End(end.clone()),
         };
-        let message = StartResponse { event: ProcessEvent { event: Some(event), ..Default::default() }.into(), ..Default::default() };
+        let message = StartResponse {
+            event: ProcessEvent { event: Some(event) }.into(),
+        };
         Encodable::<StartResponse>::encode(&message, codec).map(EncodedBody::from)
     }
 }
@@ -130,7 +145,9 @@ fn data_json(channel: Channel, data: &[u8]) -> Bytes {
     };
     let opening = [r#"{"event":{"data":{""#, name, r#"":""#];
     let closing = r#""}}}"#;
-    let length = opening.iter().map(|part| part.len()).sum::<usize>() + STANDARD.encoded_length(data.len()) + closing.len();
+    let length = opening.iter().map(|part| part.len()).sum::<usize>()
+        + STANDARD.encoded_length(data.len())
+        + closing.len();
     let mut json = Vec::with_capacity(length.max(LEAST_JSON));
     for part in opening {
         json.extend_from_slice(part.as_bytes());
@@ -181,7 +198,9 @@ mod tests {
     use soulbox_envd_proto::rpc::process::__buffa::oneof::process_event::data_event::Output;
 
     fn output_of(message: &StartResponse) -> Option<(Channel, Vec<u8>)> {
-        let Some(WireOneof::Data(data)) = &message.event.event else { return None };
+        let Some(WireOneof::Data(data)) = &message.event.event else {
+            return None;
+        };
         match data.output.as_ref()? {
             Output::Stdout(bytes) => Some((Channel::Stdout, bytes.clone())),
             Output::Stderr(bytes) => Some((Channel::Stderr, bytes.clone())),
@@ -195,10 +214,16 @@ mod tests {
             for length in [0, 1, 2, 3, 127, 128, 200, 16_384, 70_000] {
                 let data: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
                 let event = WireEvent(Event::Data(channel, Bytes::from(data.clone())));
-                let proto = Encodable::<StartResponse>::encode(&event, CodecFormat::Proto).expect("encodes");
+                let proto = Encodable::<StartResponse>::encode(&event, CodecFormat::Proto)
+                    .expect("encodes");
                 let message = StartResponse::decode_from_slice(&proto).expect("decodes");
-                assert_eq!(output_of(&message), Some((channel, data.clone())), "{length}");
-                let json = Encodable::<ConnectResponse>::encode(&event, CodecFormat::Json).expect("encodes");
+                assert_eq!(
+                    output_of(&message),
+                    Some((channel, data.clone())),
+                    "{length}"
+                );
+                let json = Encodable::<ConnectResponse>::encode(&event, CodecFormat::Json)
+                    .expect("encodes");
                 assert!(json.len() >= LEAST_JSON);
                 let message: StartResponse = serde_json::from_slice(&json).expect("parses");
                 assert_eq!(output_of(&message), Some((channel, data)), "{length}");
@@ -209,12 +234,16 @@ mod tests {
     #[test]
     fn other_events_have_the_known_json() {
         let check = |event, expected: &str| {
-            let json = Encodable::<StartResponse>::encode(&WireEvent(event), CodecFormat::Json).expect("encodes");
+            let json = Encodable::<StartResponse>::encode(&WireEvent(event), CodecFormat::Json)
+                .expect("encodes");
             assert_eq!(std::str::from_utf8(&json), Ok(expected));
         };
         check(Event::Start { pid: 7 }, r#"{"event":{"start":{"pid":7}}}"#);
         check(Event::Keepalive, r#"{"event":{"keepalive":{}}}"#);
         let end = super::super::exit::Exit::Code(0).event(super::super::exit::Lifetime::Within);
-        check(Event::End(end), r#"{"event":{"end":{"exited":true,"status":"exit status 0"}}}"#);
+        check(
+            Event::End(end),
+            r#"{"event":{"end":{"exited":true,"status":"exit status 0"}}}"#,
+        );
     }
 }

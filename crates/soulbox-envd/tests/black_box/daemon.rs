@@ -22,7 +22,9 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start() -> Self {
-        Self::spawn(Command::new(env!("CARGO_BIN_EXE_soulbox-envd")).args(["--listen", "127.0.0.1:0"]))
+        Self::spawn(
+            Command::new(env!("CARGO_BIN_EXE_soulbox-envd")).args(["--listen", "127.0.0.1:0"]),
+        )
     }
 
     /// With an init secret, given on descriptor 3 as the launcher does.
@@ -30,16 +32,40 @@ impl Daemon {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
         std::fs::write(file.path(), hex(secret)).expect("write");
         let script = "exec \"$0\" --listen 127.0.0.1:0 --init-secret-fd 3 3< \"$1\"";
-        Self::spawn(Command::new("/bin/sh").args(["-c", script, env!("CARGO_BIN_EXE_soulbox-envd")]).arg(file.path()))
+        Self::spawn(
+            Command::new("/bin/sh")
+                .args(["-c", script, env!("CARGO_BIN_EXE_soulbox-envd")])
+                .arg(file.path()),
+        )
     }
 
     fn spawn(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the daemon starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the daemon starts");
         let mut line = String::new();
-        BufReader::new(child.stderr.take().expect("piped")).read_line(&mut line).expect("a line on stderr");
-        let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("not listening: {line}")).to_owned();
-        let agent = Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().into();
-        Self { child, address, agent, headers: Vec::new() }
+        BufReader::new(child.stderr.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line on stderr");
+        let address = line
+            .trim()
+            .strip_prefix("listening on ")
+            .unwrap_or_else(|| panic!("not listening: {line}"))
+            .to_owned();
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .into();
+        Self {
+            child,
+            address,
+            agent,
+            headers: Vec::new(),
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -52,13 +78,19 @@ impl Daemon {
     }
 
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Response<Body> {
-        let mut request = self.agent.get(format!("http://{}{path}", self.address)).header("accept-encoding", "identity");
+        let mut request = self
+            .agent
+            .get(format!("http://{}{path}", self.address))
+            .header("accept-encoding", "identity");
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }
         for (name, value) in headers {
             if *name == "accept-encoding" {
-                request.headers_mut().expect("valid so far").remove("accept-encoding");
+                request
+                    .headers_mut()
+                    .expect("valid so far")
+                    .remove("accept-encoding");
             }
             request = request.header(*name, *value);
         }
@@ -78,7 +110,11 @@ impl Daemon {
 
     /// A unary RPC: the status and the JSON of the answer.
     pub fn call(&self, method: &str, request: Value) -> (StatusCode, Value) {
-        let response = self.post(&format!("/{method}"), &[("content-type", "application/json")], request.to_string().as_bytes());
+        let response = self.post(
+            &format!("/{method}"),
+            &[("content-type", "application/json")],
+            request.to_string().as_bytes(),
+        );
         (response.status(), json(response))
     }
 
@@ -102,17 +138,33 @@ impl Daemon {
         all.extend_from_slice(headers);
         let response = self.post(&format!("/{method}"), &all, &envelope(&request));
         assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["content-type"], "application/connect+json");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/connect+json"
+        );
         assert!(!response.headers().contains_key("content-encoding"));
-        Messages { reader: Box::new(response.into_body().into_reader()), end: None }
+        Messages {
+            reader: Box::new(response.into_body().into_reader()),
+            end: None,
+        }
     }
 
     /// A client-stream RPC whose body ends at once: all answer envelopes.
     pub fn send_all(&self, method: &str, requests: &[Value]) -> Messages {
         let body: Vec<u8> = requests.iter().flat_map(envelope).collect();
-        let response = self.post(&format!("/{method}"), &[("content-type", "application/connect+json")], &body);
-        assert_eq!(response.headers()["content-type"], "application/connect+json");
-        Messages { reader: Box::new(response.into_body().into_reader()), end: None }
+        let response = self.post(
+            &format!("/{method}"),
+            &[("content-type", "application/connect+json")],
+            &body,
+        );
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/connect+json"
+        );
+        Messages {
+            reader: Box::new(response.into_body().into_reader()),
+            end: None,
+        }
     }
 
     /// Starts `sh -c SCRIPT` without stdin.
@@ -168,7 +220,9 @@ impl Messages {
         self.reader.read_exact(&mut header).expect("an envelope");
         let length = u32::from_be_bytes(header[1..].try_into().expect("four bytes"));
         let mut payload = vec![0; length as usize];
-        self.reader.read_exact(&mut payload).expect("a whole envelope");
+        self.reader
+            .read_exact(&mut payload)
+            .expect("a whole envelope");
         let payload = serde_json::from_slice(&payload).expect("JSON");
         match header[0] {
             0 => Some(payload),
@@ -183,13 +237,18 @@ impl Messages {
     /// The pid that the first message names.
     pub fn pid(&mut self) -> u64 {
         let first = self.next().expect("a start event");
-        first["event"]["start"]["pid"].as_u64().unwrap_or_else(|| panic!("no start event: {first}"))
+        first["event"]["start"]["pid"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no start event: {first}"))
     }
 
     /// The error that ends the stream: code, or `ok`. Messages before it are skipped.
     pub fn code(mut self) -> String {
         while self.next().is_some() {}
-        self.end.expect("an end")["error"]["code"].as_str().unwrap_or("ok").to_owned()
+        self.end.expect("an end")["error"]["code"]
+            .as_str()
+            .unwrap_or("ok")
+            .to_owned()
     }
 
     /// Reads to the end, which has to be a good one.
@@ -197,9 +256,16 @@ impl Messages {
         let mut outcome = Outcome::default();
         while let Some(message) = self.next() {
             let event = &message["event"];
-            for (name, output) in [("stdout", &mut outcome.stdout), ("stderr", &mut outcome.stderr), ("pty", &mut outcome.pty)] {
+            for (name, output) in [
+                ("stdout", &mut outcome.stdout),
+                ("stderr", &mut outcome.stderr),
+                ("pty", &mut outcome.pty),
+            ] {
                 if let Some(text) = event["data"][name].as_str() {
-                    output.extend(base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).expect("base64"));
+                    output.extend(
+                        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text)
+                            .expect("base64"),
+                    );
                 }
             }
             if !event["end"].is_null() {
