@@ -4,26 +4,22 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use soulbox_types::{
-    DeathCause, Epoch, Limits, MiB, MilliCpu, SandboxId, SandboxState, TeamId, TemplateId,
-    UnixMillis,
-};
+use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{AuthError, Credential, Keyring};
-use crate::catalog::{Catalog, ResolveError, Resolved, TemplateView};
+use crate::catalog::{Catalog, ResolveError, TemplateView};
 use crate::clock;
-use crate::error::{CreateError, LimitError, SandboxError};
-use crate::hosts::{HostCreate, Hosts};
+use crate::error::SandboxError;
+use crate::hosts::Hosts;
 use crate::lifecycle::{Effect, Event, Machine};
 use crate::list::{self, Cursor, ListQuery, Order, Page};
 use crate::live::{LiveSandbox, Traffic};
-use crate::owner::{Creation, DeadlineChange, Ends, INBOX, Owner, Refusal, Request, Surroundings};
-use crate::random;
+use crate::owner::{Creation, DeadlineChange, Ends, INBOX, Owner, Request, Surroundings};
 use crate::registry::{Handle, Registry};
 use crate::settings::ControlSettings;
-use crate::spec::{LimitOverrides, SandboxSpec, TemplateReference};
+use crate::spec::TemplateReference;
 use crate::store::{Progress, SandboxRow, Spawns, Store, StoreError, TeamRow};
 use crate::token::TokenMint;
 
@@ -141,106 +137,6 @@ impl Control {
                 .send(Request::Ended(Event::Exited { cause }))
                 .await,
         );
-    }
-
-    /// Creates a sandbox; it is usable when this returns. Dropping the future does not stop the create, but a sandbox that
-    /// nobody then waits for is killed.
-    ///
-    /// # Errors
-    /// See [`CreateError`]; nothing stays of the sandbox.
-    pub async fn create(
-        &self,
-        team: &TeamRow,
-        spec: SandboxSpec,
-    ) -> Result<SandboxView, CreateError> {
-        let resolved = self.resolve(team, &spec.template).await?;
-        let settings = self.settings();
-        let hours = self.max_hours(team);
-        if spec.timeout.is_zero() {
-            return Err(CreateError::TimeoutNotPositive);
-        }
-        if spec.timeout > longest(hours) {
-            return Err(CreateError::TimeoutTooLong { hours });
-        }
-        let limits = apply(resolved.build.limits, spec.overrides, settings)?;
-        if !spec.public_traffic && !spec.secure {
-            return Err(CreateError::PrivateTrafficNotSecure);
-        }
-        if self.registry().stopping().is_cancelled() {
-            return Err(CreateError::Stopping);
-        }
-
-        let now = clock::now();
-        let within = settings.start_within;
-        let (machine, first) =
-            Machine::create(now, clock::millis(spec.timeout), clock::millis(within));
-        let row = Arc::new(SandboxRow {
-            sandbox_id: random::sandbox_id()?,
-            team_id: team.team_id.clone(),
-            template_id: resolved.template.template_id.clone(),
-            build_id: resolved.build.build_id.clone(),
-            alias: resolved.alias.clone(),
-            limits,
-            egress: spec.egress(),
-            internet_access: spec.internet_access,
-            secure: spec.secure,
-            public_traffic: spec.public_traffic,
-            envd_version: resolved.build.envd_version.clone(),
-            created_at: now,
-            progress: machine.progress(),
-            metadata: spec.metadata,
-        });
-        let command = HostCreate {
-            sandbox_id: row.sandbox_id.clone(),
-            epoch: machine.epoch,
-            template_id: row.template_id.clone(),
-            build_id: row.build_id.clone(),
-            limits,
-            egress: row.egress,
-            deadline: machine.deadline,
-            access_token: self.access_token(&row),
-            env: spec.env,
-            default_user: resolved.build.default_user.clone(),
-            default_workdir: resolved.build.default_workdir.clone(),
-        };
-        let (reply, created) = oneshot::channel();
-        let limit = team.max_sandboxes.unwrap_or(settings.max_sandboxes);
-        let claim = spec.idempotency.clone();
-        let creation = Creation {
-            command,
-            limit,
-            claim,
-            reply,
-        };
-        self.own(row.clone(), machine, first, Some(creation));
-
-        let answer_within = within + settings.command_within * 2;
-        match tokio::time::timeout(answer_within, created).await {
-            Ok(Ok(Ok(progress))) => {
-                self.count_spawn(&row, progress.started_at.unwrap_or(now));
-                Ok(self.view(row, progress))
-            }
-            Ok(Ok(Err(Refusal::Failed(failure)))) => {
-                if matches!(
-                    failure,
-                    CreateError::Host(crate::HostFailure::TemplateMissing)
-                ) {
-                    // The catalog may be behind the hosts; the next create shall know better.
-                    drop(self.refresh_templates(Duration::ZERO).await);
-                }
-                Err(failure)
-            }
-            Ok(Ok(Err(Refusal::Claimed {
-                fingerprint,
-                sandbox,
-            }))) => self.replay(
-                spec.idempotency.as_ref().map(|it| &it.fingerprint),
-                &fingerprint,
-                sandbox,
-            ),
-            Ok(Err(_)) => Err(CreateError::Stopping),
-            Err(_) => Err(CreateError::TimedOut),
-        }
     }
 
     /// The running sandbox, its deadline extended to `timeout` from now if that is later.
@@ -503,20 +399,8 @@ impl Control {
             .clone()
     }
 
-    async fn resolve(
-        &self,
-        team: &TeamRow,
-        reference: &TemplateReference,
-    ) -> Result<Resolved, ResolveError> {
-        let found = self.catalog().resolve(team, reference);
-        if found.is_err() && self.refreshed_for_a_miss().await {
-            return self.catalog().resolve(team, reference);
-        }
-        found
-    }
-
     /// A template may have been built since the hosts were last asked; they are asked at most once a second for it.
-    async fn refreshed_for_a_miss(&self) -> bool {
+    pub(crate) async fn refreshed_for_a_miss(&self) -> bool {
         match self.refresh_templates(Duration::from_secs(1)).await {
             Ok(refreshed) => refreshed,
             Err(failure) => {
@@ -526,36 +410,7 @@ impl Control {
         }
     }
 
-    /// An earlier create had the key; its outcome is this one's.
-    fn replay(
-        &self,
-        asked: Option<&String>,
-        claimed: &String,
-        sandbox: Option<Box<SandboxRow>>,
-    ) -> Result<SandboxView, CreateError> {
-        if asked != Some(claimed) {
-            return Err(CreateError::IdempotencyMismatch);
-        }
-        let Some(row) = sandbox else {
-            return Err(CreateError::IdempotencyOutcomeUnknown);
-        };
-        // What the owner says is newer than the row.
-        let progress = self
-            .registry()
-            .get(&row.sandbox_id)
-            .map_or(row.progress, |handle| *handle.progress.borrow());
-        match (progress.state, progress.started_at) {
-            (SandboxState::Creating, _) => Err(CreateError::IdempotencyInProgress),
-            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, Some(_)) => {
-                Ok(self.view(Arc::new(*row), progress))
-            }
-            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, None) => {
-                Err(CreateError::IdempotencyOutcomeUnknown)
-            }
-        }
-    }
-
-    fn view(&self, row: Arc<SandboxRow>, progress: Progress) -> SandboxView {
+    pub(crate) fn view(&self, row: Arc<SandboxRow>, progress: Progress) -> SandboxView {
         SandboxView {
             access_token: self.access_token(&row),
             traffic_token: self.traffic_token(&row),
@@ -564,7 +419,7 @@ impl Control {
         }
     }
 
-    fn access_token(&self, row: &SandboxRow) -> Option<String> {
+    pub(crate) fn access_token(&self, row: &SandboxRow) -> Option<String> {
         row.secure.then(|| self.shared.mint.envd(&row.sandbox_id))
     }
 
@@ -590,7 +445,7 @@ impl Control {
         }
     }
 
-    fn max_hours(&self, team: &TeamRow) -> u32 {
+    pub(crate) fn max_hours(&self, team: &TeamRow) -> u32 {
         team.max_sandbox_hours
             .unwrap_or(self.settings().max_sandbox_hours)
     }
@@ -625,23 +480,6 @@ impl Control {
             .await
             .map_err(|_| SandboxError::TimedOut)?
     }
-
-    fn count_spawn(&self, row: &SandboxRow, at: UnixMillis) {
-        let mut spawns = self
-            .shared
-            .spawns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let entry = spawns
-            .entry(row.template_id.clone())
-            .or_insert_with(|| Spawns {
-                template_id: row.template_id.clone(),
-                count: 0,
-                last: at,
-            });
-        entry.count += 1;
-        entry.last = entry.last.max(at);
-    }
 }
 
 impl std::fmt::Debug for Control {
@@ -658,51 +496,8 @@ fn missing(id: &SandboxId) -> SandboxError {
     }
 }
 
-fn longest(hours: u32) -> Duration {
+pub(crate) fn longest(hours: u32) -> Duration {
     Duration::from_secs(u64::from(hours) * 3600)
-}
-
-/// The template's limits with what the create wants otherwise.
-fn apply(
-    mut limits: Limits,
-    overrides: LimitOverrides,
-    settings: &ControlSettings,
-) -> Result<Limits, LimitError> {
-    const LEAST_MIB: u64 = 128;
-    if let Some(cpus) = overrides.cpus {
-        let max = settings.max_cpus;
-        if cpus != 1 && cpus % 2 != 0 || cpus == 0 {
-            return Err(LimitError::CpuOdd);
-        }
-        if cpus > max {
-            return Err(LimitError::CpuTooMany { max });
-        }
-        limits.cpu = MilliCpu::whole(cpus);
-    }
-    if let Some(memory) = overrides.memory_mib {
-        let max = settings.max_memory_mib;
-        if memory < LEAST_MIB {
-            return Err(LimitError::MemoryTooLittle { min: LEAST_MIB });
-        }
-        if memory % 2 != 0 {
-            return Err(LimitError::MemoryOdd);
-        }
-        if memory > max {
-            return Err(LimitError::MemoryTooMuch { max });
-        }
-        limits.memory = MiB(memory);
-    }
-    if let Some(disk) = overrides.disk_mib {
-        let max = settings.max_disk_mib;
-        if disk < LEAST_MIB {
-            return Err(LimitError::DiskTooLittle { min: LEAST_MIB });
-        }
-        if disk > max {
-            return Err(LimitError::DiskTooMuch { max });
-        }
-        limits.disk = MiB(disk);
-    }
-    Ok(limits)
 }
 
 /// The team that owns what the installation itself brings along.

@@ -8,6 +8,7 @@ mod auth;
 mod catalog;
 mod clock;
 mod control;
+mod create;
 mod error;
 mod hosts;
 pub mod lifecycle;

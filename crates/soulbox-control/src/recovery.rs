@@ -22,10 +22,12 @@ use crate::store::{
     AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyKind, SandboxRow, TeamRow, TemplateRow,
 };
 
-/// How often lists are compared, counters written and rows pruned.
-const HOUSEKEEPING: Duration = Duration::from_secs(20);
-/// Rows are pruned in every so many rounds.
-const PRUNE_ROUNDS: u64 = 90;
+/// How often the store may tidy up. Between two of them its log grows by some 10 KB for each create and kill.
+const ROUND: Duration = Duration::from_secs(5);
+/// Lists are compared and counters written in every so many rounds.
+const COMPARE_ROUNDS: u64 = 4;
+/// Rows are pruned in every so many rounds, first in the first.
+const PRUNE_ROUNDS: u64 = 360;
 /// A sandbox that the host does not list is lost only if it is older than this: the list may be of before its start.
 const SETTLED_MILLIS: u64 = 10_000;
 
@@ -99,16 +101,18 @@ impl Control {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(HOUSEKEEPING) => {}
+                () = tokio::time::sleep(ROUND) => {}
             }
             round += 1;
-            self.compare().await;
-            self.flush_counters().await;
-            if let Err(failure) = self.refresh_templates(Duration::ZERO).await {
-                warn!(error = %crate::chain(&failure), "failed to read the host's templates");
-            }
             if let Err(failure) = self.store().maintain().await {
                 warn!(error = %crate::chain(&failure), "the store failed to tidy up");
+            }
+            if round.is_multiple_of(COMPARE_ROUNDS) {
+                self.compare().await;
+                self.flush_counters().await;
+                if let Err(failure) = self.refresh_templates(Duration::ZERO).await {
+                    warn!(error = %crate::chain(&failure), "failed to read the host's templates");
+                }
             }
             if round % PRUNE_ROUNDS == 1 {
                 self.prune().await;

@@ -1,0 +1,222 @@
+//! The create: template, limits, row and command, and what a repeated one gets.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use soulbox_types::{Limits, MiB, MilliCpu, SandboxState, UnixMillis};
+use tokio::sync::oneshot;
+
+use crate::catalog::{ResolveError, Resolved};
+use crate::clock;
+use crate::control::{Control, SandboxView, longest};
+use crate::error::{CreateError, LimitError};
+use crate::hosts::HostCreate;
+use crate::lifecycle::Machine;
+use crate::owner::{Creation, Refusal};
+use crate::random;
+use crate::settings::ControlSettings;
+use crate::spec::{LimitOverrides, SandboxSpec, TemplateReference};
+use crate::store::{SandboxRow, Spawns, TeamRow};
+
+impl Control {
+    /// Creates a sandbox; it is usable when this returns. Dropping the future does not stop the create, but a sandbox that
+    /// nobody then waits for is killed.
+    ///
+    /// # Errors
+    /// See [`CreateError`]; nothing stays of the sandbox.
+    pub async fn create(
+        &self,
+        team: &TeamRow,
+        spec: SandboxSpec,
+    ) -> Result<SandboxView, CreateError> {
+        let resolved = self.resolve(team, &spec.template).await?;
+        let settings = self.settings();
+        let hours = self.max_hours(team);
+        if spec.timeout.is_zero() {
+            return Err(CreateError::TimeoutNotPositive);
+        }
+        if spec.timeout > longest(hours) {
+            return Err(CreateError::TimeoutTooLong { hours });
+        }
+        let limits = apply(resolved.build.limits, spec.overrides, settings)?;
+        if !spec.public_traffic && !spec.secure {
+            return Err(CreateError::PrivateTrafficNotSecure);
+        }
+        if self.registry().stopping().is_cancelled() {
+            return Err(CreateError::Stopping);
+        }
+
+        let now = clock::now();
+        let within = settings.start_within;
+        let (machine, first) =
+            Machine::create(now, clock::millis(spec.timeout), clock::millis(within));
+        let row = Arc::new(SandboxRow {
+            sandbox_id: random::sandbox_id()?,
+            team_id: team.team_id.clone(),
+            template_id: resolved.template.template_id.clone(),
+            build_id: resolved.build.build_id.clone(),
+            alias: resolved.alias.clone(),
+            limits,
+            egress: spec.egress(),
+            internet_access: spec.internet_access,
+            secure: spec.secure,
+            public_traffic: spec.public_traffic,
+            envd_version: resolved.build.envd_version.clone(),
+            created_at: now,
+            progress: machine.progress(),
+            metadata: spec.metadata,
+        });
+        let command = HostCreate {
+            sandbox_id: row.sandbox_id.clone(),
+            epoch: machine.epoch,
+            template_id: row.template_id.clone(),
+            build_id: row.build_id.clone(),
+            limits,
+            egress: row.egress,
+            deadline: machine.deadline,
+            access_token: self.access_token(&row),
+            env: spec.env,
+            default_user: resolved.build.default_user.clone(),
+            default_workdir: resolved.build.default_workdir.clone(),
+        };
+        let (reply, created) = oneshot::channel();
+        let limit = team.max_sandboxes.unwrap_or(settings.max_sandboxes);
+        let claim = spec.idempotency.clone();
+        let creation = Creation {
+            command,
+            limit,
+            claim,
+            reply,
+        };
+        self.own(row.clone(), machine, first, Some(creation));
+
+        let answer_within = within + settings.command_within * 2;
+        match tokio::time::timeout(answer_within, created).await {
+            Ok(Ok(Ok(progress))) => {
+                self.count_spawn(&row, progress.started_at.unwrap_or(now));
+                Ok(self.view(row, progress))
+            }
+            Ok(Ok(Err(Refusal::Failed(failure)))) => {
+                if matches!(
+                    failure,
+                    CreateError::Host(crate::HostFailure::TemplateMissing)
+                ) {
+                    // The catalog may be behind the hosts; the next create shall know better.
+                    drop(self.refresh_templates(Duration::ZERO).await);
+                }
+                Err(failure)
+            }
+            Ok(Ok(Err(Refusal::Claimed {
+                fingerprint,
+                sandbox,
+            }))) => self.replay(
+                spec.idempotency.as_ref().map(|it| &it.fingerprint),
+                &fingerprint,
+                sandbox,
+            ),
+            Ok(Err(_)) => Err(CreateError::Stopping),
+            Err(_) => Err(CreateError::TimedOut),
+        }
+    }
+
+    async fn resolve(
+        &self,
+        team: &TeamRow,
+        reference: &TemplateReference,
+    ) -> Result<Resolved, ResolveError> {
+        let found = self.catalog().resolve(team, reference);
+        if found.is_err() && self.refreshed_for_a_miss().await {
+            return self.catalog().resolve(team, reference);
+        }
+        found
+    }
+
+    /// An earlier create had the key; its outcome is this one's.
+    fn replay(
+        &self,
+        asked: Option<&String>,
+        claimed: &String,
+        sandbox: Option<Box<SandboxRow>>,
+    ) -> Result<SandboxView, CreateError> {
+        if asked != Some(claimed) {
+            return Err(CreateError::IdempotencyMismatch);
+        }
+        let Some(row) = sandbox else {
+            return Err(CreateError::IdempotencyOutcomeUnknown);
+        };
+        // What the owner says is newer than the row.
+        let progress = self
+            .registry()
+            .get(&row.sandbox_id)
+            .map_or(row.progress, |handle| *handle.progress.borrow());
+        match (progress.state, progress.started_at) {
+            (SandboxState::Creating, _) => Err(CreateError::IdempotencyInProgress),
+            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, Some(_)) => {
+                Ok(self.view(Arc::new(*row), progress))
+            }
+            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, None) => {
+                Err(CreateError::IdempotencyOutcomeUnknown)
+            }
+        }
+    }
+
+    fn count_spawn(&self, row: &SandboxRow, at: UnixMillis) {
+        let mut spawns = self
+            .shared
+            .spawns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let entry = spawns
+            .entry(row.template_id.clone())
+            .or_insert_with(|| Spawns {
+                template_id: row.template_id.clone(),
+                count: 0,
+                last: at,
+            });
+        entry.count += 1;
+        entry.last = entry.last.max(at);
+    }
+}
+
+/// The template's limits with what the create wants otherwise.
+fn apply(
+    mut limits: Limits,
+    overrides: LimitOverrides,
+    settings: &ControlSettings,
+) -> Result<Limits, LimitError> {
+    const LEAST_MIB: u64 = 128;
+    if let Some(cpus) = overrides.cpus {
+        let max = settings.max_cpus;
+        if cpus != 1 && cpus % 2 != 0 || cpus == 0 {
+            return Err(LimitError::CpuOdd);
+        }
+        if cpus > max {
+            return Err(LimitError::CpuTooMany { max });
+        }
+        limits.cpu = MilliCpu::whole(cpus);
+    }
+    if let Some(memory) = overrides.memory_mib {
+        let max = settings.max_memory_mib;
+        if memory < LEAST_MIB {
+            return Err(LimitError::MemoryTooLittle { min: LEAST_MIB });
+        }
+        if memory % 2 != 0 {
+            return Err(LimitError::MemoryOdd);
+        }
+        if memory > max {
+            return Err(LimitError::MemoryTooMuch { max });
+        }
+        limits.memory = MiB(memory);
+    }
+    if let Some(disk) = overrides.disk_mib {
+        let max = settings.max_disk_mib;
+        if disk < LEAST_MIB {
+            return Err(LimitError::DiskTooLittle { min: LEAST_MIB });
+        }
+        if disk > max {
+            return Err(LimitError::DiskTooMuch { max });
+        }
+        limits.disk = MiB(disk);
+    }
+    Ok(limits)
+}
