@@ -18,7 +18,7 @@ export E2B_API_KEY E2B_API_URL E2B_SANDBOX_URL
 
 count() { # what a sandbox may leave behind, one number each
     printf '%s %s %s %s %s\n' \
-        "$(pgrep -c -f 'soulbox-(launch|envd)' || true)" \
+        "$(pgrep -c -f "^$(realpath "$data")/bin/" || true)" \
         "$(ip -o link | wc -l)" \
         "$(find /sys/fs/cgroup -type d -path '*soulbox*' 2> /dev/null | wc -l)" \
         "$(find "$data/pool/uppers" -mindepth 1 -maxdepth 1 | wc -l)" \

@@ -175,3 +175,26 @@ def test_signed_urls_need_no_token(sandbox, folder):
     assert bad.status == 401 and "signature" in bad.text
     late = sandbox.download_url(f"{folder}/signed", use_signature_expiration=-10)
     assert request("GET", late, headers).status == 401
+
+
+def test_an_upload_url_takes_a_form(sandbox, folder):
+    url = sandbox.upload_url(f"{folder}/uploaded")
+    form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="any"\r\n\r\ncontent\r\n--x--\r\n'
+    headers = {
+        "E2b-Sandbox-Id": sandbox.sandbox_id,
+        "E2b-Sandbox-Port": "49983",
+        "Content-Type": "multipart/form-data; boundary=x",
+    }
+    assert request("POST", url, headers, form).status == 200
+    assert sandbox.files.read(f"{folder}/uploaded") == "content"
+    other = sandbox.download_url(f"{folder}/uploaded")
+    assert request("POST", other, headers, form).status == 401, "a signature for reading is none for writing"
+
+
+def test_envd_134_metadata_of_a_file(sandbox, folder):
+    path = f"{folder}/marked"
+    info = sandbox.files.write(path, "x", metadata={"Author": "me", "n": "1"})
+    assert info.metadata == {"author": "me", "n": "1"}
+    assert sandbox.files.get_info(path).metadata == {"author": "me", "n": "1"}
+    sandbox.files.write(path, "y")
+    assert not sandbox.files.get_info(path).metadata
