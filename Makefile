@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup packages sdks guests release template demo check lint unit test server-under-test e2e compat bench soak clean
+.PHONY: help setup packages sdks guests release template demo check lint unit test server-under-test e2e security compat bench soak clean
 
 export SOULBOX_DATA_DIR ?= ./.data
 # The data dir of tests; its base template is built once and found again by its recipe's digest.
@@ -61,7 +61,7 @@ endif
 
 check: lint unit
 
-test: check e2e compat
+test: check e2e security compat
 
 server-under-test: guests sdks
 	cargo build $(CI) --package soulbox-cli
@@ -70,6 +70,10 @@ server-under-test: guests sdks
 # The binary as its operator has it: mistakes, faults, restarts.
 e2e: server-under-test
 	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) .cache/venv-latest/bin/pytest -q tests/e2e
+
+# The server as an attacker inside a sandbox has it.
+security: server-under-test
+	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) .cache/venv-latest/bin/pytest -q tests/security
 
 # The server as its users have it: driven by the official packages and nothing else.
 compat: server-under-test
