@@ -5,7 +5,8 @@ use std::{env, fs};
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let guests = env::var_os("SOULBOX_GUESTS_DIR").map_or_else(|| root.join("target/guests"), PathBuf::from);
+    let guests =
+        env::var_os("SOULBOX_GUESTS_DIR").map_or_else(|| root.join("target/guests"), PathBuf::from);
     println!("cargo::rerun-if-env-changed=SOULBOX_GUESTS_DIR");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for name in ["envd", "launch"] {

@@ -54,7 +54,11 @@ pub fn run(start: Start) -> Result<(), Failure> {
 /// As [`run`]; a running server is one, since it would go on making sandboxes.
 pub fn clean(settings: &Settings) -> Result<(), Failure> {
     runtime()?.block_on(async {
-        let settings = Settings { warm: 0, parked: 0, ..settings.clone() };
+        let settings = Settings {
+            warm: 0,
+            parked: 0,
+            ..settings.clone()
+        };
         let agent = Agent::start(&settings).await?;
         agent.host.kill_all().await;
         agent.stop().await
@@ -62,22 +66,48 @@ pub fn clean(settings: &Settings) -> Result<(), Failure> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("agent").build();
-    runtime.map_err(|error| Failure::new(anyhow::Error::new(error).context("failed to start the threads of the agent")))
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("agent")
+        .build();
+    runtime.map_err(|error| {
+        Failure::new(anyhow::Error::new(error).context("failed to start the threads of the agent"))
+    })
 }
 
 async fn serve(start: Start) -> Result<(), Failure> {
-    let Start { settings, credentials, secrets, listener } = start;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| failure("watch for SIGTERM")(error.into()))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failure("watch for SIGINT")(error.into()))?;
-    let address = listener.local_addr().map_err(|error| failure("read the listener's address")(error.into()))?;
+    let Start {
+        settings,
+        credentials,
+        secrets,
+        listener,
+    } = start;
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|error| failure("watch for SIGTERM")(error.into()))?;
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|error| failure("watch for SIGINT")(error.into()))?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| failure("read the listener's address")(error.into()))?;
     let agent = Agent::start(&settings).await?;
-    if agent.pool.templates().is_ok_and(|templates| !templates.iter().any(|template| template.name == DEFAULT_TEMPLATE)) {
-        warn!(hint = "run soulbox template build templates/base", "there is no template `{DEFAULT_TEMPLATE}` in the pool");
+    if agent.pool.templates().is_ok_and(|templates| {
+        !templates
+            .iter()
+            .any(|template| template.name == DEFAULT_TEMPLATE)
+    }) {
+        warn!(
+            hint = "run soulbox template build templates/base",
+            "there is no template `{DEFAULT_TEMPLATE}` in the pool"
+        );
     }
     let stop = CancellationToken::new();
-    let service = SocketAddr::new(IpAddr::V4(agent.claim.instance().service_address()), DNS_PORT);
-    let dns = DnsServer::bind(service).await.map_err(|error| failure("start the name server of the sandboxes")(error.into()))?;
+    let service = SocketAddr::new(
+        IpAddr::V4(agent.claim.instance().service_address()),
+        DNS_PORT,
+    );
+    let dns = DnsServer::bind(service)
+        .await
+        .map_err(|error| failure("start the name server of the sandboxes")(error.into()))?;
     let dns = tokio::spawn(dns.serve(stop.clone().cancelled_owned()));
 
     let front_settings = FrontSettings {
@@ -92,8 +122,17 @@ async fn serve(start: Start) -> Result<(), Failure> {
         max_sandbox_hours: settings.max_sandbox_hours,
         max_sandboxes: settings.max_sandboxes,
     };
-    let handler = Arc::new(handler::Requests::new(agent.host.clone(), front_settings, vec![listener]));
-    let fronts = tokio::spawn(fronts::supervise(settings.clone(), agent.host.clone(), handler, stop.clone()));
+    let handler = Arc::new(handler::Requests::new(
+        agent.host.clone(),
+        front_settings,
+        vec![listener],
+    ));
+    let fronts = tokio::spawn(fronts::supervise(
+        settings.clone(),
+        agent.host.clone(),
+        handler,
+        stop.clone(),
+    ));
     info!(%address, "serving");
     tokio::select! {
         _ = terminate.recv() => {}
@@ -114,41 +153,66 @@ impl Agent {
         let data = &settings.data_dir;
         let lock = lock::DataDirLock::take(data)?;
         let guests = guests::unpack(data)?;
-        let options = PoolOptions { size: settings.pool_size };
+        let options = PoolOptions {
+            size: settings.pool_size,
+        };
         let opened = {
             let data = data.clone();
             tokio::task::spawn_blocking(move || BtrfsPool::open(&data, options)).await
         };
-        let pool = opened.map_err(|error| failure("open the pool")(error.into()))?.map_err(|error: PoolError| {
-            Failure::new(anyhow::Error::new(error).context("failed to open the pool")).hint("soulbox doctor says what this host lacks")
-        })?;
+        let pool = opened
+            .map_err(|error| failure("open the pool")(error.into()))?
+            .map_err(|error: PoolError| {
+                Failure::new(anyhow::Error::new(error).context("failed to open the pool"))
+                    .hint("soulbox doctor says what this host lacks")
+            })?;
         let pool = Arc::new(pool);
-        let claim = InstanceClaim::take(data, Path::new(RECORDS)).map_err(|error| failure("claim a place on this host")(error.into()))?;
+        let claim = InstanceClaim::take(data, Path::new(RECORDS))
+            .map_err(|error| failure("claim a place on this host")(error.into()))?;
         let run = data.join("run");
-        let runtime = Native::start(claim.instance(), &guests.directory, &run, &settings.egress_allow_internal).map_err(|error| {
-            Failure::new(anyhow::Error::new(error).context("failed to take the host in use")).hint("soulbox doctor says what this host lacks")
+        let runtime = Native::start(
+            claim.instance(),
+            &guests.directory,
+            &run,
+            &settings.egress_allow_internal,
+        )
+        .map_err(|error| {
+            Failure::new(anyhow::Error::new(error).context("failed to take the host in use"))
+                .hint("soulbox doctor says what this host lacks")
         })?;
-        let runtime = NativeRuntime::new(runtime, claim.instance()).map_err(|error| failure("raise the inotify limits")(error.into()))?;
+        let runtime = NativeRuntime::new(runtime, claim.instance())
+            .map_err(|error| failure("raise the inotify limits")(error.into()))?;
         let host = Host::start(
             runtime,
             Arc::clone(&pool) as Arc<dyn Pool>,
             HostSettings {
                 data: data.clone(),
-                warm: WarmTargets { booted: settings.warm as usize, parked: settings.parked as usize },
+                warm: WarmTargets {
+                    booted: settings.warm as usize,
+                    parked: settings.parked as usize,
+                },
                 default_template: DEFAULT_TEMPLATE.to_owned(),
                 guests: guests.digest,
             },
         )
         .await
         .map_err(|error| failure("start the host agent")(error.into()))?;
-        Ok(Self { host, pool, claim, _lock: lock })
+        Ok(Self {
+            host,
+            pool,
+            claim,
+            _lock: lock,
+        })
     }
 
     /// Leaves running sandboxes as they are. Without any, the host gets everything back.
     async fn stop(self) -> Result<(), Failure> {
         let left = self.host.clone().stop().await;
         if left > 0 {
-            info!(sandboxes = left, "stopped; sandboxes run on and the next start adopts them");
+            info!(
+                sandboxes = left,
+                "stopped; sandboxes run on and the next start adopts them"
+            );
             return Ok(());
         }
         let instance = self.claim.instance();

@@ -66,8 +66,13 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
 
 /// Help and version are printed as clap has them; a mistake as our own failures are: a line of cause, a line of hint.
 fn refuse(error: &clap::Error) -> ExitCode {
-    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
-    if matches!(error.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand) {
+    use clap::error::ErrorKind::{
+        DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion,
+    };
+    if matches!(
+        error.kind(),
+        DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
         let _ = error.print();
         return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
     }
@@ -75,8 +80,11 @@ fn refuse(error: &clap::Error) -> ExitCode {
     // The cause ends at the first empty line; then come tips, the usage and a pointer to the help.
     let cause = text.split("\n\n").next().unwrap_or_default();
     let cause = cause.strip_prefix("error: ").unwrap_or(cause).to_owned();
-    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: ").map(str::to_owned));
-    let failure = Failure::usage(anyhow::Error::msg(cause)).hint(tip.unwrap_or_else(|| "see soulbox --help".to_owned()));
+    let tip = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: ").map(str::to_owned));
+    let failure = Failure::usage(anyhow::Error::msg(cause))
+        .hint(tip.unwrap_or_else(|| "see soulbox --help".to_owned()));
     eprintln!("{failure}");
     failure.exit_code()
 }

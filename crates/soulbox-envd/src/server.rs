@@ -4,10 +4,15 @@ use std::io;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use soulbox_http::Lingering;
 use tokio::net::TcpListener;
+use tower::ServiceExt;
 
 /// A connection without a request is closed after this; proxies in front give up earlier.
 const IDLE: Duration = Duration::from_secs(640);
@@ -39,7 +44,10 @@ pub async fn serve(listener: TcpListener, router: Router) -> io::Error {
         // Events are small and each is awaited by somebody. A socket that refuses is served as it is.
         _ = stream.set_nodelay(true);
         let builder = builder.clone();
-        let service = TowerToHyperService::new(router.clone());
+        let service = router.clone().map_request(|request: Request<Incoming>| {
+            request.map(|body| Body::new(Lingering::new(body)))
+        });
+        let service = TowerToHyperService::new(service);
         // Ends with the connection, whose idle time is bounded above. Its errors are the peer's: there is no one to tell.
         tokio::spawn(async move {
             _ = builder

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use soulbox_pool::{Growth, Pool, PoolError, TemplateManifest};
 use soulbox_types::{DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, UnixMillis};
-use soulbox_wire::host::{Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate};
+use soulbox_wire::host::{
+    Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
@@ -50,7 +52,11 @@ pub enum StartError {
     #[error("failed to start a thread")]
     Thread(#[source] io::Error),
     #[error("failed to adopt sandbox {sandbox_id}")]
-    Adopt { sandbox_id: String, #[source] source: io::Error },
+    Adopt {
+        sandbox_id: String,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A handle to the sandboxes of this host; clones are the same host.
@@ -60,7 +66,9 @@ pub struct Host<R: Runtime> {
 
 impl<R: Runtime> Clone for Host<R> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
     }
 }
 
@@ -92,15 +100,25 @@ impl<R: Runtime> Host<R> {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(runtime: R, pool: Arc<dyn Pool>, settings: HostSettings) -> Result<Self, StartError> {
+    pub async fn start(
+        runtime: R,
+        pool: Arc<dyn Pool>,
+        settings: HostSettings,
+    ) -> Result<Self, StartError> {
         let records = Records::open(&settings.data).map_err(StartError::Records)?;
         let mut adopted = Vec::new();
         for record in records.all().map_err(StartError::Records)? {
-            let process = ProcessName { pid: record.pid, start_time: record.start_time };
+            let process = ProcessName {
+                pid: record.pid,
+                start_time: record.start_time,
+            };
             match runtime.adopt(record.slot, process) {
                 Some(running) => adopted.push((record, running)),
                 None => {
-                    tracing::info!(sandbox_id = record.sandbox_id, "a sandbox ended while no agent ran");
+                    tracing::info!(
+                        sandbox_id = record.sandbox_id,
+                        "a sandbox ended while no agent ran"
+                    );
                     records.delete(&record.sandbox_id);
                 }
             }
@@ -113,13 +131,21 @@ impl<R: Runtime> Host<R> {
             }
         }
         if !adopted.is_empty() || swept > 0 {
-            tracing::info!(adopted = adopted.len(), swept, "took over from an earlier agent");
+            tracing::info!(
+                adopted = adopted.len(),
+                swept,
+                "took over from an earlier agent"
+            );
         }
 
         let templates: Arc<[TemplateManifest]> = pool.templates().map_err(StartError::Pool)?.into();
         let default = find_default(&templates, &settings.default_template);
         let slots = Slots::new(runtime.slots(), kept);
-        let workshop = Arc::new(Workshop { runtime, pool, slots });
+        let workshop = Arc::new(Workshop {
+            runtime,
+            pool,
+            slots,
+        });
         let warm = Warm::new(settings.warm, default);
         let host = Self {
             inner: Arc::new(Inner {
@@ -142,7 +168,8 @@ impl<R: Runtime> Host<R> {
             };
             adopt().map_err(|source| StartError::Adopt { sandbox_id, source })?;
         }
-        warm.start(workshop, Handle::current()).map_err(StartError::Thread)?;
+        warm.start(workshop, Handle::current())
+            .map_err(StartError::Thread)?;
         tokio::spawn(watch_pool(Arc::downgrade(&host.inner)));
         Ok(host)
     }
@@ -164,7 +191,10 @@ impl<R: Runtime> Host<R> {
         let template = inner.template(&request.build_id).await?;
         if !inner.reserve_id(&request.sandbox_id) {
             let message = format!("sandbox {} exists already", request.sandbox_id);
-            return Err(HostError { kind: HostErrorKind::AlreadyExists, message });
+            return Err(HostError {
+                kind: HostErrorKind::AlreadyExists,
+                message,
+            });
         }
         let sandbox_id = request.sandbox_id.clone();
         let created = inner.clone().start_sandbox(request, template).await;
@@ -193,14 +223,30 @@ impl<R: Runtime> Host<R> {
     ///
     /// # Errors
     /// Kinds `NotFound`, `StaleEpoch`, `Failed`.
-    pub async fn set_deadline(&self, sandbox_id: &str, epoch: Epoch, deadline: UnixMillis) -> Result<(), HostError> {
+    pub async fn set_deadline(
+        &self,
+        sandbox_id: &str,
+        epoch: Epoch,
+        deadline: UnixMillis,
+    ) -> Result<(), HostError> {
         let inbox = self.inner.live(sandbox_id, |live| live.inbox.clone())?;
         let (reply, answer) = oneshot::channel();
-        if inbox.send(Request::SetDeadline { epoch, deadline, reply }).await.is_err() {
+        if inbox
+            .send(Request::SetDeadline {
+                epoch,
+                deadline,
+                reply,
+            })
+            .await
+            .is_err()
+        {
             return Err(not_found(sandbox_id));
         }
         let record = answer.await.map_err(|_| not_found(sandbox_id))??;
-        self.inner.records.put(&record).map_err(|error| failed(&MakeError::Record(error)))
+        self.inner
+            .records
+            .put(&record)
+            .map_err(|error| failed(&MakeError::Record(error)))
     }
 
     /// Connects to a TCP port of a sandbox.
@@ -208,14 +254,21 @@ impl<R: Runtime> Host<R> {
     /// # Errors
     /// Kinds `NotFound`, `PortClosed`, `Failed`.
     pub async fn dial(&self, sandbox_id: &str, port: u16) -> Result<OwnedFd, HostError> {
-        let running = self.inner.live(sandbox_id, |live| Arc::clone(&live.running))?;
-        self.inner.workshop.runtime.dial(&running, port).await.map_err(|error| HostError {
-            kind: match error {
-                DialError::Closed => HostErrorKind::PortClosed,
-                DialError::Failed(_) => HostErrorKind::Failed,
-            },
-            message: chain(&error),
-        })
+        let running = self
+            .inner
+            .live(sandbox_id, |live| Arc::clone(&live.running))?;
+        self.inner
+            .workshop
+            .runtime
+            .dial(&running, port)
+            .await
+            .map_err(|error| HostError {
+                kind: match error {
+                    DialError::Closed => HostErrorKind::PortClosed,
+                    DialError::Failed(_) => HostErrorKind::Failed,
+                },
+                message: chain(&error),
+            })
     }
 
     /// Every live sandbox.
@@ -252,7 +305,11 @@ impl<R: Runtime> Host<R> {
                 template_id: template.template_id.clone(),
                 build_id: template.build_id.clone(),
                 built_at: template.built_at,
-                layers: template.layers.iter().map(|layer| layer.as_str().to_owned()).collect(),
+                layers: template
+                    .layers
+                    .iter()
+                    .map(|layer| layer.as_str().to_owned())
+                    .collect(),
                 cpu_count: template.cpu_count,
                 memory_mib: template.memory_mib,
                 disk_mib: template.disk_mib,
@@ -273,8 +330,12 @@ impl<R: Runtime> Host<R> {
         let (booted, parked) = self.inner.warm.drain();
         let workshop = Arc::clone(&self.inner.workshop);
         let drained = spawn_blocking(move || {
-            booted.into_iter().for_each(|booted| workshop.discard(booted.made));
-            parked.into_iter().for_each(|prepared| workshop.discard_prepared(prepared));
+            booted
+                .into_iter()
+                .for_each(|booted| workshop.discard(booted.made));
+            parked
+                .into_iter()
+                .for_each(|prepared| workshop.discard_prepared(prepared));
         });
         if let Err(error) = drained.await {
             tracing::error!(%error, "failed to end the warm slots; the next start will");
@@ -311,7 +372,12 @@ impl<R: Runtime> Inner<R> {
     }
 
     async fn template(&self, build_id: &str) -> Result<TemplateManifest, HostError> {
-        let find = |templates: &[TemplateManifest]| templates.iter().find(|template| template.build_id == build_id).cloned();
+        let find = |templates: &[TemplateManifest]| {
+            templates
+                .iter()
+                .find(|template| template.build_id == build_id)
+                .cloned()
+        };
         let known = find(&lock(&self.templates));
         match known {
             Some(template) => Ok(template),
@@ -331,24 +397,44 @@ impl<R: Runtime> Inner<R> {
             Err(error) => return Err(failed(&error)),
         };
         *lock(&self.templates) = Arc::clone(&templates);
-        let old = self.warm.set_template(find_default(&templates, &self.settings.default_template));
+        let old = self
+            .warm
+            .set_template(find_default(&templates, &self.settings.default_template));
         if !old.is_empty() {
             let workshop = Arc::clone(&self.workshop);
-            spawn_blocking(move || old.into_iter().for_each(|booted| workshop.discard(booted.made)));
+            spawn_blocking(move || {
+                old.into_iter()
+                    .for_each(|booted| workshop.discard(booted.made))
+            });
         }
         Ok(templates)
     }
 
-    async fn start_sandbox(self: Arc<Self>, request: Create, template: TemplateManifest) -> Result<(Created, OwnedFd), HostError> {
+    async fn start_sandbox(
+        self: Arc<Self>,
+        request: Create,
+        template: TemplateManifest,
+    ) -> Result<(Created, OwnedFd), HostError> {
         let booted = self.warm.take_booted(&request.build_id);
         let (made, envd) = match booted {
             Some(Booted { made, envd }) => (made, envd),
             None => {
-                let _permit = self.starts.acquire().await.map_err(|error| failed(&error))?;
+                let _permit = self
+                    .starts
+                    .acquire()
+                    .await
+                    .map_err(|error| failed(&error))?;
                 let inner = Arc::clone(&self);
                 let made = spawn_blocking(move || inner.make(&template)).await;
-                let made = made.map_err(|error| failed(&error))?.map_err(|error| failure(&error))?;
-                match self.workshop.runtime.dial(&made.running, crate::ENVD_PORT).await {
+                let made = made
+                    .map_err(|error| failed(&error))?
+                    .map_err(|error| failure(&error))?;
+                match self
+                    .workshop
+                    .runtime
+                    .dial(&made.running, crate::ENVD_PORT)
+                    .await
+                {
                     Ok(envd) => (made, envd),
                     Err(error) => {
                         self.discard_later(made);
@@ -365,7 +451,10 @@ impl<R: Runtime> Inner<R> {
                 return Err(failure(&error));
             }
         };
-        let created = Created { started_at: started_at.0, init_secret: made.init_secret };
+        let created = Created {
+            started_at: started_at.0,
+            init_secret: made.init_secret,
+        };
         self.adopt(record, made.running, made.ended);
         Ok((created, envd))
     }
@@ -389,7 +478,12 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Gives a sandbox off the bench to its creator: what differs from the default, and its record. Some 0.2 ms.
-    fn hand_over(&self, request: &Create, made: &Made<R>, started_at: UnixMillis) -> Result<Record, MakeError> {
+    fn hand_over(
+        &self,
+        request: &Create,
+        made: &Made<R>,
+        started_at: UnixMillis,
+    ) -> Result<Record, MakeError> {
         let runtime = &self.workshop.runtime;
         let limits = Limits {
             memory: MiB(request.memory_mib),
@@ -398,15 +492,24 @@ impl<R: Runtime> Inner<R> {
             disk: MiB(request.disk_mib),
         };
         if limits != made.limits {
-            runtime.set_limits(&made.running, &limits).map_err(MakeError::Limits)?;
+            runtime
+                .set_limits(&made.running, &limits)
+                .map_err(MakeError::Limits)?;
             if limits.disk != made.limits.disk {
-                self.workshop.pool.set_quota(&made.upper, limits.disk).map_err(MakeError::Quota)?;
+                self.workshop
+                    .pool
+                    .set_quota(&made.upper, limits.disk)
+                    .map_err(MakeError::Quota)?;
             }
         }
         if request.egress_open {
-            runtime.set_egress(&made.running, Egress::Open).map_err(MakeError::Egress)?;
+            runtime
+                .set_egress(&made.running, Egress::Open)
+                .map_err(MakeError::Egress)?;
         }
-        let process = runtime.process(&made.running).ok_or(MakeError::EndedEarly)?;
+        let process = runtime
+            .process(&made.running)
+            .ok_or(MakeError::EndedEarly)?;
         let record = Record {
             sandbox_id: request.sandbox_id.clone(),
             epoch: request.epoch,
@@ -429,11 +532,23 @@ impl<R: Runtime> Inner<R> {
         let sandbox_id = record.sandbox_id.clone();
         let record = Arc::new(Mutex::new(record));
         let (inbox, requests) = mpsc::channel(16);
-        let live = Live { running: Arc::clone(&running), inbox, record: Arc::clone(&record) };
+        let live = Live {
+            running: Arc::clone(&running),
+            inbox,
+            record: Arc::clone(&record),
+        };
         lock(&self.sandboxes).insert(sandbox_id, Entry::Live(live));
         let inner = Arc::clone(self);
         tokio::spawn(async move {
-            match sandbox::own(&inner.workshop.runtime, Arc::clone(&running), ended, Arc::clone(&record), requests).await {
+            match sandbox::own(
+                &inner.workshop.runtime,
+                Arc::clone(&running),
+                ended,
+                Arc::clone(&record),
+                requests,
+            )
+            .await
+            {
                 Ok(None) => {}
                 Ok(Some(ended)) => inner.bury(ended, running),
                 Err(error) => {
@@ -441,7 +556,14 @@ impl<R: Runtime> Inner<R> {
                     tracing::error!(%error, "failed to watch a sandbox");
                     inner.workshop.runtime.kill(&running);
                     let record = lock(&record).clone();
-                    inner.bury(Ended { cause: DeathCause::AgentDied, record, reply: None }, running);
+                    inner.bury(
+                        Ended {
+                            cause: DeathCause::AgentDied,
+                            record,
+                            reply: None,
+                        },
+                        running,
+                    );
                 }
             }
         });
@@ -449,20 +571,31 @@ impl<R: Runtime> Inner<R> {
 
     /// Forgets an ended sandbox, tells who waits, and gives back what it had.
     fn bury(self: &Arc<Self>, ended: Ended, running: Arc<R::Running>) {
-        let Ended { cause, record, reply } = ended;
+        let Ended {
+            cause,
+            record,
+            reply,
+        } = ended;
         lock(&self.sandboxes).remove(&record.sandbox_id);
         match reply {
             Some(reply) => drop(reply.send(Ok(()))),
             None => {
-                let event =
-                    Event::Exited { sandbox_id: record.sandbox_id.clone(), epoch: record.epoch, cause: cause.as_str().to_owned() };
+                let event = Event::Exited {
+                    sandbox_id: record.sandbox_id.clone(),
+                    epoch: record.epoch,
+                    cause: cause.as_str().to_owned(),
+                };
                 // A front that is away or behind asks for the list when it is back.
                 if let Some(events) = &*lock(&self.events) {
                     let _ = events.try_send(event);
                 }
             }
         }
-        tracing::info!(sandbox_id = record.sandbox_id, cause = cause.as_str(), "a sandbox ended");
+        tracing::info!(
+            sandbox_id = record.sandbox_id,
+            cause = cause.as_str(),
+            "a sandbox ended"
+        );
         let inner = Arc::clone(self);
         spawn_blocking(move || {
             inner.workshop.release(&running, &record.upper, record.slot);
@@ -484,7 +617,9 @@ async fn watch_pool<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
         match spawn_blocking(move || workshop.pool.grow_if_low()).await {
             Ok(Ok(Growth::NotNeeded)) => {}
             Ok(Ok(Growth::Grown { size_bytes })) => tracing::info!(size_bytes, "enlarged the pool"),
-            Ok(Ok(Growth::HostFull)) => tracing::warn!("the pool is nearly full and the disk of the host too"),
+            Ok(Ok(Growth::HostFull)) => {
+                tracing::warn!("the pool is nearly full and the disk of the host too")
+            }
             Ok(Err(error)) => tracing::warn!(error = %chain(&error), "failed to enlarge the pool"),
             Err(error) => tracing::warn!(%error, "failed to enlarge the pool"),
         }
@@ -492,24 +627,38 @@ async fn watch_pool<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
 }
 
 fn find_default(templates: &[TemplateManifest], name: &str) -> Option<TemplateManifest> {
-    templates.iter().find(|template| template.name == name).cloned()
+    templates
+        .iter()
+        .find(|template| template.name == name)
+        .cloned()
 }
 
 fn not_found(sandbox_id: &str) -> HostError {
-    HostError { kind: HostErrorKind::NotFound, message: format!("sandbox {sandbox_id} does not run on this host") }
+    HostError {
+        kind: HostErrorKind::NotFound,
+        message: format!("sandbox {sandbox_id} does not run on this host"),
+    }
 }
 
 fn failed(error: &dyn std::error::Error) -> HostError {
-    HostError { kind: HostErrorKind::Failed, message: chain(error) }
+    HostError {
+        kind: HostErrorKind::Failed,
+        message: chain(error),
+    }
 }
 
 fn failure(error: &MakeError) -> HostError {
     let kind = match error {
-        MakeError::NoSlot | MakeError::Upper(PoolError::ReserveReached { .. }) => HostErrorKind::NoCapacity,
+        MakeError::NoSlot | MakeError::Upper(PoolError::ReserveReached { .. }) => {
+            HostErrorKind::NoCapacity
+        }
         MakeError::LayerMissing(_) => HostErrorKind::TemplateMissing,
         _ => HostErrorKind::Failed,
     };
-    HostError { kind, message: chain(error) }
+    HostError {
+        kind,
+        message: chain(error),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

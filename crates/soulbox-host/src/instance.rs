@@ -14,7 +14,12 @@ const CLAIMS: &str = "/run/soulbox";
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     #[error("failed to {step} `{path}`")]
-    File { step: &'static str, path: PathBuf, #[source] source: io::Error },
+    File {
+        step: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("all {INSTANCES} installations that a host can hold are in use")]
     Exhausted,
 }
@@ -50,7 +55,9 @@ impl InstanceClaim {
                 continue; // its agent runs
             }
             let mut owner = String::new();
-            claim.read_to_string(&mut owner).map_err(failed("read", &path))?;
+            claim
+                .read_to_string(&mut owner)
+                .map_err(failed("read", &path))?;
             if Path::new(&owner) == data {
                 return Ok(Self { instance, claim });
             }

@@ -19,8 +19,10 @@ use crate::runtime::{DialError, GuestSettings, ProcessName, RootFiles, Runtime, 
 /// A server whose backlog is full does not answer; a refusal comes at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// All user namespaces that root made share these counts, so the kernel's 128 are one tenant's.
-const INOTIFY: [(&str, u64); 2] =
-    [("/proc/sys/fs/inotify/max_user_instances", 1 << 20), ("/proc/sys/fs/inotify/max_user_watches", 16 << 20)];
+const INOTIFY: [(&str, u64); 2] = [
+    ("/proc/sys/fs/inotify/max_user_instances", 1 << 20),
+    ("/proc/sys/fs/inotify/max_user_watches", 16 << 20),
+];
 
 /// [`Native`] as a [`Runtime`].
 #[derive(Debug)]
@@ -45,7 +47,8 @@ impl NativeRuntime {
     }
 
     fn slot(&self, index: u16) -> Result<Slot, RuntimeError> {
-        Slot::new(self.instance, index).ok_or_else(|| RuntimeError(format!("there is no slot {index}").into()))
+        Slot::new(self.instance, index)
+            .ok_or_else(|| RuntimeError(format!("there is no slot {index}").into()))
     }
 
     async fn connect(&self, running: &Running, port: u16) -> Result<OwnedFd, DialError> {
@@ -53,7 +56,9 @@ impl NativeRuntime {
         for address in addresses(port) {
             let attempt = async {
                 let socket = self.native.socket(running, address.is_ipv6())?;
-                let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
+                let stream = TcpSocket::from_std_stream(socket.into())
+                    .connect(address)
+                    .await?;
                 stream.into_std().map(OwnedFd::from)
             };
             match timeout(CONNECT_TIMEOUT, attempt).await {
@@ -71,7 +76,9 @@ impl NativeRuntime {
 fn is_absence(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::AddrNotAvailable
+            | io::ErrorKind::NetworkUnreachable
     )
 }
 
@@ -88,21 +95,39 @@ impl Runtime for NativeRuntime {
     }
 
     fn prepare(&self, index: u16, limits: &Limits) -> Result<Parked, RuntimeError> {
-        self.native.prepare(self.slot(index)?, limits).map_err(boxed)
+        self.native
+            .prepare(self.slot(index)?, limits)
+            .map_err(boxed)
     }
 
-    fn boot(&self, parked: Parked, root: &RootFiles, guest: &GuestSettings) -> Result<Running, RuntimeError> {
-        let source = RootSource { layers: root.layers.clone(), upper: root.upper.clone() };
-        let boot = plan::boot(&guest.default_user, &guest.default_workdir, &guest.init_secret);
+    fn boot(
+        &self,
+        parked: Parked,
+        root: &RootFiles,
+        guest: &GuestSettings,
+    ) -> Result<Running, RuntimeError> {
+        let source = RootSource {
+            layers: root.layers.clone(),
+            upper: root.upper.clone(),
+        };
+        let boot = plan::boot(
+            &guest.default_user,
+            &guest.default_workdir,
+            &guest.init_secret,
+        );
         self.native.boot(parked, source, &boot).map_err(boxed)
     }
 
     fn adopt(&self, index: u16, process: ProcessName) -> Option<Running> {
-        self.native.adopt(self.slot(index).ok()?, process.pid, process.start_time)
+        self.native
+            .adopt(self.slot(index).ok()?, process.pid, process.start_time)
     }
 
     fn process(&self, running: &Running) -> Option<ProcessName> {
-        Some(ProcessName { pid: running.pid(), start_time: running.start_time()? })
+        Some(ProcessName {
+            pid: running.pid(),
+            start_time: running.start_time()?,
+        })
     }
 
     fn set_limits(&self, running: &Running, limits: &Limits) -> Result<(), RuntimeError> {
@@ -110,7 +135,9 @@ impl Runtime for NativeRuntime {
     }
 
     fn set_egress(&self, running: &Running, egress: Egress) -> Result<(), RuntimeError> {
-        self.native.set_egress(running.slot(), egress == Egress::Open).map_err(boxed)
+        self.native
+            .set_egress(running.slot(), egress == Egress::Open)
+            .map_err(boxed)
     }
 
     fn ended(&self, running: &Running) -> io::Result<OwnedFd> {
@@ -129,12 +156,19 @@ impl Runtime for NativeRuntime {
         self.native.release(running).map_err(boxed)
     }
 
-    fn dial(&self, running: &Running, port: u16) -> impl Future<Output = Result<OwnedFd, DialError>> + Send {
+    fn dial(
+        &self,
+        running: &Running,
+        port: u16,
+    ) -> impl Future<Output = Result<OwnedFd, DialError>> + Send {
         self.connect(running, port)
     }
 
     fn sweep(&self, keep: &[u16]) -> Result<usize, RuntimeError> {
-        let keep: Vec<Slot> = keep.iter().filter_map(|index| Slot::new(self.instance, *index)).collect();
+        let keep: Vec<Slot> = keep
+            .iter()
+            .filter_map(|index| Slot::new(self.instance, *index))
+            .collect();
         self.native.sweep(&keep).map_err(boxed)
     }
 }

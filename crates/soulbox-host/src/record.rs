@@ -69,7 +69,9 @@ impl Records {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let path = entry?.path();
-            let record = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+            let record = fs::read(&path)
+                .ok()
+                .and_then(|text| serde_json::from_slice::<Record>(&text).ok());
             match record.filter(|record| path == self.path(&record.sandbox_id)) {
                 Some(record) => records.push(record),
                 None => {

@@ -58,7 +58,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Prepares slot `index`.
     fn prepare(&self, index: u16, limits: &Limits) -> Result<Self::Parked, RuntimeError>;
     /// Starts the sandbox of a prepared slot; connections to envd are accepted when it returns. On an error nothing is left.
-    fn boot(&self, parked: Self::Parked, root: &RootFiles, guest: &GuestSettings) -> Result<Self::Running, RuntimeError>;
+    fn boot(
+        &self,
+        parked: Self::Parked,
+        root: &RootFiles,
+        guest: &GuestSettings,
+    ) -> Result<Self::Running, RuntimeError>;
     /// Takes over a running sandbox of an earlier agent.
     fn adopt(&self, index: u16, process: ProcessName) -> Option<Self::Running>;
     /// `None` when it has ended.
@@ -76,7 +81,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Gives back what an ended sandbox had.
     fn release(&self, running: &Self::Running) -> Result<(), RuntimeError>;
     /// Connects to a TCP port inside.
-    fn dial(&self, running: &Self::Running, port: u16) -> impl Future<Output = Result<OwnedFd, DialError>> + Send;
+    fn dial(
+        &self,
+        running: &Self::Running,
+        port: u16,
+    ) -> impl Future<Output = Result<OwnedFd, DialError>> + Send;
     /// Ends and removes all slots but those in `keep`; returns how many there were.
     fn sweep(&self, keep: &[u16]) -> Result<usize, RuntimeError>;
 }

@@ -29,8 +29,15 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 pub(crate) enum Request {
-    Kill { epoch: Epoch, reply: oneshot::Sender<Result<(), HostError>> },
-    SetDeadline { epoch: Epoch, deadline: UnixMillis, reply: oneshot::Sender<Result<Record, HostError>> },
+    Kill {
+        epoch: Epoch,
+        reply: oneshot::Sender<Result<(), HostError>>,
+    },
+    SetDeadline {
+        epoch: Epoch,
+        deadline: UnixMillis,
+        reply: oneshot::Sender<Result<Record, HostError>>,
+    },
 }
 
 /// How it ended.
@@ -49,9 +56,17 @@ pub(crate) async fn own<R: Runtime>(
     record: Arc<Mutex<Record>>,
     mut inbox: mpsc::Receiver<Request>,
 ) -> io::Result<Option<Ended>> {
-    #[expect(deprecated, reason = "unsound only for types whose descriptor may change; an OwnedFd keeps its own")]
+    #[expect(
+        deprecated,
+        reason = "unsound only for types whose descriptor may change; an OwnedFd keeps its own"
+    )]
     let ended = AsyncFd::with_interest(ended, Interest::READABLE)?;
-    let current = || record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let current = || {
+        record
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    };
     let (cause, reply) = loop {
         let left = Duration::from_millis(UnixMillis(current().deadline).millis_since(now()));
         tokio::select! {
@@ -88,14 +103,28 @@ pub(crate) async fn own<R: Runtime>(
         }
     };
     if timeout(END_TIMEOUT, ended.readable()).await.is_err() {
-        tracing::error!(sandbox_id = current().sandbox_id, "processes are left ten seconds after SIGKILL");
+        tracing::error!(
+            sandbox_id = current().sandbox_id,
+            "processes are left ten seconds after SIGKILL"
+        );
         if let Some(reply) = reply {
             let message = "processes of the sandbox are left ten seconds after SIGKILL".to_owned();
-            drop(reply.send(Err(HostError { kind: HostErrorKind::Failed, message })));
-            return Ok(Some(Ended { cause, record: current(), reply: None }));
+            drop(reply.send(Err(HostError {
+                kind: HostErrorKind::Failed,
+                message,
+            })));
+            return Ok(Some(Ended {
+                cause,
+                record: current(),
+                reply: None,
+            }));
         }
     }
-    Ok(Some(Ended { cause, record: current(), reply }))
+    Ok(Some(Ended {
+        cause,
+        record: current(),
+        reply,
+    }))
 }
 
 fn check(record: &Record, epoch: Epoch) -> Result<(), HostError> {
@@ -104,11 +133,16 @@ fn check(record: &Record, epoch: Epoch) -> Result<(), HostError> {
     }
     Err(HostError {
         kind: HostErrorKind::StaleEpoch,
-        message: format!("sandbox {} is at epoch {}, the command is of epoch {}", record.sandbox_id, record.epoch, epoch.0),
+        message: format!(
+            "sandbox {} is at epoch {}, the command is of epoch {}",
+            record.sandbox_id, record.epoch, epoch.0
+        ),
     })
 }
 
 pub(crate) fn now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

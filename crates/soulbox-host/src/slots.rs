@@ -22,14 +22,22 @@ impl Slots {
     /// `count` slots, of which `used` are taken.
     #[must_use]
     pub(crate) fn new(count: u16, used: impl IntoIterator<Item = u16>) -> Self {
-        Self { count, state: Mutex::new(State { used: used.into_iter().collect(), next: 0 }) }
+        Self {
+            count,
+            state: Mutex::new(State {
+                used: used.into_iter().collect(),
+                next: 0,
+            }),
+        }
     }
 
     /// Takes a free number; `None` when all are in use.
     #[must_use]
     pub(crate) fn take(&self) -> Option<u16> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = (state.next..self.count).chain(0..state.next).find(|index| !state.used.contains(index))?;
+        let free = (state.next..self.count)
+            .chain(0..state.next)
+            .find(|index| !state.used.contains(index))?;
         state.used.insert(free);
         state.next = (free + 1) % self.count;
         Some(free)
@@ -37,7 +45,11 @@ impl Slots {
 
     /// Gives a number back.
     pub(crate) fn give_back(&self, index: u16) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).used.remove(&index);
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .used
+            .remove(&index);
     }
 }
 
@@ -48,10 +60,16 @@ mod tests {
     #[test]
     fn numbers_are_unique_and_come_back() {
         let slots = Slots::new(3, [1]);
-        assert_eq!((slots.take(), slots.take(), slots.take()), (Some(0), Some(2), None));
+        assert_eq!(
+            (slots.take(), slots.take(), slots.take()),
+            (Some(0), Some(2), None)
+        );
         slots.give_back(0);
         slots.give_back(1);
-        assert_eq!((slots.take(), slots.take(), slots.take()), (Some(0), Some(1), None));
+        assert_eq!(
+            (slots.take(), slots.take(), slots.take()),
+            (Some(0), Some(1), None)
+        );
     }
 
     #[test]

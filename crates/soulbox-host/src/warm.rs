@@ -12,7 +12,7 @@ use soulbox_types::Limits;
 use tokio::runtime::Handle;
 
 use crate::runtime::Runtime;
-use crate::workshop::{MakeError, Made, Prepared, Workshop};
+use crate::workshop::{Made, MakeError, Prepared, Workshop};
 
 /// How many of each kind.
 #[derive(Debug, Clone, Copy)]
@@ -52,14 +52,29 @@ enum Next {
 
 impl<R: Runtime> Warm<R> {
     pub(crate) fn new(targets: WarmTargets, template: Option<TemplateManifest>) -> Arc<Self> {
-        let stock = Stock { booted: VecDeque::new(), parked: VecDeque::new(), template, stopping: false };
-        Arc::new(Self { stock: Mutex::new(stock), wanted: Condvar::new(), targets })
+        let stock = Stock {
+            booted: VecDeque::new(),
+            parked: VecDeque::new(),
+            template,
+            stopping: false,
+        };
+        Arc::new(Self {
+            stock: Mutex::new(stock),
+            wanted: Condvar::new(),
+            targets,
+        })
     }
 
     /// Starts the refilling thread. It stops at [`Warm::drain`].
-    pub(crate) fn start(self: &Arc<Self>, workshop: Arc<Workshop<R>>, tokio: Handle) -> std::io::Result<()> {
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        workshop: Arc<Workshop<R>>,
+        tokio: Handle,
+    ) -> std::io::Result<()> {
         let warm = Arc::clone(self);
-        thread::Builder::new().name("warmer".into()).spawn(move || warm.run(&workshop, &tokio))?;
+        thread::Builder::new()
+            .name("warmer".into())
+            .spawn(move || warm.run(&workshop, &tokio))?;
         Ok(())
     }
 
@@ -67,13 +82,19 @@ impl<R: Runtime> Warm<R> {
     pub(crate) fn take_booted(&self, build_id: &str) -> Option<Booted<R>> {
         loop {
             let mut stock = self.lock();
-            stock.template.as_ref().filter(|template| template.build_id == build_id)?;
+            stock
+                .template
+                .as_ref()
+                .filter(|template| template.build_id == build_id)?;
             let booted = stock.booted.pop_front()?;
             drop(stock);
             if !is_readable(&booted.made.ended) {
                 return Some(booted);
             }
-            tracing::warn!(slot = booted.made.slot, "a warm sandbox has ended by itself");
+            tracing::warn!(
+                slot = booted.made.slot,
+                "a warm sandbox has ended by itself"
+            );
         }
     }
 
@@ -104,7 +125,10 @@ impl<R: Runtime> Warm<R> {
     pub(crate) fn drain(&self) -> (Vec<Booted<R>>, Vec<Prepared<R>>) {
         let mut stock = self.lock();
         stock.stopping = true;
-        let all = (stock.booted.drain(..).collect(), stock.parked.drain(..).collect());
+        let all = (
+            stock.booted.drain(..).collect(),
+            stock.parked.drain(..).collect(),
+        );
         drop(stock);
         self.wanted.notify_all();
         all
@@ -126,13 +150,20 @@ impl<R: Runtime> Warm<R> {
             if stock.stopping {
                 return Next::Stop;
             }
-            if let Some(template) = stock.template.as_ref().filter(|_| stock.booted.len() < self.targets.booted) {
+            if let Some(template) = stock
+                .template
+                .as_ref()
+                .filter(|_| stock.booted.len() < self.targets.booted)
+            {
                 return Next::Boot(template.clone());
             }
             if stock.parked.len() < self.targets.parked {
                 return Next::Park;
             }
-            stock = self.wanted.wait(stock).unwrap_or_else(PoisonError::into_inner);
+            stock = self
+                .wanted
+                .wait(stock)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -163,7 +194,12 @@ impl<R: Runtime> Warm<R> {
         }
     }
 
-    fn make_booted(&self, workshop: &Workshop<R>, tokio: &Handle, template: &TemplateManifest) -> Result<(), MakeError> {
+    fn make_booted(
+        &self,
+        workshop: &Workshop<R>,
+        tokio: &Handle,
+        template: &TemplateManifest,
+    ) -> Result<(), MakeError> {
         let limits = default_limits(Some(template));
         let made = workshop.boot(workshop.prepare(&limits)?, template, &limits)?;
         let envd = match tokio.block_on(workshop.runtime.dial(&made.running, crate::ENVD_PORT)) {
@@ -197,5 +233,12 @@ pub(crate) fn default_limits(template: Option<&TemplateManifest>) -> Limits {
 
 fn is_readable(descriptor: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    poll(
+        &mut polled,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )
+    .is_ok_and(|ready| ready > 0)
 }

@@ -12,20 +12,31 @@ use crate::runtime::{DialError, GuestSettings, RootFiles, Runtime, RuntimeError}
 use crate::slots::Slots;
 
 /// SIGKILL to the last exit; a process in an uninterruptible wait for a disk can take that long.
-const END_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const END_TIMEOUT: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MakeError {
     #[error("all slots are in use")]
     NoSlot,
     #[error("failed to prepare slot {slot}")]
-    Prepare { slot: u16, #[source] source: RuntimeError },
+    Prepare {
+        slot: u16,
+        #[source]
+        source: RuntimeError,
+    },
     #[error("failed to make the writable part of the root")]
     Upper(#[source] PoolError),
     #[error("layer `{0}` of the template is not in the pool")]
     LayerMissing(String),
     #[error("failed to boot slot {slot}")]
-    Boot { slot: u16, #[source] source: RuntimeError },
+    Boot {
+        slot: u16,
+        #[source]
+        source: RuntimeError,
+    },
     #[error("failed to connect to envd")]
     Dial(#[source] DialError),
     #[error("failed to get a descriptor of its end")]
@@ -80,7 +91,12 @@ impl<R: Runtime> Workshop<R> {
     }
 
     /// Boots a prepared slot with a template. On an error the slot is given back.
-    pub(crate) fn boot(&self, prepared: Prepared<R>, template: &TemplateManifest, limits: &Limits) -> Result<Made<R>, MakeError> {
+    pub(crate) fn boot(
+        &self,
+        prepared: Prepared<R>,
+        template: &TemplateManifest,
+        limits: &Limits,
+    ) -> Result<Made<R>, MakeError> {
         let Prepared { slot, parked } = prepared;
         let made = (|| {
             for layer in &template.layers {
@@ -89,18 +105,26 @@ impl<R: Runtime> Workshop<R> {
                 }
             }
             let mut random = [0u8; 40];
-            getrandom::fill(&mut random).map_err(|error| MakeError::Random(io::Error::other(error.to_string())))?;
+            getrandom::fill(&mut random)
+                .map_err(|error| MakeError::Random(io::Error::other(error.to_string())))?;
             let (for_name, secret) = random.split_at(8);
             // Unique for ever, so that a leftover of a crash is never taken for the new one.
             let name = format!("{slot}-{}", hex::encode(for_name));
             let init_secret = hex::encode(secret);
-            let upper = self.pool.create_upper(&name, limits.disk).map_err(MakeError::Upper)?;
+            let upper = self
+                .pool
+                .create_upper(&name, limits.disk)
+                .map_err(MakeError::Upper)?;
             let undo = |error| {
                 let _ = self.pool.delete_upper(&name);
                 error
             };
             let root = RootFiles {
-                layers: template.layers.iter().map(|layer| self.pool.layer_path(layer)).collect(),
+                layers: template
+                    .layers
+                    .iter()
+                    .map(|layer| self.pool.layer_path(layer))
+                    .collect(),
                 upper: upper.path,
             };
             let guest = GuestSettings {
@@ -108,10 +132,20 @@ impl<R: Runtime> Workshop<R> {
                 default_workdir: template.default_workdir.clone(),
                 init_secret: init_secret.clone(),
             };
-            let running =
-                self.runtime.boot(parked, &root, &guest).map_err(|source| MakeError::Boot { slot, source }).map_err(undo)?;
+            let running = self
+                .runtime
+                .boot(parked, &root, &guest)
+                .map_err(|source| MakeError::Boot { slot, source })
+                .map_err(undo)?;
             let ended = self.runtime.ended(&running).map_err(MakeError::Ended)?;
-            Ok(Made { slot, running: Arc::new(running), ended, upper: name, init_secret, limits: *limits })
+            Ok(Made {
+                slot,
+                running: Arc::new(running),
+                ended,
+                upper: name,
+                init_secret,
+                limits: *limits,
+            })
         })();
         if made.is_err() {
             self.slots.give_back(slot);
@@ -145,4 +179,3 @@ impl<R: Runtime> Workshop<R> {
         self.slots.give_back(slot);
     }
 }
-

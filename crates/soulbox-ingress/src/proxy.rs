@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use soulbox_envd_proto::{ENVD_PORT, is_host_only};
+use soulbox_http::Lingering;
 use soulbox_types::SandboxId;
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +92,11 @@ impl Ingress {
     }
 
     /// Answers a request for a port of a sandbox. Never fails: what goes wrong is told to the client.
-    pub async fn handle(&self, target: Target, request: Request<Incoming>) -> Response<Body> {
+    pub async fn handle(
+        &self,
+        target: Target,
+        request: Request<Lingering<Incoming>>,
+    ) -> Response<Body> {
         let audience = Audience::of(request.headers());
         match self.forward(&target, request).await {
             Ok(response) => response,
@@ -102,7 +107,7 @@ impl Ingress {
     async fn forward(
         &self,
         target: &Target,
-        mut request: Request<Incoming>,
+        mut request: Request<Lingering<Incoming>>,
     ) -> Result<Response<Body>, Refusal> {
         if request.method() == Method::CONNECT {
             return Err(Refusal::Connect);
@@ -279,7 +284,7 @@ async fn tunnel(
 fn check_traffic_token(
     target: &Target,
     live: &Live,
-    request: &Request<Incoming>,
+    request: &Request<Lingering<Incoming>>,
 ) -> Result<(), Refusal> {
     let Some(token) = live
         .traffic_token

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use soulbox_http::Lingering;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -233,7 +234,8 @@ impl Server {
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = route(&parts);
-        let request = Request::from_parts(parts, body);
+        // Whoever answers early need not think of the rest of the body.
+        let request = Request::from_parts(parts, Lingering::new(body));
         match route {
             Ok(Route::Sandbox(target)) => self.shared.ingress.handle(target, request).await,
             Ok(Route::Api) => match self.shared.api.clone().call(request.map(Body::new)).await {

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use soulbox_types::Limits;
 
 /// Controllers that limit something here. `freezer` is wanted by checkpoints, `blkio` and `cpuacct` by accounting.
-const CONTROLLERS: [&str; 7] = ["memory", "cpu", "pids", "devices", "cpuacct", "freezer", "blkio"];
+const CONTROLLERS: [&str; 7] = [
+    "memory", "cpu", "pids", "devices", "cpuacct", "freezer", "blkio",
+];
 /// Without these there are no limits worth the name.
 const REQUIRED: [&str; 3] = ["memory", "cpu", "pids"];
 /// cpu.cfs_period_us: the default of the kernel.
@@ -26,7 +28,12 @@ pub enum CgroupError {
     #[error("failed to read `/proc/self/mountinfo`")]
     Mounts(#[source] io::Error),
     #[error("failed to {step} `{path}`")]
-    File { step: &'static str, path: PathBuf, #[source] source: io::Error },
+    File {
+        step: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// The hierarchies of the host.
@@ -54,7 +61,11 @@ impl Hierarchies {
             fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
         });
         for required in REQUIRED {
-            if !hierarchies.mounts.iter().any(|(_, controllers)| controllers.contains(&required)) {
+            if !hierarchies
+                .mounts
+                .iter()
+                .any(|(_, controllers)| controllers.contains(&required))
+            {
                 return Err(CgroupError::ControllerMissing(required));
             }
         }
@@ -66,15 +77,21 @@ impl Hierarchies {
         let mut v2 = None;
         for line in mountinfo.lines() {
             // 31 24 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+            let Some((left, right)) = line.split_once(" - ") else {
+                continue;
+            };
+            let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else {
+                continue;
+            };
             let mut right = right.split(' ');
             match (right.next(), right.nth(1)) {
                 (Some("cgroup"), Some(options)) => {
                     let found: Vec<_> = CONTROLLERS
                         .into_iter()
                         .filter(|controller| options.split(',').any(|option| option == *controller))
-                        .filter(|controller| !v1.iter().any(|(_, known)| known.contains(controller)))
+                        .filter(|controller| {
+                            !v1.iter().any(|(_, known)| known.contains(controller))
+                        })
                         .collect();
                     if !found.is_empty() {
                         v1.push((mount, found));
@@ -84,7 +101,9 @@ impl Hierarchies {
                     let available = v2_controllers(&mount);
                     let found: Vec<_> = CONTROLLERS
                         .into_iter()
-                        .filter(|controller| available.split_whitespace().any(|name| name == *controller))
+                        .filter(|controller| {
+                            available.split_whitespace().any(|name| name == *controller)
+                        })
                         .collect();
                     v2 = Some((mount, found));
                 }
@@ -94,9 +113,15 @@ impl Hierarchies {
         // A hybrid host has a v2 hierarchy without controllers of use.
         match v2 {
             Some((mount, found)) if REQUIRED.iter().all(|required| found.contains(required)) => {
-                Self { version: Version::V2, mounts: vec![(mount, found)] }
+                Self {
+                    version: Version::V2,
+                    mounts: vec![(mount, found)],
+                }
             }
-            _ => Self { version: Version::V1, mounts: v1 },
+            _ => Self {
+                version: Version::V1,
+                mounts: v1,
+            },
         }
     }
 
@@ -111,7 +136,10 @@ impl Hierarchies {
             if self.version == Version::V2 {
                 for controller in controllers {
                     for level in [mount, &directory] {
-                        write(&level.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+                        write(
+                            &level.join("cgroup.subtree_control"),
+                            &format!("+{controller}"),
+                        )?;
                     }
                 }
             }
@@ -124,7 +152,11 @@ impl Hierarchies {
     /// # Errors
     /// [`CgroupError::File`]; nothing is left then.
     pub fn create(&self, name: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
-        let cgroup = Cgroup { hierarchies: self.clone(), name: name.to_owned(), armed: true };
+        let cgroup = Cgroup {
+            hierarchies: self.clone(),
+            name: name.to_owned(),
+            armed: true,
+        };
         for (directory, controllers) in cgroup.directories() {
             make_directory(&directory)?;
             if controllers.contains(&"devices") && self.version == Version::V1 {
@@ -145,7 +177,11 @@ impl Hierarchies {
     /// The cgroup of a sandbox that is there already, without making anything.
     #[must_use]
     pub fn adopt(&self, name: &str) -> Cgroup {
-        Cgroup { hierarchies: self.clone(), name: name.to_owned(), armed: false }
+        Cgroup {
+            hierarchies: self.clone(),
+            name: name.to_owned(),
+            armed: false,
+        }
     }
 
     /// Names below `parent` in any hierarchy.
@@ -156,7 +192,14 @@ impl Hierarchies {
             .iter()
             .filter_map(|(mount, _)| fs::read_dir(mount.join(parent)).ok())
             .flatten()
-            .filter_map(|entry| entry.ok().filter(|entry| entry.path().is_dir())?.file_name().into_string().ok())
+            .filter_map(|entry| {
+                entry
+                    .ok()
+                    .filter(|entry| entry.path().is_dir())?
+                    .file_name()
+                    .into_string()
+                    .ok()
+            })
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -166,8 +209,12 @@ impl Hierarchies {
     /// Sends SIGKILL to every process in the cgroup `name`, of any hierarchy.
     pub fn kill_processes(&self, name: &str) {
         for (mount, _) in &self.mounts {
-            let processes = fs::read_to_string(mount.join(name).join("cgroup.procs")).unwrap_or_default();
-            for pid in processes.lines().filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?)) {
+            let processes =
+                fs::read_to_string(mount.join(name).join("cgroup.procs")).unwrap_or_default();
+            for pid in processes
+                .lines()
+                .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
+            {
                 // It may have ended in between.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
@@ -207,7 +254,11 @@ impl Cgroup {
                     .write(true)
                     .open(&path)
                     .map(OwnedFd::from)
-                    .map_err(|source| CgroupError::File { step: "open", path, source })
+                    .map_err(|source| CgroupError::File {
+                        step: "open",
+                        path,
+                        source,
+                    })
             })
             .collect()
     }
@@ -223,12 +274,17 @@ impl Cgroup {
             for controller in controllers {
                 match (self.hierarchies.version, *controller) {
                     (Version::V1, "memory") => {
-                        let (plain, with_swap) =
-                            (directory.join("memory.limit_in_bytes"), directory.join("memory.memsw.limit_in_bytes"));
+                        let (plain, with_swap) = (
+                            directory.join("memory.limit_in_bytes"),
+                            directory.join("memory.memsw.limit_in_bytes"),
+                        );
                         // Memory with swap must never be below memory alone, so the order depends on the direction.
                         if !with_swap.exists() {
                             write(&plain, &memory)?;
-                        } else if write(&plain, &memory).and_then(|()| write(&with_swap, &memory)).is_err() {
+                        } else if write(&plain, &memory)
+                            .and_then(|()| write(&with_swap, &memory))
+                            .is_err()
+                        {
                             write(&with_swap, &memory)?;
                             write(&plain, &memory)?;
                         }
@@ -243,7 +299,9 @@ impl Cgroup {
                             write(&directory.join("memory.swap.max"), "0")?;
                         }
                     }
-                    (Version::V2, "cpu") => write(&directory.join("cpu.max"), &format!("{quota} {PERIOD_US}"))?,
+                    (Version::V2, "cpu") => {
+                        write(&directory.join("cpu.max"), &format!("{quota} {PERIOD_US}"))?
+                    }
                     (_, "pids") => write(&directory.join("pids.max"), &limits.pids.to_string())?,
                     _ => {}
                 }
@@ -262,7 +320,10 @@ impl Cgroup {
         self.directories()
             .find(|(_, controllers)| controllers.contains(&"memory"))
             .and_then(|(directory, _)| fs::read_to_string(directory.join(file)).ok())
-            .and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+            .and_then(|text| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+            })
             .unwrap_or(0)
     }
 
@@ -277,8 +338,16 @@ impl Cgroup {
                 match fs::remove_dir(&path) {
                     Ok(()) => break,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                    Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-                    Err(source) => return Err(CgroupError::File { step: "remove", path, source }),
+                    Err(_) if Instant::now() < deadline => {
+                        std::thread::sleep(Duration::from_millis(2))
+                    }
+                    Err(source) => {
+                        return Err(CgroupError::File {
+                            step: "remove",
+                            path,
+                            source,
+                        });
+                    }
                 }
             }
         }
@@ -291,7 +360,10 @@ impl Cgroup {
     }
 
     fn directories(&self) -> impl Iterator<Item = (PathBuf, &[&'static str])> {
-        self.hierarchies.mounts.iter().map(|(mount, controllers)| (mount.join(&self.name), controllers.as_slice()))
+        self.hierarchies
+            .mounts
+            .iter()
+            .map(|(mount, controllers)| (mount.join(&self.name), controllers.as_slice()))
     }
 }
 
@@ -305,15 +377,21 @@ impl Drop for Cgroup {
 
 fn make_directory(path: &Path) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(CgroupError::File { step: "make", path: path.to_owned(), source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::File {
+            step: "make",
+            path: path.to_owned(),
+            source: error,
+        }),
         _ => Ok(()),
     }
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    fs::write(path, value).map_err(|source| CgroupError::File { step: "write to", path: path.to_owned(), source })
+    fs::write(path, value).map_err(|source| CgroupError::File {
+        step: "write to",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -333,15 +411,23 @@ mod tests {
     fn a_hybrid_host_uses_version_1() {
         let found = Hierarchies::from_mountinfo(HYBRID, |_| String::new());
         assert_eq!(found.version, Version::V1);
-        let controllers: Vec<_> = found.mounts.iter().map(|(_, controllers)| controllers.clone()).collect();
-        assert_eq!(controllers, [vec!["cpu", "cpuacct"], vec!["memory"], vec!["pids"]]);
+        let controllers: Vec<_> = found
+            .mounts
+            .iter()
+            .map(|(_, controllers)| controllers.clone())
+            .collect();
+        assert_eq!(
+            controllers,
+            [vec!["cpu", "cpuacct"], vec!["memory"], vec!["pids"]]
+        );
     }
 
     #[test]
     fn a_unified_host_uses_version_2() {
-        let found = Hierarchies::from_mountinfo("30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", |_| {
-            "cpuset cpu io memory pids\n".to_owned()
-        });
+        let found = Hierarchies::from_mountinfo(
+            "30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            |_| "cpuset cpu io memory pids\n".to_owned(),
+        );
         assert_eq!(found.version, Version::V2);
         assert_eq!(found.mounts[0].1, ["memory", "cpu", "pids"]);
     }

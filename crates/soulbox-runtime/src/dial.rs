@@ -41,9 +41,15 @@ impl Dialer {
     /// # Errors
     /// When no thread can be made.
     pub fn start() -> io::Result<Self> {
-        let home = open("/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let home = open(
+            "/proc/self/ns/net",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let (jobs, inbox) = sync_channel(1024);
-        thread::Builder::new().name("dialer".into()).spawn(move || run(&inbox, &home))?;
+        thread::Builder::new()
+            .name("dialer".into())
+            .spawn(move || run(&inbox, &home))?;
         Ok(Self { jobs })
     }
 
@@ -54,7 +60,13 @@ impl Dialer {
     pub fn socket(&self, network_namespace: OwnedFd, ipv6: bool) -> io::Result<OwnedFd> {
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let (reply, answer) = sync_channel(1);
-        self.jobs.send(Job { network_namespace, ipv6, reply }).map_err(|_| gone())?;
+        self.jobs
+            .send(Job {
+                network_namespace,
+                ipv6,
+                reply,
+            })
+            .map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
     }
 }
@@ -63,7 +75,9 @@ fn run(inbox: &Receiver<Job>, home: &OwnedFd) {
     while let Ok(job) = inbox.recv() {
         let made = make(&job);
         // A thread that stayed would keep the namespace, and with it the veth pair, of a sandbox that is gone.
-        if let Err(error) = move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network)) {
+        if let Err(error) =
+            move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network))
+        {
             let _ = job.reply.send(Err(error.into()));
             return;
         }
@@ -72,7 +86,19 @@ fn run(inbox: &Receiver<Job>, home: &OwnedFd) {
 }
 
 fn make(job: &Job) -> io::Result<OwnedFd> {
-    move_into_link_name_space(job.network_namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let family = if job.ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    Ok(socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?)
+    move_into_link_name_space(
+        job.network_namespace.as_fd(),
+        Some(LinkNameSpaceType::Network),
+    )?;
+    let family = if job.ipv6 {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    Ok(socket_with(
+        family,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?)
 }

@@ -143,7 +143,10 @@ mod tests {
         let (first, last) = (slot(0, 0), slot(INSTANCES - 1, SLOTS - 1));
         assert_eq!(first.id_base(), 0x7000_0000);
         assert!(last.id_base().checked_add(ID_COUNT).is_some());
-        assert_eq!(slot(0, SLOTS - 1).id_base() + ID_COUNT, slot(1, 0).id_base());
+        assert_eq!(
+            slot(0, SLOTS - 1).id_base() + ID_COUNT,
+            slot(1, 0).id_base()
+        );
         assert_eq!(first.outer_address(), Ipv4Addr::new(100, 64, 1, 0));
         assert_eq!(slot(1, 0).outer_address(), Ipv4Addr::new(100, 68, 1, 0));
         assert_eq!(last.outer_address(), Ipv4Addr::new(100, 124, 8, 255));

@@ -29,7 +29,10 @@ pub struct LaunchError {
 
 impl LaunchError {
     fn report(&self) -> FromLauncher {
-        FromLauncher::Failed { step: self.step.clone(), errno: self.source.raw_os_error().unwrap_or(0) }
+        FromLauncher::Failed {
+            step: self.step.clone(),
+            errno: self.source.raw_os_error().unwrap_or(0),
+        }
     }
 }
 
@@ -40,7 +43,10 @@ trait Step<T> {
 
 impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, step: impl Into<String>) -> Result<T, LaunchError> {
-        self.map_err(|source| LaunchError { step: step.into(), source: source.into() })
+        self.map_err(|source| LaunchError {
+            step: step.into(),
+            source: source.into(),
+        })
     }
 }
 

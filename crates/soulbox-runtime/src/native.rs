@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use soulbox_sys::mount::{MountAttributes, set_attributes};
 use soulbox_types::Limits;
 
@@ -37,11 +39,23 @@ const CGROUP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum NativeError {
     #[error("failed to start `{path}`")]
-    Launcher { path: PathBuf, #[source] source: io::Error },
+    Launcher {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("failed to {step}")]
-    Io { step: &'static str, #[source] source: io::Error },
+    Io {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("the launcher failed to {step}")]
-    Launch { step: String, #[source] source: io::Error },
+    Launch {
+        step: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("the launcher ended while it should {0}")]
     LauncherEnded(&'static str),
     #[error(transparent)]
@@ -75,7 +89,12 @@ impl Native {
     ///
     /// # Errors
     /// The part of the host that is missing or refused.
-    pub fn start(instance: Instance, guests: &Path, run: &Path, allow_internal: &[Cidr]) -> Result<Self, NativeError> {
+    pub fn start(
+        instance: Instance,
+        guests: &Path,
+        run: &Path,
+        allow_internal: &[Cidr],
+    ) -> Result<Self, NativeError> {
         let hierarchies = Hierarchies::discover()?;
         hierarchies.prepare_parent(&instance.cgroup())?;
         let empty_root = run.join("empty");
@@ -113,13 +132,31 @@ impl Native {
         }
         launcher.wait().map_err(io_step("reap the launcher"))?;
         let (pid, process) = cloned?;
-        let mut parked = Parked { slot, pid, process: Process { pidfd: process, ends_with_this: true }, control, namespaces: None, cgroup };
-        expect(&parked.control, "enter its namespaces", |message| matches!(message, FromLauncher::Inside))?;
-        parked.namespaces = Some(Namespaces::open(pid).map_err(io_step("open the namespaces of the launcher"))?);
+        let mut parked = Parked {
+            slot,
+            pid,
+            process: Process {
+                pidfd: process,
+                ends_with_this: true,
+            },
+            control,
+            namespaces: None,
+            cgroup,
+        };
+        expect(&parked.control, "enter its namespaces", |message| {
+            matches!(message, FromLauncher::Inside)
+        })?;
+        parked.namespaces =
+            Some(Namespaces::open(pid).map_err(io_step("open the namespaces of the launcher"))?);
         self.network.attach(slot, pid)?;
         let parked_or = (|| {
-            parked.control.send(&ToLauncher::NetworkReady, &[]).map_err(io_step("tell the launcher"))?;
-            expect(&parked.control, "configure its network", |message| matches!(message, FromLauncher::Parked))
+            parked
+                .control
+                .send(&ToLauncher::NetworkReady, &[])
+                .map_err(io_step("tell the launcher"))?;
+            expect(&parked.control, "configure its network", |message| {
+                matches!(message, FromLauncher::Parked)
+            })
         })();
         match parked_or {
             Ok(_) => Ok(parked),
@@ -130,13 +167,21 @@ impl Native {
         }
     }
 
-    fn start_launcher(&self, slot: Slot, control: &Channel, cgroup: &Cgroup) -> Result<(i32, OwnedFd), NativeError> {
+    fn start_launcher(
+        &self,
+        slot: Slot,
+        control: &Channel,
+        cgroup: &Cgroup,
+    ) -> Result<(i32, OwnedFd), NativeError> {
         let joins = cgroup.join_files()?;
         let joins: Vec<_> = joins.iter().map(AsFd::as_fd).collect();
         let plan = plan::setup(slot, &self.empty_root.to_string_lossy());
-        control.send(&ToLauncher::Setup(plan), &joins).map_err(io_step("send the setup plan"))?;
-        let (message, mut descriptors) =
-            expect(control, "clone", |message| matches!(message, FromLauncher::Cloned { .. }))?;
+        control
+            .send(&ToLauncher::Setup(plan), &joins)
+            .map_err(io_step("send the setup plan"))?;
+        let (message, mut descriptors) = expect(control, "clone", |message| {
+            matches!(message, FromLauncher::Cloned { .. })
+        })?;
         match (message, descriptors.pop()) {
             (FromLauncher::Cloned { pid }, Some(process)) => Ok((pid, process)),
             _ => Err(NativeError::LauncherEnded("report its child")),
@@ -147,7 +192,12 @@ impl Native {
     ///
     /// # Errors
     /// The step that failed; nothing is left of the slot then.
-    pub fn boot(&self, parked: Parked, source: RootSource, boot: &plan::BootPlan) -> Result<Running, NativeError> {
+    pub fn boot(
+        &self,
+        parked: Parked,
+        source: RootSource,
+        boot: &plan::BootPlan,
+    ) -> Result<Running, NativeError> {
         let slot = parked.slot;
         match self.boot_parked(parked, source, boot) {
             Ok(running) => Ok(running),
@@ -158,9 +208,23 @@ impl Native {
         }
     }
 
-    fn boot_parked(&self, parked: Parked, source: RootSource, boot: &plan::BootPlan) -> Result<Running, NativeError> {
-        let Parked { slot, pid, mut process, control, namespaces, mut cgroup } = parked;
-        let Some(namespaces) = namespaces else { return Err(NativeError::LauncherEnded("enter its namespaces")) };
+    fn boot_parked(
+        &self,
+        parked: Parked,
+        source: RootSource,
+        boot: &plan::BootPlan,
+    ) -> Result<Running, NativeError> {
+        let Parked {
+            slot,
+            pid,
+            mut process,
+            control,
+            namespaces,
+            mut cgroup,
+        } = parked;
+        let Some(namespaces) = namespaces else {
+            return Err(NativeError::LauncherEnded("enter its namespaces"));
+        };
         let root = self.mounter.mount(slot, namespaces.user, source)?;
         let guests = open_tree(
             rustix::fs::CWD,
@@ -168,15 +232,30 @@ impl Native {
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
         )
         .map_err(|errno| io_step("clone the guest programs")(errno.into()))?;
-        let read_only = MountAttributes { no_suid: true, ..MountAttributes::READ_ONLY };
-        set_attributes(guests.as_fd(), read_only).map_err(io_step("make the guest programs read-only"))?;
+        let read_only = MountAttributes {
+            no_suid: true,
+            ..MountAttributes::READ_ONLY
+        };
+        set_attributes(guests.as_fd(), read_only)
+            .map_err(io_step("make the guest programs read-only"))?;
         control
-            .send(&ToLauncher::Boot(boot.clone()), &[root.overlay.as_fd(), root.shm.as_fd(), guests.as_fd()])
+            .send(
+                &ToLauncher::Boot(boot.clone()),
+                &[root.overlay.as_fd(), root.shm.as_fd(), guests.as_fd()],
+            )
             .map_err(io_step("send the boot plan"))?;
-        expect(&control, "boot", |message| matches!(message, FromLauncher::Booted))?;
+        expect(&control, "boot", |message| {
+            matches!(message, FromLauncher::Booted)
+        })?;
         process.ends_with_this = false;
         cgroup.leave();
-        Ok(Running { slot, pid, process, network_namespace: namespaces.network, cgroup })
+        Ok(Running {
+            slot,
+            pid,
+            process,
+            network_namespace: namespaces.network,
+            cgroup,
+        })
     }
 
     /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time.
@@ -189,7 +268,16 @@ impl Native {
         }
         let network_namespace = open_namespace(pid, "net").ok()?;
         let cgroup = self.hierarchies.adopt(&slot.cgroup());
-        Some(Running { slot, pid, process: Process { pidfd: process, ends_with_this: false }, network_namespace, cgroup })
+        Some(Running {
+            slot,
+            pid,
+            process: Process {
+                pidfd: process,
+                ends_with_this: false,
+            },
+            network_namespace,
+            cgroup,
+        })
     }
 
     /// Opens or closes the way out of a slot.
@@ -205,7 +293,8 @@ impl Native {
     /// # Errors
     /// The kernel's.
     pub fn socket(&self, running: &Running, ipv6: bool) -> io::Result<OwnedFd> {
-        self.dialer.socket(running.network_namespace.try_clone()?, ipv6)
+        self.dialer
+            .socket(running.network_namespace.try_clone()?, ipv6)
     }
 
     /// Gives back all that a sandbox had in the kernel, after its last process ended. Blocks for up to two seconds; usually 1 ms.
@@ -227,16 +316,30 @@ impl Native {
         let kept = |index: &str| keep.iter().any(|slot| slot.index().to_string() == index);
         let mut swept = 0;
         let parent = self.instance.cgroup();
-        for name in self.hierarchies.children(&parent).into_iter().filter(|name| !kept(name)) {
+        for name in self
+            .hierarchies
+            .children(&parent)
+            .into_iter()
+            .filter(|name| !kept(name))
+        {
             swept += 1;
             self.hierarchies.kill_processes(&format!("{parent}/{name}"));
-            let _ = self.hierarchies.adopt(&format!("{parent}/{name}")).remove(CGROUP_TIMEOUT);
+            let _ = self
+                .hierarchies
+                .adopt(&format!("{parent}/{name}"))
+                .remove(CGROUP_TIMEOUT);
         }
         let prefix = self.instance.interface_prefix();
         for interface in self.network.interfaces()? {
-            let Some(index) = interface.strip_prefix(&prefix).filter(|index| !kept(index)) else { continue };
+            let Some(index) = interface.strip_prefix(&prefix).filter(|index| !kept(index)) else {
+                continue;
+            };
             self.network.delete_interface(&interface)?;
-            if let Some(slot) = index.parse().ok().and_then(|index| Slot::new(self.instance, index)) {
+            if let Some(slot) = index
+                .parse()
+                .ok()
+                .and_then(|index| Slot::new(self.instance, index))
+            {
                 self.network.detach(slot);
             }
         }
@@ -345,7 +448,9 @@ impl Process {
 
     /// Waits for the end. Adopted ones are not our children (ECHILD): whoever inherited them reaps them.
     fn reap(&self) {
-        while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {}
+        while let Err(rustix::io::Errno::INTR) =
+            waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+        {}
     }
 }
 
@@ -366,12 +471,19 @@ struct Namespaces {
 
 impl Namespaces {
     fn open(pid: i32) -> io::Result<Self> {
-        Ok(Self { user: open_namespace(pid, "user")?, network: open_namespace(pid, "net")? })
+        Ok(Self {
+            user: open_namespace(pid, "user")?,
+            network: open_namespace(pid, "net")?,
+        })
     }
 }
 
 fn open_namespace(pid: i32, name: &str) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(format!("/proc/{pid}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(
+        format!("/proc/{pid}/ns/{name}"),
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// Field 22 of /proc/PID/stat, proc_pid_stat(5).
@@ -387,11 +499,15 @@ fn expect(
     wanted: impl FnOnce(&FromLauncher) -> bool,
 ) -> Result<(FromLauncher, Vec<OwnedFd>), NativeError> {
     match control.receive::<FromLauncher>(Some(STEP_TIMEOUT)) {
-        Ok(Some((FromLauncher::Failed { step, errno }, _))) => {
-            Err(NativeError::Launch { step, source: io::Error::from_raw_os_error(errno) })
-        }
+        Ok(Some((FromLauncher::Failed { step, errno }, _))) => Err(NativeError::Launch {
+            step,
+            source: io::Error::from_raw_os_error(errno),
+        }),
         Ok(Some((message, descriptors))) if wanted(&message) => Ok((message, descriptors)),
         Ok(_) => Err(NativeError::LauncherEnded(doing)),
-        Err(source) => Err(NativeError::Io { step: "hear from the launcher", source }),
+        Err(source) => Err(NativeError::Io {
+            step: "hear from the launcher",
+            source,
+        }),
     }
 }

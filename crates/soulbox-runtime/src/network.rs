@@ -38,17 +38,28 @@ const IFNAMSIZ: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     #[error("failed to {step}")]
-    Netlink { step: String, #[source] source: io::Error },
+    Netlink {
+        step: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("failed to run nft, which the package nftables has")]
     NoNft(#[source] io::Error),
     #[error("nft refused the rules: {0}")]
     RulesRefused(String),
     #[error("failed to write `{path}`")]
-    Sysctl { path: &'static str, #[source] source: io::Error },
+    Sysctl {
+        path: &'static str,
+        #[source]
+        source: io::Error,
+    },
 }
 
 fn failed(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
-    |source| NetworkError::Netlink { step: step.into(), source }
+    |source| NetworkError::Netlink {
+        step: step.into(),
+        source,
+    }
 }
 
 /// The host's side of the network of one installation. Dropping it changes nothing: sandboxes outlive the agent; see [`HostNetwork::remove`].
@@ -77,7 +88,9 @@ impl HostNetwork {
         Ok(Self {
             instance,
             route: Mutex::new(Socket::open(Family::Route).map_err(failed("open a route socket"))?),
-            netfilter: Mutex::new(Socket::open(Family::Netfilter).map_err(failed("open a netfilter socket"))?),
+            netfilter: Mutex::new(
+                Socket::open(Family::Netfilter).map_err(failed("open a netfilter socket"))?,
+            ),
         })
     }
 
@@ -89,14 +102,25 @@ impl HostNetwork {
         let network = Self::open(instance)?;
         run_nft(&rules::removal(instance))?;
         match network.change_service_address(RTM_DELADDR, 0) {
-            Err(NetworkError::Netlink { source, .. }) if source.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+            Err(NetworkError::Netlink { source, .. })
+                if source.raw_os_error() == Some(libc::EADDRNOTAVAIL) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }
 
     fn change_service_address(&self, kind: u16, flags: u16) -> Result<(), NetworkError> {
         let mut message = Message::new();
-        address_message(&mut message, kind, flags, 1, self.instance.service_address(), 32);
+        address_message(
+            &mut message,
+            kind,
+            flags,
+            1,
+            self.instance.service_address(),
+            32,
+        );
         exchange(&self.route, &message, 1).map_err(failed("change the service address"))?;
         Ok(())
     }
@@ -109,9 +133,15 @@ impl HostNetwork {
     pub fn attach(&self, slot: Slot, pid: i32) -> Result<(), NetworkError> {
         let interface = slot.interface();
         let mut message = Message::new();
-        message.begin(RTM_NEWLINK, netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::EXCL, 1);
+        message.begin(
+            RTM_NEWLINK,
+            netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::EXCL,
+            1,
+        );
         message.raw(&interface_info(IFF_UP));
-        message.text(NLA_IFNAME, &interface).attribute(1, &GATEWAY_MAC); // IFLA_ADDRESS
+        message
+            .text(NLA_IFNAME, &interface)
+            .attribute(1, &GATEWAY_MAC); // IFLA_ADDRESS
         let info = message.nest(18); // IFLA_LINKINFO
         message.text(1, "veth"); // IFLA_INFO_KIND
         let data = message.nest(2); // IFLA_INFO_DATA
@@ -122,9 +152,9 @@ impl HostNetwork {
         message.close(peer).close(data).close(info);
         let made = match exchange(&self.route, &message, 1) {
             // The last sandbox of the slot is gone, but something still held its network namespace.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                self.delete_interface(&interface).and_then(|()| exchange(&self.route, &message, 1))
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => self
+                .delete_interface(&interface)
+                .and_then(|()| exchange(&self.route, &message, 1)),
             other => other,
         };
         made.map_err(failed(format!("make the veth pair {interface}")))?;
@@ -132,12 +162,17 @@ impl HostNetwork {
             self.detach(slot);
             error
         };
-        let index = self.interface_index(&interface).map_err(failed("find the interface")).map_err(undo)?;
+        let index = self
+            .interface_index(&interface)
+            .map_err(failed("find the interface"))
+            .map_err(undo)?;
 
         let mut message = Message::new();
         route_message(&mut message, 1, slot.outer_address(), 32, None, index);
         neighbour_message(&mut message, 2, INNER_ADDRESS, INNER_MAC, index);
-        exchange(&self.route, &message, 2).map_err(failed(format!("route to {interface}"))).map_err(undo)?;
+        exchange(&self.route, &message, 2)
+            .map_err(failed(format!("route to {interface}")))
+            .map_err(undo)?;
         let outer = slot.outer_address().octets();
         self.change_element(NFT_NEWSETELEM, rules::OWN, &interface, Some(&outer))
             .map_err(failed(format!("map the address of {interface}")))
@@ -171,7 +206,10 @@ impl HostNetwork {
     /// The kernel's; an absent interface is no error.
     pub fn delete_interface(&self, name: &str) -> io::Result<()> {
         let mut message = Message::new();
-        message.begin(RTM_DELLINK, netlink::REQUEST | netlink::ACK, 1).raw(&interface_info(0)).text(NLA_IFNAME, name);
+        message
+            .begin(RTM_DELLINK, netlink::REQUEST | netlink::ACK, 1)
+            .raw(&interface_info(0))
+            .text(NLA_IFNAME, name);
         match exchange(&self.route, &message, 1) {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             other => other.map(drop),
@@ -184,12 +222,16 @@ impl HostNetwork {
     /// The kernel's.
     pub fn interfaces(&self) -> io::Result<Vec<String>> {
         let mut message = Message::new();
-        message.begin(RTM_GETLINK, netlink::REQUEST | netlink::DUMP, 1).raw(&interface_info(0));
+        message
+            .begin(RTM_GETLINK, netlink::REQUEST | netlink::DUMP, 1)
+            .raw(&interface_info(0));
         let prefix = self.instance.interface_prefix();
         Ok(exchange(&self.route, &message, 1)?
             .iter()
             .filter_map(|(_, link)| {
-                let name = attributes(link.get(16..)?).find(|(kind, _)| *kind == NLA_IFNAME)?.1;
+                let name = attributes(link.get(16..)?)
+                    .find(|(kind, _)| *kind == NLA_IFNAME)?
+                    .1;
                 String::from_utf8(name.strip_suffix(b"\0")?.to_vec()).ok()
             })
             .filter(|name| name.starts_with(&prefix))
@@ -197,16 +239,32 @@ impl HostNetwork {
     }
 
     fn interface_index(&self, name: &str) -> io::Result<u32> {
-        interface_index(&self.route.lock().unwrap_or_else(std::sync::PoisonError::into_inner), name)
+        interface_index(
+            &self
+                .route
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+            name,
+        )
     }
 
-    fn change_element(&self, kind: u16, set: &str, interface: &str, data: Option<&[u8]>) -> io::Result<()> {
+    fn change_element(
+        &self,
+        kind: u16,
+        set: &str,
+        interface: &str,
+        data: Option<&[u8]>,
+    ) -> io::Result<()> {
         let mut key = [0u8; IFNAMSIZ];
         key[..interface.len()].copy_from_slice(interface.as_bytes());
         // struct nfgenmsg: family, version, resource (the batch's is the subsystem, big endian)
         let mut message = Message::new();
-        message.begin(NFNL_BATCH_BEGIN, netlink::REQUEST, 0).raw(&[0, 0, 0, 10]);
-        message.begin(kind, netlink::REQUEST | netlink::ACK | netlink::CREATE, 1).raw(&[libc::AF_INET as u8, 0, 0, 0]);
+        message
+            .begin(NFNL_BATCH_BEGIN, netlink::REQUEST, 0)
+            .raw(&[0, 0, 0, 10]);
+        message
+            .begin(kind, netlink::REQUEST | netlink::ACK | netlink::CREATE, 1)
+            .raw(&[libc::AF_INET as u8, 0, 0, 0]);
         message.text(1, &self.instance.table()).text(2, set); // NFTA_SET_ELEM_LIST_TABLE, _SET
         let elements = message.nest(3); // NFTA_SET_ELEM_LIST_ELEMENTS
         let element = message.nest(1); // NFTA_LIST_ELEM
@@ -219,7 +277,9 @@ impl HostNetwork {
             message.close(nest);
         }
         message.close(element).close(elements);
-        message.begin(NFNL_BATCH_END, netlink::REQUEST, 2).raw(&[0, 0, 0, 10]);
+        message
+            .begin(NFNL_BATCH_END, netlink::REQUEST, 2)
+            .raw(&[0, 0, 0, 10]);
         exchange(&self.netfilter, &message, 1).map(drop)
     }
 }
@@ -231,7 +291,10 @@ impl HostNetwork {
 /// The kernel's.
 pub fn configure_inside(network: &InnerNetwork) -> io::Result<()> {
     let socket = Socket::open(Family::Route)?;
-    let (lo, eth) = (interface_index(&socket, "lo")?, interface_index(&socket, &network.interface)?);
+    let (lo, eth) = (
+        interface_index(&socket, "lo")?,
+        interface_index(&socket, &network.interface)?,
+    );
     let mut message = Message::new();
     let request = netlink::REQUEST | netlink::ACK;
     for (sequence, index) in [(1, lo), (2, eth)] {
@@ -239,23 +302,51 @@ pub fn configure_inside(network: &InnerNetwork) -> io::Result<()> {
         info[4..8].copy_from_slice(&index.to_ne_bytes());
         message.begin(RTM_NEWLINK, request, sequence).raw(&info);
     }
-    address_message_on(&mut message, RTM_NEWADDR, netlink::CREATE | netlink::REPLACE, 3, network.address, network.prefix, eth);
+    address_message_on(
+        &mut message,
+        RTM_NEWADDR,
+        netlink::CREATE | netlink::REPLACE,
+        3,
+        network.address,
+        network.prefix,
+        eth,
+    );
     socket.exchange(&message, 3)?;
     let mut message = Message::new();
     neighbour_message(&mut message, 1, network.gateway, network.gateway_mac, eth);
-    route_message(&mut message, 2, Ipv4Addr::UNSPECIFIED, 0, Some(network.gateway), eth);
+    route_message(
+        &mut message,
+        2,
+        Ipv4Addr::UNSPECIFIED,
+        0,
+        Some(network.gateway),
+        eth,
+    );
     socket.exchange(&message, 2).map(drop)
 }
 
-fn exchange(socket: &Mutex<Socket>, message: &Message, last: u32) -> io::Result<Vec<(u16, Vec<u8>)>> {
-    socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner).exchange(message, last)
+fn exchange(
+    socket: &Mutex<Socket>,
+    message: &Message,
+    last: u32,
+) -> io::Result<Vec<(u16, Vec<u8>)>> {
+    socket
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .exchange(message, last)
 }
 
 fn interface_index(socket: &Socket, name: &str) -> io::Result<u32> {
     let mut message = Message::new();
-    message.begin(RTM_GETLINK, netlink::REQUEST | netlink::ACK, 1).raw(&interface_info(0)).text(NLA_IFNAME, name);
+    message
+        .begin(RTM_GETLINK, netlink::REQUEST | netlink::ACK, 1)
+        .raw(&interface_info(0))
+        .text(NLA_IFNAME, name);
     let answer = socket.exchange(&message, 1)?;
-    let link = answer.first().map(|(_, link)| link.as_slice()).unwrap_or_default();
+    let link = answer
+        .first()
+        .map(|(_, link)| link.as_slice())
+        .unwrap_or_default();
     match link.get(4..8) {
         Some(index) => Ok(u32::from_ne_bytes([index[0], index[1], index[2], index[3]])),
         None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
@@ -270,23 +361,68 @@ fn interface_info(flags: u32) -> [u8; 16] {
     info
 }
 
-fn address_message(message: &mut Message, kind: u16, flags: u16, sequence: u32, address: Ipv4Addr, prefix: u8) {
+fn address_message(
+    message: &mut Message,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    address: Ipv4Addr,
+    prefix: u8,
+) {
     address_message_on(message, kind, flags, sequence, address, prefix, 1); // lo
 }
 
-fn address_message_on(message: &mut Message, kind: u16, flags: u16, sequence: u32, address: Ipv4Addr, prefix: u8, index: u32) {
+fn address_message_on(
+    message: &mut Message,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    address: Ipv4Addr,
+    prefix: u8,
+    index: u32,
+) {
     // struct ifaddrmsg: family, prefix length, flags, scope, index
     let mut info = [libc::AF_INET as u8, prefix, 0, 0, 0, 0, 0, 0];
     info[4..8].copy_from_slice(&index.to_ne_bytes());
-    message.begin(kind, netlink::REQUEST | netlink::ACK | flags, sequence).raw(&info);
-    message.attribute(2, &address.octets()).attribute(1, &address.octets()); // IFA_LOCAL, IFA_ADDRESS
+    message
+        .begin(kind, netlink::REQUEST | netlink::ACK | flags, sequence)
+        .raw(&info);
+    message
+        .attribute(2, &address.octets())
+        .attribute(1, &address.octets()); // IFA_LOCAL, IFA_ADDRESS
 }
 
-fn route_message(message: &mut Message, sequence: u32, to: Ipv4Addr, prefix: u8, gateway: Option<Ipv4Addr>, index: u32) {
+fn route_message(
+    message: &mut Message,
+    sequence: u32,
+    to: Ipv4Addr,
+    prefix: u8,
+    gateway: Option<Ipv4Addr>,
+    index: u32,
+) {
     let scope = if gateway.is_some() { 0 } else { 253 }; // RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
     // struct rtmsg: family, dst_len, src_len, tos, table (main), protocol (static), scope, type (unicast), flags
-    let info = [libc::AF_INET as u8, prefix, 0, 0, 254, 4, scope, 1, 0, 0, 0, 0];
-    message.begin(RTM_NEWROUTE, netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::REPLACE, sequence).raw(&info);
+    let info = [
+        libc::AF_INET as u8,
+        prefix,
+        0,
+        0,
+        254,
+        4,
+        scope,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ];
+    message
+        .begin(
+            RTM_NEWROUTE,
+            netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::REPLACE,
+            sequence,
+        )
+        .raw(&info);
     if prefix > 0 {
         message.attribute(1, &to.octets()); // RTA_DST
     }
@@ -296,13 +432,25 @@ fn route_message(message: &mut Message, sequence: u32, to: Ipv4Addr, prefix: u8,
     message.attribute(4, &index.to_ne_bytes()); // RTA_OIF
 }
 
-fn neighbour_message(message: &mut Message, sequence: u32, address: Ipv4Addr, mac: [u8; 6], index: u32) {
+fn neighbour_message(
+    message: &mut Message,
+    sequence: u32,
+    address: Ipv4Addr,
+    mac: [u8; 6],
+    index: u32,
+) {
     // struct ndmsg: family, padding, index, state, flags, type
     let mut info = [0u8; 12];
     info[0] = libc::AF_INET as u8;
     info[4..8].copy_from_slice(&index.to_ne_bytes());
     info[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
-    message.begin(RTM_NEWNEIGH, netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::REPLACE, sequence).raw(&info);
+    message
+        .begin(
+            RTM_NEWNEIGH,
+            netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::REPLACE,
+            sequence,
+        )
+        .raw(&info);
     message.attribute(1, &address.octets()).attribute(2, &mac); // NDA_DST, NDA_LLADDR
 }
 
@@ -324,12 +472,16 @@ fn run_nft(script: &str) -> Result<(), NetworkError> {
         .spawn()
         .map_err(NetworkError::NoNft)?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(script.as_bytes()).map_err(NetworkError::NoNft)?;
+        stdin
+            .write_all(script.as_bytes())
+            .map_err(NetworkError::NoNft)?;
     }
     let output = child.wait_with_output().map_err(NetworkError::NoNft)?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    Err(NetworkError::RulesRefused(text.lines().next().unwrap_or("no message").to_owned()))
+    Err(NetworkError::RulesRefused(
+        text.lines().next().unwrap_or("no message").to_owned(),
+    ))
 }

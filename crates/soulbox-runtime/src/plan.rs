@@ -80,7 +80,9 @@ pub fn setup(slot: Slot, empty_root: &str) -> SetupPlan {
             sysctl("user/max_user_namespaces", "0"),
         ],
         proc_masked: ["kcore", "keys", "timer_list"].map(str::to_owned).to_vec(),
-        proc_read_only: ["sys", "sysrq-trigger", "irq", "bus", "fs"].map(str::to_owned).to_vec(),
+        proc_read_only: ["sys", "sysrq-trigger", "irq", "bus", "fs"]
+            .map(str::to_owned)
+            .to_vec(),
         network: InnerNetwork {
             interface: "eth0".to_owned(),
             address: INNER_ADDRESS,
@@ -95,7 +97,12 @@ pub fn setup(slot: Slot, empty_root: &str) -> SetupPlan {
 /// The plan that starts envd in a parked slot. `init_secret` is the hex key that authorises `/init`.
 #[must_use]
 pub fn boot(default_user: &str, default_workdir: &str, init_secret: &str) -> BootPlan {
-    let text = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+    let text = |parts: &[&str]| {
+        parts
+            .iter()
+            .map(|part| (*part).to_owned())
+            .collect::<Vec<_>>()
+    };
     let envd = format!("{GUEST_DIR}/envd");
     BootPlan {
         hostname: HOSTNAME.to_owned(),
@@ -104,7 +111,13 @@ pub fn boot(default_user: &str, default_workdir: &str, init_secret: &str) -> Boo
             .map(|instruction| u64::from_le_bytes(instruction.to_bytes()))
             .collect(),
         capabilities: CAPABILITIES.iter().map(|(number, _)| *number).collect(),
-        envd: text(&[&envd, "--default-user", default_user, "--default-workdir", default_workdir]),
+        envd: text(&[
+            &envd,
+            "--default-user",
+            default_user,
+            "--default-workdir",
+            default_workdir,
+        ]),
         environment: vec![(
             "PATH".to_owned(),
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
@@ -200,7 +213,8 @@ mod tests {
                 ],
                 "listen_port": 49983
               }
-            }"#]].assert_eq(&plan);
+            }"#]]
+        .assert_eq(&plan);
     }
 
     #[test]
@@ -245,6 +259,7 @@ mod tests {
                 "init"
               ],
               "init_secret": "00ff"
-            }"#]].assert_eq(&plan);
+            }"#]]
+        .assert_eq(&plan);
     }
 }

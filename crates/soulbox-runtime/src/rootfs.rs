@@ -11,8 +11,8 @@ use std::thread;
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 use rustix::thread::CapabilitiesSecureBits;
 use soulbox_sys::credentials::set_thread_fs_ids;
@@ -73,11 +73,17 @@ impl Mounter {
         thread::Builder::new()
             .name("mounter".into())
             .spawn(move || run(&inbox, &ready))
-            .map_err(|source| RootError { step: "start the mounter".into(), source })?;
+            .map_err(|source| RootError {
+                step: "start the mounter".into(),
+                source,
+            })?;
         is_ready
             .recv()
             .map_err(|_| gone())?
-            .map_err(|source| RootError { step: "keep capabilities across a change of file system IDs".into(), source })?;
+            .map_err(|source| RootError {
+                step: "keep capabilities across a change of file system IDs".into(),
+                source,
+            })?;
         Ok(Self { jobs })
     }
 
@@ -85,26 +91,44 @@ impl Mounter {
     ///
     /// # Errors
     /// The step that failed.
-    pub fn mount(&self, slot: Slot, user_namespace: OwnedFd, source: RootSource) -> Result<Root, RootError> {
+    pub fn mount(
+        &self,
+        slot: Slot,
+        user_namespace: OwnedFd,
+        source: RootSource,
+    ) -> Result<Root, RootError> {
         let (reply, answer) = sync_channel(1);
-        self.jobs.send(Job { slot, user_namespace, source, reply }).map_err(|_| gone())?;
+        self.jobs
+            .send(Job {
+                slot,
+                user_namespace,
+                source,
+                reply,
+            })
+            .map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
     }
 }
 
 fn gone() -> RootError {
-    RootError { step: "reach the mounter".into(), source: io::Error::from(io::ErrorKind::BrokenPipe) }
+    RootError {
+        step: "reach the mounter".into(),
+        source: io::Error::from(io::ErrorKind::BrokenPipe),
+    }
 }
 
 fn run(inbox: &Receiver<Job>, ready: &SyncSender<io::Result<()>>) {
-    let kept = rustix::thread::capabilities_secure_bits()
-        .and_then(|bits| rustix::thread::set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP));
+    let kept = rustix::thread::capabilities_secure_bits().and_then(|bits| {
+        rustix::thread::set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP)
+    });
     if ready.send(kept.map_err(io::Error::from)).is_err() || kept.is_err() {
         return;
     }
     while let Ok(job) = inbox.recv() {
         // A caller that went away has no use for the mounts; dropping them undoes them.
-        let _ = job.reply.send(mount(job.slot, &job.user_namespace, &job.source));
+        let _ = job
+            .reply
+            .send(mount(job.slot, &job.user_namespace, &job.source));
     }
 }
 
@@ -113,9 +137,14 @@ fn mount(slot: Slot, user_namespace: &OwnedFd, source: &RootSource) -> Result<Ro
         let step = step.to_owned();
         move |source: io::Error| RootError { step, source }
     };
-    set_thread_fs_ids(slot.id_base(), slot.id_base()).map_err(step("take the file system IDs of the slot"))?;
+    set_thread_fs_ids(slot.id_base(), slot.id_base())
+        .map_err(step("take the file system IDs of the slot"))?;
     let mapped = |path: &PathBuf, read_only: bool| -> io::Result<OwnedFd> {
-        let tree = open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        let tree = open_tree(
+            rustix::fs::CWD,
+            path,
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )?;
         let attributes = MountAttributes {
             read_only,
             no_suid: false,
@@ -134,7 +163,14 @@ fn mount(slot: Slot, user_namespace: &OwnedFd, source: &RootSource) -> Result<Ro
         .map_err(step("map the IDs of a layer"))?;
     // Upper and work directory must come from one mount (EINVAL otherwise).
     let upper = mapped(&source.upper, false).map_err(step("map the IDs of the upper"))?;
-    let below = |name: &str| openat(&upper, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let below = |name: &str| {
+        openat(
+            &upper,
+            name,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    };
 
     let overlay = (|| -> io::Result<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -151,15 +187,29 @@ fn mount(slot: Slot, user_namespace: &OwnedFd, source: &RootSource) -> Result<Ro
         // Without it the end of a sandbox would sync the whole pool.
         fsconfig_set_flag(context, "volatile")?;
         fsconfig_create(context)?;
-        Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+        Ok(fsmount(
+            context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        )?)
     })()
     .map_err(step("mount the overlay"))?;
 
     let shm = (|| -> io::Result<OwnedFd> {
-        let shm = open_tree(&upper, SHM, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        let shm = open_tree(
+            &upper,
+            SHM,
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )?;
         set_attributes(
             shm.as_fd(),
-            MountAttributes { read_only: false, no_suid: true, no_exec: false, idmap: None, recursive: false },
+            MountAttributes {
+                read_only: false,
+                no_suid: true,
+                no_exec: false,
+                idmap: None,
+                recursive: false,
+            },
         )?;
         Ok(shm)
     })()

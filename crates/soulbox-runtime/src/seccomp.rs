@@ -16,11 +16,23 @@ pub enum Verdict {
     /// Fails with this errno.
     Fail(u16),
     /// Fails with `errno` when the low word of argument `argument` has one of the bits of `mask`, else allowed.
-    FailIfAnyBit { argument: u8, mask: u32, errno: u16 },
+    FailIfAnyBit {
+        argument: u8,
+        mask: u32,
+        errno: u16,
+    },
     /// Fails with `errno` when the low word of argument `argument` is one of `values`, else allowed.
-    FailIfOneOf { argument: u8, values: &'static [u32], errno: u16 },
+    FailIfOneOf {
+        argument: u8,
+        values: &'static [u32],
+        errno: u16,
+    },
     /// Allowed when the low word of argument `argument` is one of `values`, else fails with `errno`.
-    AllowOnly { argument: u8, values: &'static [u32], errno: u16 },
+    AllowOnly {
+        argument: u8,
+        values: &'static [u32],
+        errno: u16,
+    },
 }
 
 /// A system call number and what becomes of it. Numbers that are not named fail with `ENOSYS`.
@@ -58,7 +70,10 @@ const RET_ERRNO: u32 = 0x0005_0000;
 pub fn compile(rules: &[Rule]) -> Vec<Instruction> {
     let mut sorted = rules.to_vec();
     sorted.sort_by_key(|(number, _)| *number);
-    assert!(sorted.windows(2).all(|pair| pair[0].0 != pair[1].0), "two rules for one system call");
+    assert!(
+        sorted.windows(2).all(|pair| pair[0].0 != pair[1].0),
+        "two rules for one system call"
+    );
 
     // Runs of numbers with the same verdict, without gaps, from 0.
     let mut runs: Vec<(u32, Verdict)> = vec![(0, UNKNOWN)];
@@ -106,26 +121,61 @@ fn search(runs: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
     match run.1 {
         Verdict::Allow => program.push(instruction(RETURN, 0, 0, RET_ALLOW)),
         Verdict::Fail(errno) => program.push(fail(errno)),
-        Verdict::FailIfAnyBit { argument, mask, errno } => {
+        Verdict::FailIfAnyBit {
+            argument,
+            mask,
+            errno,
+        } => {
             program.push(load_argument(argument));
             program.push(instruction(JUMP_ANY_BIT, 0, 1, mask));
             program.push(fail(errno));
             program.push(instruction(RETURN, 0, 0, RET_ALLOW));
         }
-        Verdict::FailIfOneOf { argument, values, errno } => {
-            one_of(argument, values, fail(errno), instruction(RETURN, 0, 0, RET_ALLOW), program);
+        Verdict::FailIfOneOf {
+            argument,
+            values,
+            errno,
+        } => {
+            one_of(
+                argument,
+                values,
+                fail(errno),
+                instruction(RETURN, 0, 0, RET_ALLOW),
+                program,
+            );
         }
-        Verdict::AllowOnly { argument, values, errno } => {
-            one_of(argument, values, instruction(RETURN, 0, 0, RET_ALLOW), fail(errno), program);
+        Verdict::AllowOnly {
+            argument,
+            values,
+            errno,
+        } => {
+            one_of(
+                argument,
+                values,
+                instruction(RETURN, 0, 0, RET_ALLOW),
+                fail(errno),
+                program,
+            );
         }
     }
 }
 
-fn one_of(argument: u8, values: &[u32], then: Instruction, otherwise: Instruction, program: &mut Vec<Instruction>) {
+fn one_of(
+    argument: u8,
+    values: &[u32],
+    then: Instruction,
+    otherwise: Instruction,
+    program: &mut Vec<Instruction>,
+) {
     program.push(load_argument(argument));
     for (at, value) in values.iter().enumerate() {
         // From here over the remaining comparisons and the `otherwise`.
-        program.push(instruction(JUMP_EQUAL, (values.len() - at) as u8, 0, *value));
+        program.push(instruction(
+            JUMP_EQUAL,
+            (values.len() - at) as u8,
+            0,
+            *value,
+        ));
     }
     program.push(otherwise);
     program.push(then);
@@ -141,7 +191,12 @@ fn fail(errno: u16) -> Instruction {
 }
 
 fn instruction(code: u16, jump_true: u8, jump_false: u8, value: u32) -> Instruction {
-    Instruction { code, jump_true, jump_false, value }
+    Instruction {
+        code,
+        jump_true,
+        jump_false,
+        value,
+    }
 }
 
 #[cfg(test)]
@@ -152,9 +207,15 @@ mod tests {
     fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
         let (mut at, mut accumulator) = (0usize, 0u32);
         loop {
-            let Instruction { code, jump_true, jump_false, value } = program[at];
+            let Instruction {
+                code,
+                jump_true,
+                jump_false,
+                value,
+            } = program[at];
             at += 1;
-            let mut branch = |taken: bool| at += usize::from(if taken { jump_true } else { jump_false });
+            let mut branch =
+                |taken: bool| at += usize::from(if taken { jump_true } else { jump_false });
             match code {
                 LOAD => {
                     accumulator = match value {
@@ -178,9 +239,21 @@ mod tests {
         let failure = match verdict {
             Verdict::Allow => None,
             Verdict::Fail(errno) => Some(errno),
-            Verdict::FailIfAnyBit { argument, mask, errno } => (low(argument) & mask != 0).then_some(errno),
-            Verdict::FailIfOneOf { argument, values, errno } => values.contains(&low(argument)).then_some(errno),
-            Verdict::AllowOnly { argument, values, errno } => (!values.contains(&low(argument))).then_some(errno),
+            Verdict::FailIfAnyBit {
+                argument,
+                mask,
+                errno,
+            } => (low(argument) & mask != 0).then_some(errno),
+            Verdict::FailIfOneOf {
+                argument,
+                values,
+                errno,
+            } => values.contains(&low(argument)).then_some(errno),
+            Verdict::AllowOnly {
+                argument,
+                values,
+                errno,
+            } => (!values.contains(&low(argument))).then_some(errno),
         };
         failure.map_or(RET_ALLOW, |errno| RET_ERRNO | u32::from(errno))
     }
@@ -191,10 +264,31 @@ mod tests {
         let program = compile(&rules);
         assert!(program.len() < 4096, "BPF_MAXINSNS");
         for number in 0..600 {
-            let verdict = rules.iter().find(|(n, _)| *n == number).map_or(UNKNOWN, |(_, verdict)| *verdict);
-            for value in [0u64, 1, 2, 3, 10, 16, 40, 0x5412, 0x10000000, 0x20000, 0x0002_0000, u64::MAX, 0x1_0000_5412] {
+            let verdict = rules
+                .iter()
+                .find(|(n, _)| *n == number)
+                .map_or(UNKNOWN, |(_, verdict)| *verdict);
+            for value in [
+                0u64,
+                1,
+                2,
+                3,
+                10,
+                16,
+                40,
+                0x5412,
+                0x10000000,
+                0x20000,
+                0x0002_0000,
+                u64::MAX,
+                0x1_0000_5412,
+            ] {
                 let arguments = [value; 6];
-                assert_eq!(run(&program, ARCH, number, arguments), expected(verdict, arguments), "call {number} with {value:#x}");
+                assert_eq!(
+                    run(&program, ARCH, number, arguments),
+                    expected(verdict, arguments),
+                    "call {number} with {value:#x}"
+                );
             }
         }
     }
@@ -203,10 +297,21 @@ mod tests {
     fn other_calling_conventions_are_refused() {
         let program = compile(&policy());
         let enosys = RET_ERRNO | libc::ENOSYS as u32;
-        assert_eq!(run(&program, 0x4000_0003, 4, [0; 6]), enosys, "write(2) of i386");
-        assert_eq!(run(&program, ARCH, FOREIGN_NUMBERS | 1, [0; 6]), enosys, "write(2) of x32");
+        assert_eq!(
+            run(&program, 0x4000_0003, 4, [0; 6]),
+            enosys,
+            "write(2) of i386"
+        );
+        assert_eq!(
+            run(&program, ARCH, FOREIGN_NUMBERS | 1, [0; 6]),
+            enosys,
+            "write(2) of x32"
+        );
         assert_eq!(run(&program, ARCH, u32::MAX, [0; 6]), enosys);
-        assert_eq!(run(&program, ARCH, libc::SYS_write as u32, [0; 6]), RET_ALLOW);
+        assert_eq!(
+            run(&program, ARCH, libc::SYS_write as u32, [0; 6]),
+            RET_ALLOW
+        );
     }
 
     #[test]
@@ -239,17 +344,34 @@ mod tests {
         ] {
             assert_eq!(call(number, [0; 6]), eperm, "call {number}");
         }
-        for namespace in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWPID] {
+        for namespace in [
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWNS,
+            libc::CLONE_NEWNET,
+            libc::CLONE_NEWPID,
+        ] {
             assert_eq!(call(libc::SYS_clone, [namespace as u64; 6]), eperm);
             assert_eq!(call(libc::SYS_unshare, [namespace as u64; 6]), eperm);
         }
-        assert_eq!(call(libc::SYS_clone, [libc::CLONE_THREAD as u64; 6]), RET_ALLOW);
+        assert_eq!(
+            call(libc::SYS_clone, [libc::CLONE_THREAD as u64; 6]),
+            RET_ALLOW
+        );
         // The kernel takes the request as 32 bits: bits above do not hide it.
-        assert_eq!(call(libc::SYS_ioctl, [0, 0xffff_0000_0000 | libc::TIOCSTI, 0, 0, 0, 0]), eperm);
+        assert_eq!(
+            call(
+                libc::SYS_ioctl,
+                [0, 0xffff_0000_0000 | libc::TIOCSTI, 0, 0, 0, 0]
+            ),
+            eperm
+        );
         let enosys = RET_ERRNO | libc::ENOSYS as u32;
         for number in [libc::SYS_clone3, libc::SYS_io_uring_setup] {
             assert_eq!(call(number, [0; 6]), enosys);
         }
-        assert_eq!(call(libc::SYS_socket, [libc::AF_VSOCK as u64, 0, 0, 0, 0, 0]), RET_ERRNO | libc::EAFNOSUPPORT as u32);
+        assert_eq!(
+            call(libc::SYS_socket, [libc::AF_VSOCK as u64, 0, 0, 0, 0, 0]),
+            RET_ERRNO | libc::EAFNOSUPPORT as u32
+        );
     }
 }

@@ -17,7 +17,13 @@ pub struct MountAttributes<'fd> {
 
 impl MountAttributes<'_> {
     /// Only read-only.
-    pub const READ_ONLY: Self = Self { read_only: true, no_suid: false, no_exec: false, idmap: None, recursive: false };
+    pub const READ_ONLY: Self = Self {
+        read_only: true,
+        no_suid: false,
+        no_exec: false,
+        idmap: None,
+        recursive: false,
+    };
 }
 
 /// Sets attributes of the mount that `mount` (from open_tree or fsmount) stands for. Needs CAP_SYS_ADMIN over its namespace; the ID map also
@@ -27,7 +33,12 @@ impl MountAttributes<'_> {
 /// The kernel's: `EINVAL` where the file system cannot be ID-mapped.
 /// Source: mount_setattr(2)
 pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) -> io::Result<()> {
-    let mut attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let mut attr = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
     if attributes.read_only {
         attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
     }
@@ -41,7 +52,12 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) ->
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = userns.as_raw_fd() as u64;
     }
-    let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH
+        | if attributes.recursive {
+            libc::AT_RECURSIVE
+        } else {
+            0
+        };
     // SAFETY: both descriptors are open for their borrows, the path is an empty C string and `attr` is alive and of the size told.
     let rc = unsafe {
         libc::syscall(
@@ -53,5 +69,9 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) ->
             size_of::<libc::mount_attr>(),
         )
     };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

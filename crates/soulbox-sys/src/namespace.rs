@@ -35,11 +35,23 @@ pub fn clone_into_namespaces() -> io::Result<Cloned> {
     };
     // SAFETY: without CLONE_VM the child runs on its own copy of the stack, as after fork(2); the process has one thread, so no lock
     // of the C library is held by a thread that the copy lacks. `pidfd` and `arguments` outlive the call. CLONE_PARENT forbids an exit signal.
-    let rc = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<CloneArguments>(),
+        )
+    };
     match rc {
         0 => Ok(Cloned::Child),
-        // SAFETY: on success the kernel put a new descriptor into `pidfd`, which nobody else owns.
-        pid if pid > 0 => Ok(Cloned::Parent { child: unsafe { OwnedFd::from_raw_fd(pidfd) }, pid: pid as i32 }),
+        pid if pid > 0 => {
+            // SAFETY: on success the kernel put a new descriptor into `pidfd`, which nobody else owns.
+            let child = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent {
+                child,
+                pid: pid as i32,
+            })
+        }
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -91,6 +103,17 @@ struct CloneArguments {
 /// Source: close_range(2), CLOSE_RANGE_CLOEXEC
 pub fn close_all_on_exec() -> io::Result<()> {
     // SAFETY: the flag only marks descriptors; none is closed, so no owner of one is harmed.
-    let rc = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink, recv, sendto, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink, recv,
+    sendto, socket_with,
 };
 
 /// `nlmsghdr.nlmsg_flags` values.
@@ -141,7 +142,12 @@ impl Socket {
             Family::Route => None, // NETLINK_ROUTE is protocol 0.
             Family::Netfilter => Some(netlink::NETFILTER),
         };
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        let fd = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        )?;
         bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         Ok(Self { fd })
     }
@@ -152,7 +158,12 @@ impl Socket {
     /// # Errors
     /// The kernel's errno for the first message that failed.
     pub fn exchange(&self, message: &Message, last: u32) -> io::Result<Vec<(u16, Vec<u8>)>> {
-        sendto(&self.fd, &message.bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        sendto(
+            &self.fd,
+            &message.bytes,
+            SendFlags::empty(),
+            &SocketAddrNetlink::new(0, 0),
+        )?;
         let mut data = Vec::new();
         let mut buffer = vec![0u8; 32 << 10];
         let mut first_error = None;
@@ -169,7 +180,9 @@ impl Socket {
                 let payload = &rest[HEADER_LEN..len];
                 match kind {
                     NLMSG_ERROR | NLMSG_DONE => {
-                        let errno = payload.get(..4).map_or(0, |e| -i32::from_ne_bytes([e[0], e[1], e[2], e[3]]));
+                        let errno = payload
+                            .get(..4)
+                            .map_or(0, |e| -i32::from_ne_bytes([e[0], e[1], e[2], e[3]]));
                         if errno != 0 && first_error.is_none() {
                             first_error = Some(io::Error::from_raw_os_error(errno));
                         }
@@ -214,7 +227,10 @@ mod tests {
         message.close(nest);
         // header 16, ifinfomsg 16, nest 4, text 4 + 5 padded to 12
         assert_eq!(message.bytes.len(), 48);
-        assert_eq!(u32::from_ne_bytes(message.bytes[..4].try_into().unwrap()), 48);
+        assert_eq!(
+            u32::from_ne_bytes(message.bytes[..4].try_into().unwrap()),
+            48
+        );
         let inner: Vec<_> = attributes(&message.bytes[32..]).collect();
         assert_eq!(inner.len(), 1);
         assert_eq!(inner[0].0, 18);
@@ -227,6 +243,8 @@ mod tests {
         let mut message = Message::new();
         message.begin(18, REQUEST | DUMP, 7).raw(&[0; 16]);
         let links = socket.exchange(&message, 7).unwrap();
-        assert!(links.iter().any(|(_, link)| attributes(&link[16..]).any(|(kind, value)| kind == 3 && value == b"lo\0")));
+        assert!(links.iter().any(|(_, link)| {
+            attributes(&link[16..]).any(|(kind, value)| kind == 3 && value == b"lo\0")
+        }));
     }
 }

@@ -20,7 +20,16 @@ impl Instruction {
     #[must_use]
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let (code, value) = (self.code.to_le_bytes(), self.value.to_le_bytes());
-        [code[0], code[1], self.jump_true, self.jump_false, value[0], value[1], value[2], value[3]]
+        [
+            code[0],
+            code[1],
+            self.jump_true,
+            self.jump_false,
+            value[0],
+            value[1],
+            value[2],
+            value[3],
+        ]
     }
 
     /// The inverse of [`Instruction::to_bytes`].
@@ -45,9 +54,23 @@ pub fn install(program: &[Instruction]) -> io::Result<()> {
     let Ok(len) = u16::try_from(program.len()) else {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     };
-    let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut().cast() };
+    let filter = libc::sock_fprog {
+        len,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
     // SAFETY: `filter` points to `len` instructions of the layout of `struct sock_filter` (repr(C), same fields), alive for the call;
     // the kernel copies them and does not write to them.
-    let rc = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const filter,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

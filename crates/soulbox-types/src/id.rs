@@ -105,19 +105,31 @@ impl TeamId {
 fn base36(random: [u8; 20]) -> String {
     const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     // 256 is no multiple of 36: the first four letters are a seventh more likely, 103 bits remain.
-    random.iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % 36])).collect()
+    random
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(*byte) % 36]))
+        .collect()
 }
 
 fn uuid_v4(mut bytes: [u8; 16]) -> String {
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 fn is_lower_alphanumeric(text: &str, longest: usize) -> bool {
     (1..=longest).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
 fn is_uuid(text: &str) -> bool {
@@ -134,7 +146,10 @@ mod tests {
 
     #[test]
     fn random_ids_are_valid() {
-        assert_eq!(SandboxId::from_random([0; 20]).as_str(), "iaaaaaaaaaaaaaaaaaaaa");
+        assert_eq!(
+            SandboxId::from_random([0; 20]).as_str(),
+            "iaaaaaaaaaaaaaaaaaaaa"
+        );
         for byte in 0..=255 {
             let id = SandboxId::from_random([byte; 20]);
             assert_eq!(id.as_str().parse::<SandboxId>(), Ok(id.clone()));
@@ -148,7 +163,11 @@ mod tests {
         for bad in ["", "A", "a-b", "a/b", "..", "a\0", "é", &"a".repeat(41)] {
             assert!(bad.parse::<SandboxId>().is_err(), "{bad:?}");
         }
-        for bad in ["", "00000000-0000-0000-0000-00000000000g", "0000000000000000000000000000000000000"] {
+        for bad in [
+            "",
+            "00000000-0000-0000-0000-00000000000g",
+            "0000000000000000000000000000000000000",
+        ] {
             assert!(bad.parse::<TeamId>().is_err(), "{bad:?}");
         }
     }

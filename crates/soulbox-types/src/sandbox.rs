@@ -91,9 +91,16 @@ impl DeathCause {
     /// The inverse of [`DeathCause::as_str`].
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Killed, Self::Expired, Self::OutOfMemory, Self::AgentDied, Self::FailedToStart, Self::Lost]
-            .into_iter()
-            .find(|cause| cause.as_str() == name)
+        [
+            Self::Killed,
+            Self::Expired,
+            Self::OutOfMemory,
+            Self::AgentDied,
+            Self::FailedToStart,
+            Self::Lost,
+        ]
+        .into_iter()
+        .find(|cause| cause.as_str() == name)
     }
 }
 

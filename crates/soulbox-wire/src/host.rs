@@ -31,7 +31,10 @@ pub struct FrontFrame {
 /// What the agent sends.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum AgentFrame {
-    Reply { id: u64, result: Result<Reply, HostError> },
+    Reply {
+        id: u64,
+        result: Result<Reply, HostError>,
+    },
     Event(Event),
 }
 
@@ -44,7 +47,11 @@ pub enum Request {
     /// End a sandbox. The reply comes when no process of it is left.
     Kill { sandbox_id: String, epoch: u64 },
     /// Move the deadline, in either direction. The host ends the sandbox at the deadline by itself.
-    SetDeadline { sandbox_id: String, epoch: u64, deadline: u64 },
+    SetDeadline {
+        sandbox_id: String,
+        epoch: u64,
+        deadline: u64,
+    },
     /// Connect to a TCP port inside: 127.0.0.1, then ::1, then the outer address. Reply: [`Reply::Dialled`] with one descriptor.
     Dial { sandbox_id: String, port: u16 },
     /// Every live sandbox of this host. Reply: [`Reply::Sandboxes`].
@@ -146,7 +153,11 @@ pub struct HostTemplate {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Event {
     /// A sandbox ended other than by a [`Request::Kill`] of that epoch; `cause` is a name of `DeathCause`.
-    Exited { sandbox_id: String, epoch: u64, cause: String },
+    Exited {
+        sandbox_id: String,
+        epoch: u64,
+        cause: String,
+    },
 }
 
 /// Why the host did not do it.

@@ -8,6 +8,8 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
+    // Shared by servers on both sides of the wall; knows neither.
+    ("soulbox-http", &[]),
     ("soulbox-sys", &["soulbox-types"]),
     ("soulbox-runtime", &["soulbox-sys", "soulbox-types"]),
     ("soulbox-pool", &["soulbox-sys", "soulbox-types"]),
@@ -16,7 +18,10 @@ const ARROWS: [(&str, &[&str]); 16] = [
         &["soulbox-pool", "soulbox-sys", "soulbox-types"],
     ),
     // What ships into a sandbox knows nothing of the host.
-    ("soulbox-envd", &["soulbox-envd-proto", "soulbox-sys"]),
+    (
+        "soulbox-envd",
+        &["soulbox-envd-proto", "soulbox-http", "soulbox-sys"],
+    ),
     (
         "soulbox-host",
         &[
@@ -37,7 +42,12 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ),
     (
         "soulbox-ingress",
-        &["soulbox-envd-proto", "soulbox-types", "soulbox-wire"],
+        &[
+            "soulbox-envd-proto",
+            "soulbox-http",
+            "soulbox-types",
+            "soulbox-wire",
+        ],
     ),
     (
         "soulbox-cli",
@@ -52,15 +62,6 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "soulbox-runtime",
             "soulbox-store",
             "soulbox-sys",
-            "soulbox-types",
-            "soulbox-wire",
-        ],
-    ),
-    (
-        "soulbox-testkit",
-        &[
-            "soulbox-control",
-            "soulbox-envd-proto",
             "soulbox-types",
             "soulbox-wire",
         ],

@@ -32,14 +32,22 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Keeps one front running until `stop`, then ends it.
-pub(super) async fn supervise<R: Runtime>(settings: Settings, host: Host<R>, requests: Arc<Requests<R>>, stop: CancellationToken) {
+pub(super) async fn supervise<R: Runtime>(
+    settings: Settings,
+    host: Host<R>,
+    requests: Arc<Requests<R>>,
+    stop: CancellationToken,
+) {
     let mut pause = FIRST_PAUSE;
     while !stop.is_cancelled() {
         let started = Instant::now();
         match live(&settings, &host, &requests, &stop).await {
             Ok(()) if stop.is_cancelled() => return,
             Ok(()) => warn!("the front ended; starting another one"),
-            Err(error) => warn!(error = line(&error), "the front failed; starting another one"),
+            Err(error) => warn!(
+                error = line(&error),
+                "the front failed; starting another one"
+            ),
         }
         if started.elapsed() > HEALTHY {
             pause = FIRST_PAUSE;
@@ -90,12 +98,27 @@ fn start(settings: &Settings, socket: OwnedFd) -> anyhow::Result<Child> {
     let mut command = Command::new(own_program());
     // For people who look at the process list.
     command.arg0("soulbox");
-    command.args(["front", "--socket-fd", "0", "--data-fd", "1", "--uid", &settings.front_uid.to_string(), "--log", &settings.log]);
+    command.args([
+        "front",
+        "--socket-fd",
+        "0",
+        "--data-fd",
+        "1",
+        "--uid",
+        &settings.front_uid.to_string(),
+        "--log",
+        &settings.log,
+    ]);
     if settings.log_format == LogFormat::Json {
         command.arg("--log-json");
     }
     // Descriptors 0 and 1 carry the socket and the directory: that needs no unsafe code between fork and exec.
-    let child = command.env_clear().stdin(Stdio::from(socket)).stdout(Stdio::from(control)).stderr(Stdio::inherit()).spawn()?;
+    let child = command
+        .env_clear()
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::from(control))
+        .stderr(Stdio::inherit())
+        .spawn()?;
     Ok(child)
 }
 
@@ -115,11 +138,16 @@ impl Front {
         loop {
             match self.0.try_wait() {
                 Ok(Some(status)) => return status.to_string(),
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10))
+                }
                 _ => break,
             }
         }
-        self.0.kill().and_then(|()| self.0.wait()).map_or_else(|error: io::Error| error.to_string(), |status| status.to_string())
+        self.0.kill().and_then(|()| self.0.wait()).map_or_else(
+            |error: io::Error| error.to_string(),
+            |status| status.to_string(),
+        )
     }
 }
 

@@ -22,19 +22,33 @@ pub(super) struct Guests {
 /// Unpacks them unless that was done before. The directory appears complete or not at all.
 pub(super) fn unpack(data: &Path) -> Result<Guests, Failure> {
     if ENVD.is_empty() || LAUNCH.is_empty() {
-        return Err(Failure::new(anyhow!("this build of soulbox carries no guest programs"))
-            .hint("build it with `make setup`, or run `cargo xtask guests` first"));
+        return Err(
+            Failure::new(anyhow!("this build of soulbox carries no guest programs"))
+                .hint("build it with `make setup`, or run `cargo xtask guests` first"),
+        );
     }
-    let digest = hex::encode(Sha256::new().chain_update(ENVD).chain_update(LAUNCH).finalize());
+    let digest = hex::encode(
+        Sha256::new()
+            .chain_update(ENVD)
+            .chain_update(LAUNCH)
+            .finalize(),
+    );
     let directory = data.join("bin").join(&digest);
     if !directory.is_dir() {
-        write(data, &directory).with_context(|| format!("failed to unpack the guest programs to `{}`", directory.display()))?;
+        write(data, &directory).with_context(|| {
+            format!(
+                "failed to unpack the guest programs to `{}`",
+                directory.display()
+            )
+        })?;
     }
     Ok(Guests { directory, digest })
 }
 
 fn write(data: &Path, directory: &Path) -> io::Result<()> {
-    let draft = data.join("bin").join(format!("draft-{}", std::process::id()));
+    let draft = data
+        .join("bin")
+        .join(format!("draft-{}", std::process::id()));
     fs::create_dir_all(&draft)?;
     for (name, bytes) in [("envd", ENVD), ("launch", LAUNCH)] {
         let path = draft.join(name);

@@ -22,7 +22,11 @@ type Answer = (Result<Reply, HostError>, Vec<OwnedFd>);
 impl<R: Runtime> Requests<R> {
     /// `listeners` are those that `settings` names, in the same order.
     pub(super) fn new(host: Host<R>, settings: FrontSettings, listeners: Vec<TcpListener>) -> Self {
-        Self { host, settings, listeners: listeners.into_iter().map(OwnedFd::from).collect() }
+        Self {
+            host,
+            settings,
+            listeners: listeners.into_iter().map(OwnedFd::from).collect(),
+        }
     }
 }
 
@@ -45,7 +49,11 @@ impl<R: Runtime> Requests<R> {
         let listeners: Result<Vec<_>, _> = self.listeners.iter().map(OwnedFd::try_clone).collect();
         match (listeners, self.host.templates().await) {
             (Ok(listeners), Ok(templates)) => {
-                let hello = Hello { settings: self.settings.clone(), sandboxes: self.host.list(), templates };
+                let hello = Hello {
+                    settings: self.settings.clone(),
+                    sandboxes: self.host.list(),
+                    templates,
+                };
                 (Ok(Reply::Hello(Box::new(hello))), listeners)
             }
             (Err(error), _) => (Err(failed(error.to_string())), Vec::new()),
@@ -63,9 +71,14 @@ async fn perform<R: Runtime>(host: &Host<R>, request: Request) -> Answer {
             Err(error) => (Err(error), Vec::new()),
         },
         Request::Kill { sandbox_id, epoch } => done(host.kill(&sandbox_id, Epoch(epoch)).await),
-        Request::SetDeadline { sandbox_id, epoch, deadline } => {
-            done(host.set_deadline(&sandbox_id, Epoch(epoch), UnixMillis(deadline)).await)
-        }
+        Request::SetDeadline {
+            sandbox_id,
+            epoch,
+            deadline,
+        } => done(
+            host.set_deadline(&sandbox_id, Epoch(epoch), UnixMillis(deadline))
+                .await,
+        ),
         Request::Dial { sandbox_id, port } => match host.dial(&sandbox_id, port).await {
             Ok(stream) => (Ok(Reply::Dialled), vec![stream]),
             Err(error) => (Err(error), Vec::new()),
@@ -76,5 +89,8 @@ async fn perform<R: Runtime>(host: &Host<R>, request: Request) -> Answer {
 }
 
 fn failed(message: String) -> HostError {
-    HostError { kind: HostErrorKind::Failed, message }
+    HostError {
+        kind: HostErrorKind::Failed,
+        message,
+    }
 }

@@ -25,8 +25,11 @@ impl DataDirLock {
             .open(&path)
             .with_context(|| format!("failed to open `{}`", path.display()))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Failure::new(anyhow!("another server uses data directory `{}`", data.display()))
-                .hint("stop it, or choose another directory with --data-dir"));
+            return Err(Failure::new(anyhow!(
+                "another server uses data directory `{}`",
+                data.display()
+            ))
+            .hint("stop it, or choose another directory with --data-dir"));
         }
         Ok(Self { _file: file })
     }

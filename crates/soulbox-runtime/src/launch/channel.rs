@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -35,14 +36,19 @@ pub enum ToLauncher {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromLauncher {
     /// The child is made; with its pidfd. The pid is the agent's view.
-    Cloned { pid: i32 },
+    Cloned {
+        pid: i32,
+    },
     /// The child has its maps and file systems and has left the host's root: its network namespace can be furnished.
     Inside,
     /// The child listens on envd's port and waits for a boot plan.
     Parked,
     /// envd is started, all privileges are dropped; the last message.
     Booted,
-    Failed { step: String, errno: i32 },
+    Failed {
+        step: String,
+        errno: i32,
+    },
 }
 
 /// One end of the control socket.
@@ -57,7 +63,12 @@ impl Channel {
     /// # Errors
     /// The kernel's.
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok((Self { socket: ours }, theirs))
     }
 
@@ -75,14 +86,23 @@ impl Channel {
     ///
     /// # Errors
     /// `EPIPE` when the other end is gone (no signal is raised).
-    pub fn send<M: Serialize>(&self, message: &M, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn send<M: Serialize>(
+        &self,
+        message: &M,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         let body = serde_json::to_vec(message)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
             return Err(io::Error::from_raw_os_error(libc::E2BIG));
         }
-        sendmsg(&self.socket, &[IoSlice::new(&body)], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(&body)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
         Ok(())
     }
 
@@ -90,9 +110,15 @@ impl Channel {
     ///
     /// # Errors
     /// `ETIMEDOUT`; `EBADMSG` for a message that was cut or is no `M`.
-    pub fn receive<M: DeserializeOwned>(&self, within: Option<Duration>) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    pub fn receive<M: DeserializeOwned>(
+        &self,
+        within: Option<Duration>,
+    ) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
         if let Some(within) = within {
-            let timeout = Timespec { tv_sec: within.as_secs().cast_signed(), tv_nsec: within.subsec_nanos().into() };
+            let timeout = Timespec {
+                tv_sec: within.as_secs().cast_signed(),
+                tv_nsec: within.subsec_nanos().into(),
+            };
             let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
             let polled = loop {
                 match poll(&mut ready, Some(&timeout)) {
@@ -129,7 +155,10 @@ impl Channel {
         if received.bytes == 0 {
             return Ok(None);
         }
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if received
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
             return Err(io::Error::from_raw_os_error(libc::EBADMSG));
         }
         let message = serde_json::from_slice(&body[..received.bytes])
@@ -147,13 +176,19 @@ mod tests {
         let (ours, theirs) = Channel::pair().unwrap();
         let theirs = Channel { socket: theirs };
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        ours.send(&FromLauncher::Cloned { pid: 7 }, &[writer.as_fd()]).unwrap();
+        ours.send(&FromLauncher::Cloned { pid: 7 }, &[writer.as_fd()])
+            .unwrap();
         drop(writer);
-        let (message, mut descriptors) = theirs.receive::<FromLauncher>(Some(Duration::from_secs(5))).unwrap().unwrap();
+        let (message, mut descriptors) = theirs
+            .receive::<FromLauncher>(Some(Duration::from_secs(5)))
+            .unwrap()
+            .unwrap();
         assert!(matches!(message, FromLauncher::Cloned { pid: 7 }));
         rustix::io::write(descriptors.pop().unwrap(), b"x").unwrap();
         assert_eq!(rustix::io::read(&reader, &mut [0u8; 4]).unwrap(), 1);
-        let late = theirs.receive::<FromLauncher>(Some(Duration::from_millis(10))).unwrap_err();
+        let late = theirs
+            .receive::<FromLauncher>(Some(Duration::from_millis(10)))
+            .unwrap_err();
         assert_eq!(late.raw_os_error(), Some(libc::ETIMEDOUT));
         drop(ours);
         assert!(theirs.receive::<FromLauncher>(None).unwrap().is_none());

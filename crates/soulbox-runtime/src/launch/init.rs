@@ -12,11 +12,17 @@ pub const ENVD_KILLED: i32 = 65;
 /// Reaps until envd, `envd_pid`, is gone; returns the exit code.
 #[must_use]
 pub fn run(envd_pid: i32) -> i32 {
-    let Some(envd) = Pid::from_raw(envd_pid) else { return 2 };
+    let Some(envd) = Pid::from_raw(envd_pid) else {
+        return 2;
+    };
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == envd => {
-                return if status.terminating_signal().is_some() { ENVD_KILLED } else { ENVD_EXITED };
+                return if status.terminating_signal().is_some() {
+                    ENVD_KILLED
+                } else {
+                    ENVD_EXITED
+                };
             }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             // No child is left, so envd is gone too.

@@ -16,7 +16,10 @@ use crate::plan::SetupPlan;
 pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
     // Neither init nor envd may inherit what the agent's own parent forgot to close.
     close_all_on_exec().step("mark descriptors as closed on exec")?;
-    let Some((message, cgroups)) = control.receive::<ToLauncher>(None).step("read the setup plan")? else {
+    let Some((message, cgroups)) = control
+        .receive::<ToLauncher>(None)
+        .step("read the setup plan")?
+    else {
         return Ok(());
     };
     let ToLauncher::Setup(plan) = message else {
@@ -24,12 +27,19 @@ pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
     };
     for cgroup in cgroups {
         // A single-threaded process that writes `0` to `tasks` moves itself without the threadgroup lock, whose grace period costs 11-20 ms.
-        fs::File::from(cgroup).write_all(b"0").step("join a cgroup")?;
+        fs::File::from(cgroup)
+            .write_all(b"0")
+            .step("join a cgroup")?;
     }
     // Opened while still root of the host: the data directory above it is closed to everybody else.
-    let empty_root = open_tree(CWD, &*plan.empty_root, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-        .step("clone the empty root")?;
-    let (mapped, tell_mapped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
+    let empty_root = open_tree(
+        CWD,
+        &*plan.empty_root,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .step("clone the empty root")?;
+    let (mapped, tell_mapped) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
     match clone_into_namespaces().step("clone into new namespaces")? {
         Cloned::Child => {
             drop(tell_mapped);
@@ -37,7 +47,9 @@ pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
         }
         Cloned::Parent { child, pid } => {
             write_maps(pid, &plan)?;
-            control.send(&FromLauncher::Cloned { pid }, &[child.as_fd()]).step("report the child")?;
+            control
+                .send(&FromLauncher::Cloned { pid }, &[child.as_fd()])
+                .step("report the child")?;
             rustix::io::write(&tell_mapped, b"m").step("wake the child")?;
             Ok(())
         }

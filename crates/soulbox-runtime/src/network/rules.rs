@@ -53,7 +53,10 @@ impl FromStr for Cidr {
             return Err(error());
         }
         let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        Ok(Self { address: Ipv4Addr::from_bits(address.to_bits() & mask), prefix })
+        Ok(Self {
+            address: Ipv4Addr::from_bits(address.to_bits() & mask),
+            prefix,
+        })
     }
 }
 
@@ -74,7 +77,9 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
         let _ = writeln!(script, "{text}");
     };
     rule(&format!("add table ip {table}"));
-    rule(&format!("add map ip {table} {OWN} {{ type ifname : ipv4_addr; }}"));
+    rule(&format!(
+        "add map ip {table} {OWN} {{ type ifname : ipv4_addr; }}"
+    ));
     rule(&format!("add set ip {table} {OPEN} {{ type ifname; }}"));
     for (chain, hook) in [
         ("arrive", "type filter hook prerouting priority -310"),
@@ -83,7 +88,9 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
         ("pass", "type filter hook forward priority -10"),
         ("hide", "type nat hook postrouting priority srcnat"),
     ] {
-        rule(&format!("add chain ip {table} {chain} {{ {hook}; policy accept; }}"));
+        rule(&format!(
+            "add chain ip {table} {chain} {{ {hook}; policy accept; }}"
+        ));
         rule(&format!("flush chain ip {table} {chain}"));
     }
     let mut add = |chain: &str, text: &str| {
@@ -95,44 +102,72 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
     add("arrive", &format!("iifname != {ours} return"));
     add("arrive", &format!("ip saddr != {INNER_ADDRESS} drop"));
     for protocol in ["udp", "tcp"] {
-        add("arrive", &format!("ip daddr {GATEWAY_ADDRESS} {protocol} dport 53 ip daddr set {service}"));
+        add(
+            "arrive",
+            &format!("ip daddr {GATEWAY_ADDRESS} {protocol} dport 53 ip daddr set {service}"),
+        );
     }
     add("arrive", &format!("ip saddr set iifname map @{OWN}"));
     add("arrive", &format!("ip saddr {INNER_ADDRESS} drop"));
 
     add("leave", &format!("oifname != {ours} return"));
-    add("leave", &format!("ip saddr {service} ip saddr set {GATEWAY_ADDRESS}"));
+    add(
+        "leave",
+        &format!("ip saddr {service} ip saddr set {GATEWAY_ADDRESS}"),
+    );
     add("leave", &format!("ip daddr set {INNER_ADDRESS}"));
 
     // Nothing of the host but DNS, and that only for those who may go out.
     add("host", &format!("iifname != {ours} return"));
     for protocol in ["udp", "tcp"] {
-        add("host", &format!("iifname @{OPEN} ip daddr {service} {protocol} dport 53 accept"));
+        add(
+            "host",
+            &format!("iifname @{OPEN} ip daddr {service} {protocol} dport 53 accept"),
+        );
     }
     add("host", "meta l4proto tcp reject with tcp reset");
     add("host", "drop");
 
     add("pass", &format!("iifname {ours} oifname {ours} drop"));
-    add("pass", &format!("oifname {ours} ct state established,related accept"));
+    add(
+        "pass",
+        &format!("oifname {ours} ct state established,related accept"),
+    );
     add("pass", &format!("oifname {ours} drop"));
     add("pass", &format!("iifname != {ours} return"));
     if !allow_internal.is_empty() {
-        let list = allow_internal.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        add("pass", &format!("iifname @{OPEN} ip daddr {{ {list} }} accept"));
+        let list = allow_internal
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        add(
+            "pass",
+            &format!("iifname @{OPEN} ip daddr {{ {list} }} accept"),
+        );
     }
     let refused = REFUSED.join(", ");
-    add("pass", &format!("ip daddr {{ {refused} }} meta l4proto tcp reject with tcp reset"));
+    add(
+        "pass",
+        &format!("ip daddr {{ {refused} }} meta l4proto tcp reject with tcp reset"),
+    );
     add("pass", &format!("ip daddr {{ {refused} }} drop"));
     add("pass", &format!("iifname @{OPEN} accept"));
     // A reset instead of silence: a program learns at once that there is no way out.
     add("pass", "meta l4proto tcp reject with tcp reset");
     add("pass", "drop");
 
-    add("hide", &format!("ip saddr {block}/{prefix} oifname != {ours} masquerade"));
+    add(
+        "hide",
+        &format!("ip saddr {block}/{prefix} oifname != {ours} masquerade"),
+    );
 
     // IPv6 is off inside; should a sandbox find a way to speak it, nobody listens.
     let _ = writeln!(script, "add table ip6 {table}");
-    let _ = writeln!(script, "add chain ip6 {table} arrive {{ type filter hook prerouting priority -310; policy accept; }}");
+    let _ = writeln!(
+        script,
+        "add chain ip6 {table} arrive {{ type filter hook prerouting priority -310; policy accept; }}"
+    );
     let _ = writeln!(script, "flush chain ip6 {table} arrive");
     let _ = writeln!(script, "add rule ip6 {table} arrive iifname {ours} drop");
     script
@@ -141,7 +176,9 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
 /// The script that takes the tables away, present or not.
 pub(super) fn removal(instance: Instance) -> String {
     let table = instance.table();
-    format!("add table ip {table}\ndelete table ip {table}\nadd table ip6 {table}\ndelete table ip6 {table}\n")
+    format!(
+        "add table ip {table}\ndelete table ip {table}\nadd table ip6 {table}\ndelete table ip6 {table}\n"
+    )
 }
 
 #[cfg(test)]
@@ -153,19 +190,36 @@ mod tests {
     #[test]
     fn ranges_are_read_and_masked() {
         let check = |text: &str, expected: Option<&str>| {
-            assert_eq!(text.parse::<Cidr>().ok().map(|cidr| cidr.to_string()).as_deref(), expected, "{text}");
+            assert_eq!(
+                text.parse::<Cidr>()
+                    .ok()
+                    .map(|cidr| cidr.to_string())
+                    .as_deref(),
+                expected,
+                "{text}"
+            );
         };
         check("10.1.2.3/16", Some("10.1.0.0/16"));
         check("1.2.3.4", Some("1.2.3.4/32"));
         check("1.2.3.4/0", Some("0.0.0.0/0"));
-        for bad in ["", "1.2.3.4/33", "1.2.3/8", "::1/128", "1.2.3.4/x", "1.2.3.4/8; drop"] {
+        for bad in [
+            "",
+            "1.2.3.4/33",
+            "1.2.3/8",
+            "::1/128",
+            "1.2.3.4/x",
+            "1.2.3.4/8; drop",
+        ] {
             check(bad, None);
         }
     }
 
     #[test]
     fn rules_are_as_reviewed() {
-        let rules = ruleset(Instance::new(2).unwrap(), &["192.168.7.0/24".parse().unwrap()]);
+        let rules = ruleset(
+            Instance::new(2).unwrap(),
+            &["192.168.7.0/24".parse().unwrap()],
+        );
         expect![[r#"
             add table ip soulbox_2
             add map ip soulbox_2 own { type ifname : ipv4_addr; }
