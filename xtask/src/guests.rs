@@ -49,7 +49,11 @@ pub(crate) fn build(workspace: &Path) -> anyhow::Result<()> {
         let to = out.join(name);
         // An untouched file keeps its time, so that nothing that embeds it is built again.
         if fs::read(&to).ok().as_deref() != Some(&bytes[..]) {
-            fs::copy(&from, &to).with_context(|| format!("failed to write `{}`", to.display()))?;
+            // A new file, since the old one may be running.
+            let draft = out.join(format!("{name}.new"));
+            fs::copy(&from, &draft)
+                .and_then(|_| fs::rename(&draft, &to))
+                .with_context(|| format!("failed to write `{}`", to.display()))?;
         }
         eprintln!("{name}: {} KiB", bytes.len() / 1024);
     }
