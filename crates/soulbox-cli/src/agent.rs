@@ -9,13 +9,12 @@ mod handler;
 mod lock;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use soulbox_host::dns::DnsServer;
 use soulbox_host::instance::InstanceClaim;
 use soulbox_host::native::NativeRuntime;
-use soulbox_host::record::DIRECTORY as RECORDS;
 use soulbox_host::{Host, HostSettings, WarmTargets};
 use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
 use soulbox_runtime::native::Native;
@@ -23,6 +22,8 @@ use soulbox_wire::host::FrontSettings;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+pub use lock::DataDirLock;
 
 use crate::commands::serve::Start;
 use crate::failure::{Failure, chain};
@@ -167,7 +168,7 @@ impl Agent {
                     .hint("soulbox doctor says what this host lacks")
             })?;
         let pool = Arc::new(pool);
-        let claim = InstanceClaim::take(data, Path::new(RECORDS))
+        let claim = InstanceClaim::take(data)
             .map_err(|error| failure("claim a place on this host")(error.into()))?;
         let run = data.join("run");
         let runtime = Native::start(

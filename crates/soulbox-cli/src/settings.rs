@@ -199,7 +199,7 @@ impl Default for Raw {
             tls_key: None,
             insecure: false,
             pool_size: None,
-            warm: 8,
+            warm: 16,
             parked: 4,
             // Above what distributions give to people and services, below the range of subordinate users.
             front_uid: 61_357,

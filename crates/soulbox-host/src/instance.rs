@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use soulbox_runtime::identity::{INSTANCES, Instance};
 
+use crate::record;
+
 /// Where the claims of all installations of the host lie; gone after a reboot, as the sandboxes are.
 const CLAIMS: &str = "/run/soulbox";
 
@@ -33,12 +35,11 @@ pub struct InstanceClaim {
 }
 
 impl InstanceClaim {
-    /// The number that `data` had before, else the first one that no other data directory needs. `records` is where, within a data directory,
-    /// the records of its sandboxes lie.
+    /// The number that `data` had before, else the first one that no other data directory needs.
     ///
     /// # Errors
     /// [`InstanceError::Exhausted`], or a file that cannot be used.
-    pub fn take(data: &Path, records: &Path) -> Result<Self, InstanceError> {
+    pub fn take(data: &Path) -> Result<Self, InstanceError> {
         let data = data.canonicalize().map_err(failed("resolve", data))?;
         fs::create_dir_all(CLAIMS).map_err(failed("make", Path::new(CLAIMS)))?;
         let mut free = None;
@@ -61,7 +62,7 @@ impl InstanceClaim {
             if Path::new(&owner) == data {
                 return Ok(Self { instance, claim });
             }
-            let abandoned = owner.is_empty() || !has_entries(&Path::new(&owner).join(records));
+            let abandoned = owner.is_empty() || !record::any(Path::new(&owner));
             if abandoned && free.is_none() {
                 free = Some((instance, claim, path));
             }
@@ -85,10 +86,6 @@ impl InstanceClaim {
     pub fn instance(&self) -> Instance {
         self.instance
     }
-}
-
-fn has_entries(directory: &Path) -> bool {
-    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstanceError {

@@ -28,6 +28,12 @@ pub struct Record {
     pub init_secret: String,
 }
 
+/// Whether sandboxes of the data directory may be running, with or without an agent.
+#[must_use]
+pub fn any(data: &Path) -> bool {
+    fs::read_dir(data.join(DIRECTORY)).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// The directory of records.
 #[derive(Debug)]
 pub struct Records {

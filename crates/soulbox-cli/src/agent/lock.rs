@@ -10,13 +10,16 @@ use crate::failure::Failure;
 
 /// Held for as long as it lives.
 #[derive(Debug)]
-pub(super) struct DataDirLock {
+pub struct DataDirLock {
     _file: File,
 }
 
 impl DataDirLock {
     /// Takes the lock of the data directory or says who has it.
-    pub(super) fn take(data: &Path) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub fn take(data: &Path) -> Result<Self, Failure> {
         let path = data.join("lock");
         let file = File::options()
             .write(true)

@@ -7,6 +7,7 @@ use soulbox_build::{BuildOptions, build_template};
 use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
 
 use super::{Installation, require_root};
+use crate::agent::DataDirLock;
 use crate::failure::Failure;
 use crate::settings::Settings;
 
@@ -34,15 +35,51 @@ pub fn run(command: Command) -> Result<(), Failure> {
         Command::Build {
             installation,
             folder,
-        } => build(&installation.settings(None)?, &folder),
-        Command::List { installation, json } => list(&installation.settings(None)?, json),
+        } => with_pool(&installation.settings(None)?, "build", |pool, settings| {
+            build(pool, settings, &folder)
+        }),
+        Command::List { installation, json } => {
+            with_pool(&installation.settings(None)?, "list", |pool, _| {
+                list(pool, json)
+            })
+        }
     }
 }
 
-fn build(settings: &Settings, folder: &std::path::Path) -> Result<(), Failure> {
-    require_root("template build")?;
-    super::serve::prepare_data_dir(&settings.data_dir)?;
-    let pool = open_pool(settings)?;
+/// Opens (and at first makes) the pool of the installation, and gives the mount back unless a server or sandboxes need it.
+fn with_pool(
+    settings: &Settings,
+    command: &str,
+    work: impl FnOnce(&BtrfsPool, &Settings) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    require_root(&format!("template {command}"))?;
+    if command == "build" {
+        super::serve::prepare_data_dir(&settings.data_dir)?;
+    } else if !settings.data_dir.is_dir() {
+        return Err(Failure::new(anyhow::anyhow!(
+            "there is no data directory `{}`",
+            settings.data_dir.display()
+        ))
+        .hint("name it with --data-dir"));
+    }
+    let options = PoolOptions {
+        size: settings.pool_size,
+    };
+    let pool = BtrfsPool::open(&settings.data_dir, options).map_err(pool_failure)?;
+    let done = work(&pool, settings);
+    if let Ok(_lock) = DataDirLock::take(&settings.data_dir)
+        && !soulbox_host::record::any(&settings.data_dir)
+    {
+        match pool.unmount() {
+            // Another command of this kind uses it and will give it back.
+            Ok(()) | Err(PoolError::Busy { .. }) => {}
+            Err(error) => return done.and(Err(pool_failure(error))),
+        }
+    }
+    done
+}
+
+fn build(pool: &BtrfsPool, settings: &Settings, folder: &std::path::Path) -> Result<(), Failure> {
     let options = BuildOptions::for_data_dir(&settings.data_dir).map_err(build_failure)?;
     let talk = std::io::stderr().is_terminal();
     let mut progress = |line: &str| {
@@ -53,7 +90,7 @@ fn build(settings: &Settings, folder: &std::path::Path) -> Result<(), Failure> {
             writeln!(std::io::stderr(), "{line}")
         };
     };
-    let built = build_template(&pool, folder, &options, &mut progress);
+    let built = build_template(pool, folder, &options, &mut progress);
     if talk {
         let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
@@ -69,16 +106,8 @@ fn build(settings: &Settings, folder: &std::path::Path) -> Result<(), Failure> {
     ))
 }
 
-fn list(settings: &Settings, json: bool) -> Result<(), Failure> {
-    require_root("template list")?;
-    if !settings.data_dir.is_dir() {
-        return Err(Failure::new(anyhow::anyhow!(
-            "there is no data directory `{}`",
-            settings.data_dir.display()
-        ))
-        .hint("name it with --data-dir"));
-    }
-    let templates = open_pool(settings)?.templates().map_err(pool_failure)?;
+fn list(pool: &BtrfsPool, json: bool) -> Result<(), Failure> {
+    let templates = pool.templates().map_err(pool_failure)?;
     if json {
         let text = serde_json::to_string_pretty(&templates)
             .map_err(|error| Failure::new(error).hint("report this"))?;
@@ -99,17 +128,6 @@ fn list(settings: &Settings, json: bool) -> Result<(), Failure> {
         ));
     }
     print(&text)
-}
-
-/// Opens (and at first makes) the pool of the installation. It stays mounted: the server may be using it.
-pub fn open_pool(settings: &Settings) -> Result<BtrfsPool, Failure> {
-    BtrfsPool::open(
-        &settings.data_dir,
-        PoolOptions {
-            size: settings.pool_size,
-        },
-    )
-    .map_err(pool_failure)
 }
 
 /// The failure that a pool's error is, with what helps against it.
