@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup packages sdks guests release template demo check lint unit test server-under-test e2e security compat bench soak clean
+.PHONY: help setup packages sdks criu guests release template demo check lint unit test server-under-test e2e security compat bench soak clean
 
 export SOULBOX_DATA_DIR ?= ./.data
 # The data dir of tests; its base template is built once and found again by its recipe's digest.
@@ -32,6 +32,9 @@ packages:
 sdks: packages
 	@scripts/setup.sh sdks
 
+criu: packages
+	@scripts/setup.sh criu
+
 # The programs that run inside: static, embedded into the server.
 guests: packages
 	cargo xtask guests
@@ -52,7 +55,7 @@ lint: guests
 	@if command -v cargo-deny > /dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo 'note: cargo-deny is not installed, licences and sources are not checked here'; fi
 
-unit: guests
+unit: guests criu
 ifneq ($(NEXTEST),)
 	cargo nextest run --workspace --cargo-profile ci
 else

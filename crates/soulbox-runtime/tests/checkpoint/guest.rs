@@ -1,0 +1,147 @@
+//! A running sandbox, seen from the host: envd over HTTP, the rest through /proc of its init.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use soulbox_runtime::dial;
+use soulbox_runtime::identity::ENVD_PORT;
+use soulbox_runtime::native::{Native, Running};
+
+use crate::PATIENCE;
+
+pub struct Guest<'host> {
+    native: &'host Native,
+    pub running: Running,
+}
+
+impl<'host> Guest<'host> {
+    pub fn new(native: &'host Native, running: Running) -> Self {
+        Self { native, running }
+    }
+
+    /// What the host's /proc has of init.
+    pub fn proc(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{path}", self.running.pid()))
+    }
+
+    /// A file inside; empty when there is none.
+    pub fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.proc("root").join(path)).unwrap_or_default()
+    }
+
+    /// The numbers in a file of /tmp.
+    pub fn numbers(&self, file: &str) -> Vec<usize> {
+        numbers(&self.proc("root/tmp").join(file))
+    }
+
+    /// What runs under that pid inside.
+    pub fn command_line(&self, pid: u32) -> String {
+        self.read(&format!("proc/{pid}/cmdline"))
+    }
+
+    /// IDs, capabilities, filter and cgroups of init, envd and all others, in the order of their pids.
+    pub fn privileges(&self) -> Vec<String> {
+        let mut pids: Vec<u32> = fs::read_dir(self.proc("root/proc"))
+            .expect("list the processes")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        pids.sort_unstable();
+        let of = |pid: u32| {
+            let status = self.read(&format!("proc/{pid}/status"));
+            let lines = status.lines().filter(|line| {
+                ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp"]
+                    .iter()
+                    .any(|name| line.starts_with(name))
+            });
+            let cgroups = self.read(&format!("proc/{pid}/cgroup"));
+            lines.collect::<Vec<_>>().join("\n") + "\n" + &cgroups
+        };
+        // The `sleep` of a loop comes and goes.
+        let stay = |pid: &u32| !self.command_line(*pid).starts_with("sleep");
+        pids.into_iter().filter(stay).map(of).collect()
+    }
+
+    fn connect(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::from(self.native.socket(&self.running, false)?);
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        rustix::net::connect(&stream, &dial::addresses(ENVD_PORT)[0])?;
+        Ok(stream)
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        let mut answer = Vec::new();
+        let asked = self.connect().and_then(|mut stream| {
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: envd\r\nConnection: close\r\n\r\n")?;
+            stream.read_to_end(&mut answer)
+        });
+        asked.is_ok() && answer.starts_with(b"HTTP/1.1 204 ")
+    }
+
+    /// Has envd start `sh -c SCRIPT` and leaves it alone; its pid inside.
+    pub fn start(&self, script: &str) -> u32 {
+        let process = serde_json::json!({ "cmd": "/bin/sh", "args": ["-c", script] });
+        let message = serde_json::json!({ "process": process, "stdin": false }).to_string();
+        // An envelope: no flags, the length, the message.
+        let mut body = vec![0];
+        body.extend(u32::try_from(message.len()).expect("length").to_be_bytes());
+        body.extend(message.as_bytes());
+        let head = format!(
+            "POST /process.Process/Start HTTP/1.1\r\nHost: envd\r\nConnect-Protocol-Version: 1\r\n\
+             Content-Type: application/connect+json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = self.connect().expect("connect to envd");
+        stream.write_all(head.as_bytes()).expect("ask envd");
+        stream.write_all(&body).expect("ask envd");
+        let (mut answer, mut part) = (String::new(), [0; 4096]);
+        loop {
+            let length = stream.read(&mut part).expect("hear from envd");
+            assert_ne!(length, 0, "envd started nothing: {answer}");
+            answer.push_str(&String::from_utf8_lossy(&part[..length]));
+            if let Some((_, rest)) = answer.split_once("\"pid\":")
+                && let Some(end) = rest.find(|character: char| !character.is_ascii_digit())
+            {
+                return rest[..end].parse().expect("a pid");
+            }
+        }
+    }
+
+    /// Whether envd has a connection of ours that is not closed on both sides.
+    pub fn is_connected(&self) -> bool {
+        let port = format!(":{ENVD_PORT:04X}");
+        let table = fs::read_to_string(self.proc("net/tcp")).expect("read the connections");
+        table.lines().any(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            fields[1].ends_with(&port) && ["01", "08"].contains(&fields[3]) // ESTABLISHED, CLOSE_WAIT
+        })
+    }
+
+    pub fn wait_for_end(&self) {
+        let pidfd = self.running.pidfd().expect("a pidfd");
+        let timeout = Timespec {
+            tv_sec: PATIENCE.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
+        let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout));
+        assert_eq!(ended, Ok(1), "the sandbox does not end");
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.running.kill();
+    }
+}
+
+/// The complete lines of a file of numbers; none when it is not there yet.
+pub fn numbers(path: &Path) -> Vec<usize> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines = text.split_inclusive('\n');
+    lines
+        .filter_map(|line| line.strip_suffix('\n')?.parse().ok())
+        .collect()
+}
