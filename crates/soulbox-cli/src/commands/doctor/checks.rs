@@ -8,8 +8,8 @@ use rustix::fs::statvfs;
 use super::{Check, Found, probe};
 use crate::settings::Settings;
 
-/// The oldest kernel whose interfaces the runtime uses: overlay layers by descriptor came with it.
-const LEAST_KERNEL: (u32, u32) = (6, 13);
+/// The oldest kernel whose interfaces the runtime uses: overlay layers by descriptor came with 6.13, mounts on detached mounts with 6.15.
+const LEAST_KERNEL: (u32, u32) = (6, 15);
 /// For the pool's file at its smallest useful size.
 const LEAST_DISK: u64 = 2 << 30;
 /// What 500 sandboxes with a few watchers each need; the kernel's own default is 128.
@@ -323,10 +323,10 @@ mod tests {
 
     #[test]
     fn kernels_are_compared_by_number() {
-        for good in ["6.13.0", "6.18.44-custom", "7.0-rc1\n", "10.1"] {
+        for good in ["6.15.0", "6.18.44-custom", "7.0-rc1\n", "10.1"] {
             assert!(kernel(good).is_ok(), "{good}");
         }
-        for bad in ["6.1.0-13-amd64", "5.15.0", "6.9.1", "", "x"] {
+        for bad in ["6.1.0-13-amd64", "5.15.0", "6.14.9", "", "x"] {
             assert!(kernel(bad).is_err(), "{bad}");
         }
     }

@@ -82,7 +82,7 @@ pub(super) fn storage() -> Storage {
     let overlay = overlay(&pool.0.layer_path(&probe_layer()), &upper.path);
     let overlay = overlay
         .map(|()| "there".to_owned())
-        .map_err(|detail| (detail, "install a kernel of 6.13 or newer".to_owned()));
+        .map_err(|detail| (detail, "install a kernel of 6.15 or newer".to_owned()));
     Storage {
         pool: Ok("there".into()),
         quota,
