@@ -42,26 +42,15 @@ impl<'host> Guest<'host> {
         self.read(&format!("proc/{pid}/cmdline"))
     }
 
-    /// IDs, capabilities, filter and cgroups of init, envd and all others, in the order of their pids.
-    pub fn privileges(&self) -> Vec<String> {
-        let mut pids: Vec<u32> = fs::read_dir(self.proc("root/proc"))
-            .expect("list the processes")
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
-        pids.sort_unstable();
-        let of = |pid: u32| {
-            let status = self.read(&format!("proc/{pid}/status"));
-            let lines = status.lines().filter(|line| {
-                ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp"]
-                    .iter()
-                    .any(|name| line.starts_with(name))
-            });
-            let cgroups = self.read(&format!("proc/{pid}/cgroup"));
-            lines.collect::<Vec<_>>().join("\n") + "\n" + &cgroups
-        };
-        // The `sleep` of a loop comes and goes.
-        let stay = |pid: &u32| !self.command_line(*pid).starts_with("sleep");
-        pids.into_iter().filter(stay).map(of).collect()
+    /// IDs, capabilities, filter and cgroups of a process, as the host has them.
+    pub fn privileges(&self, pid: u32) -> String {
+        let status = self.read(&format!("proc/{pid}/status"));
+        let names = ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp"];
+        let lines = status
+            .lines()
+            .filter(|line| names.iter().any(|name| line.starts_with(name)));
+        let cgroups = self.read(&format!("proc/{pid}/cgroup"));
+        lines.chain(cgroups.lines()).collect::<Vec<_>>().join("\n")
     }
 
     fn connect(&self) -> io::Result<TcpStream> {

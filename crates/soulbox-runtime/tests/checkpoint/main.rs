@@ -65,7 +65,10 @@ fn a_sandbox_is_dumped_and_goes_on_elsewhere() {
     let guest = Guest::new(&host.native, booted.expect("boot"));
     let counter = guest.start(COUNTER);
     eventually("the counter sends", || guest.numbers("received").len() > 5);
-    let privileges = guest.privileges();
+    // Init, its first child, and the counter.
+    assert!(guest.command_line(2).contains("/envd"));
+    let privileges = [1, 2, counter].map(|pid| guest.privileges(pid));
+    assert!(privileges.iter().all(|text| text.contains("Seccomp:\t2")));
 
     // A dump that leaves it running.
     host.dump(&guest, "fork", &["--leave-running"]);
@@ -101,7 +104,8 @@ fn a_sandbox_is_dumped_and_goes_on_elsewhere() {
         assert!(is_whole, "gaps or repeats in `{file}`: {numbers:?}");
     }
     assert!(guest.command_line(counter).contains("count=0"));
-    assert_eq!(guest.privileges(), privileges);
+    let restored = [1, 2, counter].map(|pid| guest.privileges(pid));
+    assert_eq!(restored, privileges);
     guest.start("echo started > /tmp/started");
     eventually("the restored envd starts a program", || {
         guest.read("tmp/started") == "started\n"
