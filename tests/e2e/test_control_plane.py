@@ -1,0 +1,208 @@
+"""What the control plane does with several teams, at its limits and over restarts; one server for all, with a small quota."""
+
+import base64
+import hashlib
+import http.client
+import json
+import os
+import signal
+import sqlite3
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import DATA, Server, until
+from e2b import RateLimitException, Sandbox
+
+LIMIT = 3
+
+
+@pytest.fixture(scope="module")
+def server():
+    made = Server()
+    try:
+        yield made.start("--max-sandboxes", str(LIMIT))
+    finally:
+        made.end()
+
+
+class Client:
+    def __init__(self, server: Server, **headers: str) -> None:
+        self.port, self.headers = server.port, headers
+
+    def call(self, method: str, path: str, body=None) -> tuple[int, dict | list | None]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+            answer = connection.getresponse()
+            text = answer.read()
+            said = json.loads(text) if text else None
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            assert said["code"] == answer.status, said
+        return answer.status, said
+
+    def create(self, **fields) -> str:
+        status, said = self.call("POST", "/sandboxes", {"templateID": "base", "timeout": 120} | fields)
+        assert status == 201, said
+        return said["sandboxID"]
+
+    def kill_all(self) -> None:
+        for item in self.call("GET", "/sandboxes")[1]:
+            assert self.call("DELETE", f"/sandboxes/{item['sandboxID']}")[0] in (204, 404)
+
+
+def credentials() -> dict:
+    return json.loads((DATA / "credentials.json").read_text())
+
+
+@pytest.fixture
+def one(server):
+    """The default team; it has no sandbox before a test and none after it."""
+    made = Client(server, **{"X-API-Key": credentials()["api_key"]})
+    made.kill_all()
+    yield made
+    made.kill_all()
+
+
+class Team:
+    """Another team, put into the database: routes that make one come with a later issue."""
+
+    def __init__(self, server: Server) -> None:
+        self.id, secret = str(uuid.uuid4()), uuid.uuid4().hex + "00112233"
+        self.client = Client(server, **{"X-API-Key": f"e2b_{secret}"})
+        self.admin = Client(server, **{"X-Admin-Token": credentials()["admin_token"], "X-Team-ID": self.id})
+        hashed = base64.b64encode(hashlib.sha256(bytes.fromhex(secret)).digest()).decode().rstrip("=")
+        self.execute("INSERT INTO teams (team_id, name, slug, created_at) VALUES (?, 'other', ?, 0)", self.id, self.id)
+        self.execute(
+            "INSERT INTO api_keys (key_id, team_id, name, hash, prefix, value_length, mask_prefix, mask_suffix, created_at) "
+            "VALUES (?, ?, 'k', ?, 'e2b_', 40, ?, ?, 0)",
+            str(uuid.uuid4()), self.id, f"$sha256${hashed}", secret[:2], secret[-4:],
+        )
+
+    def execute(self, statement: str, *values) -> None:
+        with sqlite3.connect(DATA / "control" / "control.db", timeout=10) as database:
+            database.execute(statement, values)
+        database.close()
+
+    def mark(self, what: str, reason: str | None = None) -> None:
+        self.execute(f"UPDATE teams SET {what} = 1, blocked_reason = ? WHERE team_id = ?", reason, self.id)
+
+
+@pytest.fixture
+def other(server):
+    made = Team(server)
+    yield made
+    made.execute("UPDATE teams SET banned = 0, blocked = 0 WHERE team_id = ?", made.id)
+    made.admin.kill_all()
+
+
+def test_cp_011_a_banned_team_does_nothing(other):
+    other.mark("banned")
+    for method, path in (("GET", "/v2/sandboxes"), ("POST", "/sandboxes"), ("GET", "/templates"), ("DELETE", "/sandboxes/iabc")):
+        status, said = other.client.call(method, path)
+        assert (status, said["message"]) == (403, "team is banned"), path
+
+
+def test_cp_012_a_blocked_team_is_told_why(other):
+    other.mark("blocked", "unpaid since May")
+    status, said = other.client.call("POST", "/sandboxes", {"templateID": "base"})
+    assert status == 403 and said["message"] == "team is blocked: unpaid since May"
+
+
+def test_cp_013_a_blocked_team_looks_and_cleans_up(other):
+    # By the administrator, so that the server has not seen the key yet: it remembers one for a while.
+    sandbox_id = other.admin.create()
+    other.mark("blocked", "unpaid")
+    for path in ("/sandboxes", "/v2/sandboxes", "/v2/templates", f"/sandboxes/{sandbox_id}"):
+        assert other.client.call("GET", path)[0] == 200, path
+    assert other.client.call("POST", f"/sandboxes/{sandbox_id}/timeout", {"timeout": 60})[0] == 403
+    assert other.client.call("DELETE", f"/sandboxes/{sandbox_id}")[0] == 204
+
+
+def test_cp_015_the_administrator_acts_as_a_team(server, one, other):
+    sandbox_id, foreign = other.client.create(), one.create()
+    status, items = other.admin.call("GET", "/v2/sandboxes")
+    assert status == 200 and [item["sandboxID"] for item in items] == [sandbox_id]
+    assert other.admin.call("GET", f"/sandboxes/{foreign}")[0] == 404
+    token = credentials()["admin_token"]
+    acting = lambda team, token=token: Client(server, **{"X-Admin-Token": token, "X-Team-ID": team})
+    assert acting("not-a-uuid").call("GET", "/v2/sandboxes")[0] == 400
+    assert acting(str(uuid.uuid4())).call("GET", "/v2/sandboxes")[0] == 404
+    assert acting(other.id, "wrong").call("GET", "/v2/sandboxes")[0] == 401
+
+
+def test_cp_038_a_foreign_sandbox_is_not_there(one, other):
+    sandbox_id = one.create()
+    assert one.call("GET", f"/sandboxes/{sandbox_id}")[0] == 200
+    status, said = other.client.call("GET", f"/sandboxes/{sandbox_id}")
+    assert status == 404 and "doesn't exist or you don't have access to it" in said["message"]
+    assert other.client.call("GET", "/v2/sandboxes")[1] == []
+    assert other.client.call("POST", f"/sandboxes/{sandbox_id}/timeout", {"timeout": 1})[0] == 404
+    assert other.client.call("POST", f"/v2/sandboxes/{sandbox_id}/connect", {})[0] == 404
+
+
+def test_cp_042_a_foreign_sandbox_is_not_killed(one, other):
+    sandbox_id = one.create()
+    assert other.client.call("DELETE", f"/sandboxes/{sandbox_id}")[0] == 404
+    assert one.call("GET", f"/sandboxes/{sandbox_id}")[1]["state"] == "running"
+
+
+def test_cp_044_one_too_many(one, other):
+    for _ in range(LIMIT):
+        one.create()
+    status, said = one.call("POST", "/sandboxes", {"templateID": "base"})
+    assert status == 429
+    assert f"maximum number of concurrent E2B sandboxes ({LIMIT})" in said["message"]
+    assert "/docs/billing" in said["message"]
+    # Each team has its own number.
+    other.client.create()
+
+
+def test_cp_045_a_kill_makes_room(one):
+    made = [one.create() for _ in range(LIMIT)]
+    assert one.call("POST", "/sandboxes", {"templateID": "base"})[0] == 429
+    assert one.call("DELETE", f"/sandboxes/{made[0]}")[0] == 204
+    one.create()
+
+
+def test_cp_046_a_burst_never_exceeds_the_limit(one):
+    with ThreadPoolExecutor(2 * LIMIT) as pool:
+        answers = list(pool.map(lambda _: one.call("POST", "/sandboxes", {"templateID": "base", "timeout": 60}), range(2 * LIMIT)))
+    statuses = sorted(status for status, _ in answers)
+    assert statuses == [201] * LIMIT + [429] * LIMIT
+    assert len(one.call("GET", "/v2/sandboxes?state=running")[1]) == LIMIT
+
+
+def test_sdk_06_a_full_quota_costs_one_request(one):
+    for _ in range(LIMIT):
+        one.create()
+    began = time.monotonic()
+    with pytest.raises(RateLimitException):
+        Sandbox.create("base")
+    assert time.monotonic() - began < 1, "the package waits before it repeats"
+
+
+def test_cp_158_the_agent_starts_anew(server, one):
+    kept, mortal = one.create(), one.create(timeout=2)
+    server.kill()
+    time.sleep(2)
+    server.start("--max-sandboxes", str(LIMIT))
+    until("only what runs is listed", lambda: [i["sandboxID"] for i in one.call("GET", "/v2/sandboxes")[1]] == [kept])
+    assert one.call("GET", f"/sandboxes/{mortal}")[0] == 404
+    # What is gone takes no place.
+    for _ in range(LIMIT - 1):
+        one.create()
+    assert one.call("POST", "/sandboxes", {"templateID": "base"})[0] == 429
+
+
+def test_cp_159_the_api_starts_anew(server, one):
+    made = [one.create(timeout=100 + number, metadata={"n": str(number)}) for number in range(2)]
+    before = one.call("GET", "/v2/sandboxes")[1]
+    front = server.front()
+    os.kill(front, signal.SIGKILL)
+    until("a new front", lambda: server.front() not in (None, front) and server.answers())
+    assert one.call("GET", "/v2/sandboxes")[1] == before
+    assert [item["sandboxID"] for item in before] == made[::-1]
