@@ -154,6 +154,11 @@ def test_secrets_of_the_kernel_are_masked(sandbox):
         assert sandbox.commands.run(f"cat {masked} 2> /dev/null | wc -c", user="root").stdout == "0\n", masked
     assert sandbox.commands.run("head -c 64 /proc/kcore 2> /dev/null | wc -c", user="root").stdout == "0\n"
     assert exit_code(sandbox, "dmesg", user="root") != 0
+    # Where the kernel lies in memory helps whoever attacks it.
+    addresses = sandbox.commands.run("cut -d ' ' -f 1 /proc/kallsyms 2> /dev/null | sort -u | head", user="root").stdout.split()
+    assert [address for address in addresses if int(address, 16)] == []
+    for pages in ("/proc/kpagecount", "/proc/kpageflags", "/proc/kmsg"):
+        assert exit_code(sandbox, f"head -c 8 {pages}", user="root") != 0, pages
 
 
 def test_devices_are_the_few_that_programs_need(sandbox):

@@ -129,15 +129,13 @@ def test_the_host_is_refused(net, server, sandbox, closed):
     assert {"127.0.0.1", UPLINK, HOST_PUBLIC, HOST_PRIVATE} < set(addresses)
     assert any(address.startswith("100.") for address in addresses)
     for address in addresses:
-        assert net.status(net.host, f"http://{address}:{SERVICE_PORT}/") == 200, "the control"
         assert net.status(net.host, f"http://{address}:{server.port}/health") == 200, "the control"
-    targets = [
-        target
-        for address in [*(a for a in addresses if a != "127.0.0.1"), GATEWAY]
-        for target in (f"tcp:{address}:{SERVICE_PORT}", f"tcp:{address}:{server.port}", f"ping:{address}")
-    ]
+    ways = lambda address: [f"tcp:{address}:{SERVICE_PORT}", f"udp:{address}:{SERVICE_PORT}:x", f"tcp:{address}:{server.port}"]
+    services = [target for address in addresses for target in ways(address)]
+    assert json.loads(net.host.run("python3", str(HERE / "reach.py"), *services).stdout) == services, "the control"
     # 127.0.0.1 is the sandbox's own, where ping answers and nothing of the host's listens.
-    targets += [f"tcp:127.0.0.1:{SERVICE_PORT}", f"tcp:127.0.0.1:{server.port}"]
+    pings = [f"ping:{address}" for address in (*addresses, GATEWAY) if address != "127.0.0.1"]
+    targets = [*services, *ways(GATEWAY), *pings]
     for inside in (sandbox, closed):
         assert reached(inside, *targets) == []
 

@@ -114,11 +114,19 @@ class Topology:
         return self.fetch(self.world, "http://127.0.0.1/seen")
 
     def serve_on_host(self, stack: ExitStack, port: int) -> None:
-        """A service of the host's that listens on every address of it, IPv6 too."""
-        code = (
-            "import socket, http.server as h; h.ThreadingHTTPServer.address_family = socket.AF_INET6; "
-            f"h.ThreadingHTTPServer(('::', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
-        )
+        """A service of the host's that listens on every address of it, by TCP and UDP, IPv6 too."""
+        code = f"""
+import http.server, socket, threading
+def echo():
+    listening = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    listening.bind(('::', {port}))
+    while True:
+        data, client = listening.recvfrom(4096)
+        listening.sendto(data, client)
+threading.Thread(target=echo, daemon=True).start()
+http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
+http.server.ThreadingHTTPServer(('::', {port}), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
         self.host.start(stack, sys.executable, "-c", code, cwd="/proc/sys/fs/inotify", stderr=subprocess.DEVNULL)
         until("the service of the host", lambda: self.status(self.host, f"http://127.0.0.1:{port}/") == 200)
 
