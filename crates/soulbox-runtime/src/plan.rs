@@ -73,6 +73,9 @@ pub fn setup(slot: Slot, empty_root: &str) -> SetupPlan {
             sysctl("net/ipv4/ping_group_range", "0 65535"),
             // IPv6 stays on for ::1 only; `default` is what eth0 starts with.
             sysctl("net/ipv6/conf/default/disable_ipv6", "1"),
+            // The host's end rewrites the addresses of packets but not of the packets quoted in ICMP errors, so "too big" finds no
+            // connection here: let the host cut packets instead of waiting for an answer to them. tests/security: small MTU.
+            sysctl("net/ipv4/ip_no_pmtu_disc", "1"),
             // The kernel counts inotify objects per user of the host's root namespace too; a sandbox gets a share of them, not all.
             sysctl("user/max_inotify_instances", "1024"),
             sysctl("user/max_inotify_watches", "65536"),
@@ -171,6 +174,10 @@ mod tests {
                 ],
                 [
                   "net/ipv6/conf/default/disable_ipv6",
+                  "1"
+                ],
+                [
+                  "net/ipv4/ip_no_pmtu_disc",
                   "1"
                 ],
                 [
