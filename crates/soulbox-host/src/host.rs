@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use soulbox_wire::host::{
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use crate::chain;
 use crate::record::{Record, Records};
@@ -26,7 +29,10 @@ use crate::workshop::{Made, MakeError, Workshop};
 
 /// Starts that run at once; more wait, since they would only share the two locks that they all need.
 const CONCURRENT_STARTS: usize = 8;
-const POOL_CHECK: Duration = Duration::from_secs(10);
+/// How often the pool's space is looked at and leftovers are given back once more.
+const UPKEEP: Duration = Duration::from_secs(10);
+/// How long a stop waits for starts under way, and then for ends under way.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Events that a slow front may leave unread; it reconciles by list when it missed some.
 const EVENTS: usize = 4096;
 
@@ -81,6 +87,13 @@ struct Inner<R: Runtime> {
     templates: Mutex<Arc<[TemplateManifest]>>,
     starts: Semaphore,
     events: Mutex<Option<mpsc::Sender<Event>>>,
+    stopping: AtomicBool,
+    /// Creates under way.
+    creations: TaskTracker,
+    /// Owners of sandboxes and whatever gives back what ended ones had.
+    tasks: TaskTracker,
+    /// Sandboxes whose owner has ended without them, since the agent stops.
+    left: AtomicUsize,
 }
 
 enum Entry<R: Runtime> {
@@ -141,11 +154,7 @@ impl<R: Runtime> Host<R> {
         let templates: Arc<[TemplateManifest]> = pool.templates().map_err(StartError::Pool)?.into();
         let default = find_default(&templates, &settings.default_template);
         let slots = Slots::new(runtime.slots(), kept);
-        let workshop = Arc::new(Workshop {
-            runtime,
-            pool,
-            slots,
-        });
+        let workshop = Arc::new(Workshop::new(runtime, pool, slots));
         let warm = Warm::new(settings.warm, default);
         let host = Self {
             inner: Arc::new(Inner {
@@ -156,6 +165,10 @@ impl<R: Runtime> Host<R> {
                 templates: Mutex::new(templates),
                 starts: Semaphore::new(CONCURRENT_STARTS),
                 events: Mutex::new(None),
+                stopping: AtomicBool::new(false),
+                creations: TaskTracker::new(),
+                tasks: TaskTracker::new(),
+                left: AtomicUsize::new(0),
                 settings,
             }),
         };
@@ -170,7 +183,7 @@ impl<R: Runtime> Host<R> {
         }
         warm.start(workshop, Handle::current())
             .map_err(StartError::Thread)?;
-        tokio::spawn(watch_pool(Arc::downgrade(&host.inner)));
+        tokio::spawn(upkeep(Arc::downgrade(&host.inner)));
         Ok(host)
     }
 
@@ -188,6 +201,13 @@ impl<R: Runtime> Host<R> {
     /// Kinds `AlreadyExists`, `TemplateMissing`, `NoCapacity` (nothing was changed) and `Failed` (nothing is left).
     pub async fn create(&self, request: Create) -> Result<(Created, OwnedFd), HostError> {
         let inner = &self.inner;
+        let _under_way = inner.creations.token();
+        if inner.stopping.load(Ordering::SeqCst) {
+            return Err(HostError {
+                kind: HostErrorKind::Failed,
+                message: "the host agent is stopping".to_owned(),
+            });
+        }
         let template = inner.template(&request.build_id).await?;
         if !inner.reserve_id(&request.sandbox_id) {
             let message = format!("sandbox {} exists already", request.sandbox_id);
@@ -242,11 +262,30 @@ impl<R: Runtime> Host<R> {
         {
             return Err(not_found(sandbox_id));
         }
-        let record = answer.await.map_err(|_| not_found(sandbox_id))??;
-        self.inner
-            .records
-            .put(&record)
-            .map_err(|error| failed(&MakeError::Record(error)))
+        answer.await.map_err(|_| not_found(sandbox_id))?
+    }
+
+    /// Changes where it may connect to.
+    ///
+    /// # Errors
+    /// Kinds `NotFound`, `StaleEpoch`, `Failed`.
+    pub async fn set_egress(
+        &self,
+        sandbox_id: &str,
+        epoch: Epoch,
+        egress: Egress,
+    ) -> Result<(), HostError> {
+        let inbox = self.inner.live(sandbox_id, |live| live.inbox.clone())?;
+        let (reply, answer) = oneshot::channel();
+        let request = Request::SetEgress {
+            epoch,
+            egress,
+            reply,
+        };
+        if inbox.send(request).await.is_err() {
+            return Err(not_found(sandbox_id));
+        }
+        answer.await.map_err(|_| not_found(sandbox_id))?
     }
 
     /// Connects to a TCP port of a sandbox.
@@ -286,6 +325,7 @@ impl<R: Runtime> Host<R> {
                         build_id: record.build_id.clone(),
                         started_at: record.started_at,
                         deadline: record.deadline,
+                        egress: record.egress.clone(),
                     })
                 }
             })
@@ -325,23 +365,42 @@ impl<R: Runtime> Host<R> {
         self.inner.warm.levels()
     }
 
-    /// Ends the warm slots and lets go of the sandboxes, which run on. Returns their number and the runtime when nothing uses it any more.
+    /// Ends the warm slots and lets go of the sandboxes, which run on. Returns their number; nothing that ended is left then, unless a
+    /// warning says so.
     pub async fn stop(self) -> usize {
-        let (booted, parked) = self.inner.warm.drain();
-        let workshop = Arc::clone(&self.inner.workshop);
-        let drained = spawn_blocking(move || {
-            booted
-                .into_iter()
-                .for_each(|booted| workshop.discard(booted.made));
-            parked
-                .into_iter()
-                .for_each(|prepared| workshop.discard_prepared(prepared));
-        });
-        if let Err(error) = drained.await {
-            tracing::error!(%error, "failed to end the warm slots; the next start will");
+        let inner = self.inner;
+        inner.stopping.store(true, Ordering::SeqCst);
+        inner.creations.close();
+        if timeout(STOP_TIMEOUT, inner.creations.wait()).await.is_err() {
+            tracing::warn!("starts of sandboxes are still under way");
         }
-        // Without their senders the tasks of the sandboxes end.
-        lock(&self.inner.sandboxes).drain().count()
+        // Without their senders the owners of the sandboxes end.
+        lock(&inner.sandboxes).clear();
+        let (booted, parked) = inner.warm.drain();
+        let (warm, workshop) = (Arc::clone(&inner.warm), Arc::clone(&inner.workshop));
+        inner.tasks.spawn_blocking(move || {
+            for booted in booted {
+                workshop.discard(booted.made);
+            }
+            for prepared in parked {
+                workshop.discard_prepared(prepared);
+            }
+            warm.join();
+        });
+        inner.tasks.close();
+        if timeout(STOP_TIMEOUT, inner.tasks.wait()).await.is_err() {
+            tracing::warn!("ended sandboxes are not given back yet; the next start will do that");
+        }
+        let workshop = Arc::clone(&inner.workshop);
+        match spawn_blocking(move || workshop.retry_leftovers()).await {
+            Ok(0) => {}
+            Ok(leftovers) => tracing::warn!(
+                leftovers,
+                "some slots could not be given back; the next start will do that"
+            ),
+            Err(error) => tracing::error!(%error, "failed to give slots back"),
+        }
+        inner.left.load(Ordering::SeqCst)
     }
 
     /// Ends every sandbox; for giving the host back.
@@ -400,13 +459,7 @@ impl<R: Runtime> Inner<R> {
         let old = self
             .warm
             .set_template(find_default(&templates, &self.settings.default_template));
-        if !old.is_empty() {
-            let workshop = Arc::clone(&self.workshop);
-            spawn_blocking(move || {
-                old.into_iter()
-                    .for_each(|booted| workshop.discard(booted.made))
-            });
-        }
+        self.discard_booted(old);
         Ok(templates)
     }
 
@@ -415,7 +468,8 @@ impl<R: Runtime> Inner<R> {
         request: Create,
         template: TemplateManifest,
     ) -> Result<(Created, OwnedFd), HostError> {
-        let booted = self.warm.take_booted(&request.build_id);
+        let (booted, dead) = self.warm.take_booted(&request.build_id);
+        self.discard_booted(dead);
         let (made, envd) = match booted {
             Some(Booted { made, envd }) => (made, envd),
             None => {
@@ -502,9 +556,10 @@ impl<R: Runtime> Inner<R> {
                     .map_err(MakeError::Quota)?;
             }
         }
-        if request.egress_open {
+        let egress = Egress::try_from(&request.egress).map_err(MakeError::Ranges)?;
+        if egress != Egress::Denied {
             runtime
-                .set_egress(&made.running, Egress::Open)
+                .set_egress(&made.running, &egress)
                 .map_err(MakeError::Egress)?;
         }
         let process = runtime
@@ -522,6 +577,7 @@ impl<R: Runtime> Inner<R> {
             upper: made.upper.clone(),
             guests: self.settings.guests.clone(),
             init_secret: made.init_secret.clone(),
+            egress: request.egress.clone(),
         };
         self.records.put(&record).map_err(MakeError::Record)?;
         Ok(record)
@@ -539,17 +595,20 @@ impl<R: Runtime> Inner<R> {
         };
         lock(&self.sandboxes).insert(sandbox_id, Entry::Live(live));
         let inner = Arc::clone(self);
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             match sandbox::own(
                 &inner.workshop.runtime,
                 Arc::clone(&running),
                 ended,
                 Arc::clone(&record),
+                &inner.records,
                 requests,
             )
             .await
             {
-                Ok(None) => {}
+                Ok(None) => {
+                    inner.left.fetch_add(1, Ordering::SeqCst);
+                }
                 Ok(Some(ended)) => inner.bury(ended, running),
                 Err(error) => {
                     // Nobody could tell its end any more, so it ends now.
@@ -576,6 +635,8 @@ impl<R: Runtime> Inner<R> {
             record,
             reply,
         } = ended;
+        // Before the ID is free: its next user has a record of the same name.
+        self.records.delete(&record.sandbox_id);
         lock(&self.sandboxes).remove(&record.sandbox_id);
         match reply {
             Some(reply) => drop(reply.send(Ok(()))),
@@ -596,25 +657,34 @@ impl<R: Runtime> Inner<R> {
             cause = cause.as_str(),
             "a sandbox ended"
         );
-        let inner = Arc::clone(self);
-        spawn_blocking(move || {
-            inner.workshop.release(&running, &record.upper, record.slot);
-            inner.records.delete(&record.sandbox_id);
-        });
+        let workshop = Arc::clone(&self.workshop);
+        self.tasks
+            .spawn_blocking(move || workshop.release(running, record.upper, record.slot));
     }
 
     fn discard_later(&self, made: Made<R>) {
         let workshop = Arc::clone(&self.workshop);
-        spawn_blocking(move || workshop.discard(made));
+        self.tasks.spawn_blocking(move || workshop.discard(made));
+    }
+
+    fn discard_booted(&self, booted: Vec<Booted<R>>) {
+        for booted in booted {
+            self.discard_later(booted.made);
+        }
     }
 }
 
-async fn watch_pool<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
+async fn upkeep<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
     loop {
-        tokio::time::sleep(POOL_CHECK).await;
+        tokio::time::sleep(UPKEEP).await;
         let Some(inner) = inner.upgrade() else { return };
         let workshop = Arc::clone(&inner.workshop);
-        match spawn_blocking(move || workshop.pool.grow_if_low()).await {
+        drop(inner);
+        let kept = spawn_blocking(move || {
+            workshop.retry_leftovers();
+            workshop.pool.grow_if_low()
+        });
+        match kept.await {
             Ok(Ok(Growth::NotNeeded)) => {}
             Ok(Ok(Growth::Grown { size_bytes })) => tracing::info!(size_bytes, "enlarged the pool"),
             Ok(Ok(Growth::HostFull)) => {

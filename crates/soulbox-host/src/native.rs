@@ -134,9 +134,9 @@ impl Runtime for NativeRuntime {
         running.set_limits(limits).map_err(boxed)
     }
 
-    fn set_egress(&self, running: &Running, egress: Egress) -> Result<(), RuntimeError> {
+    fn set_egress(&self, running: &Running, egress: &Egress) -> Result<(), RuntimeError> {
         self.native
-            .set_egress(running.slot(), egress == Egress::Open)
+            .set_egress(running.slot(), egress)
             .map_err(boxed)
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use soulbox_wire::host::Egress;
 
 /// Below the data directory.
 pub const DIRECTORY: &str = "host/sandboxes";
@@ -26,6 +27,8 @@ pub struct Record {
     /// Digest of the guest programs that run inside.
     pub guests: String,
     pub init_secret: String,
+    /// Where it may connect to, as the front last said.
+    pub egress: Egress,
 }
 
 /// Whether sandboxes of the data directory may be running, with or without an agent.
@@ -114,6 +117,7 @@ mod tests {
             upper: "u".into(),
             guests: "g".into(),
             init_secret: "00".into(),
+            egress: Egress::Only(vec!["1.1.1.1/32".into()]),
         };
         records.put(&record).unwrap();
         fs::write(data.join(DIRECTORY).join("half.json"), "{\"sandbox_id\":").unwrap();

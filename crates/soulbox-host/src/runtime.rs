@@ -71,7 +71,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// Changes the limits (memory, CPU, pids).
     fn set_limits(&self, running: &Self::Running, limits: &Limits) -> Result<(), RuntimeError>;
     /// Changes where it may connect to; new sandboxes may connect nowhere.
-    fn set_egress(&self, running: &Self::Running, egress: Egress) -> Result<(), RuntimeError>;
+    fn set_egress(&self, running: &Self::Running, egress: &Egress) -> Result<(), RuntimeError>;
     /// A descriptor that polls readable when no process of the sandbox is left.
     fn ended(&self, running: &Self::Running) -> io::Result<OwnedFd>;
     /// Starts the end of all processes.

@@ -13,14 +13,14 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use soulbox_types::{DeathCause, Epoch, UnixMillis};
-use soulbox_wire::host::{HostError, HostErrorKind};
+use soulbox_types::{DeathCause, Egress, Epoch, UnixMillis};
+use soulbox_wire::host::{self as wire, HostError, HostErrorKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use crate::record::Record;
+use crate::record::{Record, Records};
 use crate::runtime::Runtime;
 
 /// SIGKILL to the last exit.
@@ -36,7 +36,12 @@ pub(crate) enum Request {
     SetDeadline {
         epoch: Epoch,
         deadline: UnixMillis,
-        reply: oneshot::Sender<Result<Record, HostError>>,
+        reply: oneshot::Sender<Result<(), HostError>>,
+    },
+    SetEgress {
+        epoch: Epoch,
+        egress: Egress,
+        reply: oneshot::Sender<Result<(), HostError>>,
     },
 }
 
@@ -54,6 +59,7 @@ pub(crate) async fn own<R: Runtime>(
     running: Arc<R::Running>,
     ended: OwnedFd,
     record: Arc<Mutex<Record>>,
+    records: &Records,
     mut inbox: mpsc::Receiver<Request>,
 ) -> io::Result<Option<Ended>> {
     #[expect(
@@ -85,11 +91,28 @@ pub(crate) async fn own<R: Runtime>(
                     Err(error) => drop(reply.send(Err(error))),
                 },
                 Some(Request::SetDeadline { epoch, deadline, reply }) => {
-                    let result = check(&current(), epoch).map(|()| {
+                    let result = check(&current(), epoch).and_then(|()| {
                         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
                         record.epoch = epoch.0;
                         record.deadline = deadline.0;
-                        record.clone()
+                        // Here and nowhere else, so that no record is written after its sandbox has ended.
+                        records.put(&record).map_err(|error| HostError {
+                            kind: HostErrorKind::Failed,
+                            message: format!("failed to write its record: {error}"),
+                        })
+                    });
+                    drop(reply.send(result));
+                }
+                Some(Request::SetEgress { epoch, egress, reply }) => {
+                    // A few netlink messages, in line: the next request meets a sandbox that has all of it.
+                    let result = check(&current(), epoch).and_then(|()| {
+                        runtime.set_egress(&running, &egress).map_err(|error| failed(&error))?;
+                        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+                        record.egress = wire::Egress::from(&egress);
+                        records.put(&record).map_err(|error| HostError {
+                            kind: HostErrorKind::Failed,
+                            message: format!("failed to write its record: {error}"),
+                        })
                     });
                     drop(reply.send(result));
                 }
@@ -125,6 +148,13 @@ pub(crate) async fn own<R: Runtime>(
         record: current(),
         reply,
     }))
+}
+
+fn failed(error: &dyn std::error::Error) -> HostError {
+    HostError {
+        kind: HostErrorKind::Failed,
+        message: crate::chain(error),
+    }
 }
 
 fn check(record: &Record, epoch: Epoch) -> Result<(), HostError> {

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use soulbox_pool::TemplateManifest;
@@ -42,6 +42,7 @@ pub(crate) struct Warm<R: Runtime> {
     stock: Mutex<Stock<R>>,
     wanted: Condvar,
     targets: WarmTargets,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 enum Next {
@@ -62,6 +63,7 @@ impl<R: Runtime> Warm<R> {
             stock: Mutex::new(stock),
             wanted: Condvar::new(),
             targets,
+            thread: Mutex::new(None),
         })
     }
 
@@ -72,30 +74,35 @@ impl<R: Runtime> Warm<R> {
         tokio: Handle,
     ) -> std::io::Result<()> {
         let warm = Arc::clone(self);
-        thread::Builder::new()
+        let started = thread::Builder::new()
             .name("warmer".into())
             .spawn(move || warm.run(&workshop, &tokio))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(())
     }
 
-    /// A booted sandbox of that build, if one is in stock and still alive.
-    pub(crate) fn take_booted(&self, build_id: &str) -> Option<Booted<R>> {
-        loop {
-            let mut stock = self.lock();
-            stock
-                .template
-                .as_ref()
-                .filter(|template| template.build_id == build_id)?;
-            let booted = stock.booted.pop_front()?;
-            drop(stock);
+    /// A booted sandbox of that build, if one is in stock and still alive, and those that have died meanwhile, to be discarded.
+    pub(crate) fn take_booted(&self, build_id: &str) -> (Option<Booted<R>>, Vec<Booted<R>>) {
+        let mut dead = Vec::new();
+        let mut stock = self.lock();
+        if stock
+            .template
+            .as_ref()
+            .is_none_or(|template| template.build_id != build_id)
+        {
+            return (None, dead);
+        }
+        while let Some(booted) = stock.booted.pop_front() {
             if !is_readable(&booted.made.ended) {
-                return Some(booted);
+                return (Some(booted), dead);
             }
             tracing::warn!(
                 slot = booted.made.slot,
                 "a warm sandbox has ended by itself"
             );
+            dead.push(booted);
         }
+        (None, dead)
     }
 
     /// A parked slot, if one is in stock.
@@ -121,7 +128,7 @@ impl<R: Runtime> Warm<R> {
         old
     }
 
-    /// Ends the refilling and hands over the stock.
+    /// Ends the refilling and hands over the stock. What the thread is just making it gives back itself: see [`Warm::join`].
     pub(crate) fn drain(&self) -> (Vec<Booted<R>>, Vec<Prepared<R>>) {
         let mut stock = self.lock();
         stock.stopping = true;
@@ -132,6 +139,20 @@ impl<R: Runtime> Warm<R> {
         drop(stock);
         self.wanted.notify_all();
         all
+    }
+
+    /// Waits for the end of the refilling thread, after [`Warm::drain`]. Blocks for as long as the making of one slot takes.
+    pub(crate) fn join(&self) {
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that makes warm slots had panicked");
+        }
     }
 
     /// Numbers of booted and parked slots in stock.
@@ -187,10 +208,26 @@ impl<R: Runtime> Warm<R> {
                 Ok(()) => pause = Duration::from_millis(100),
                 Err(error) => {
                     tracing::warn!(error = %crate::chain(&error), "failed to make a warm slot");
-                    thread::sleep(pause);
+                    self.rest(pause);
                     pause = (pause * 2).min(Duration::from_secs(10));
                 }
             }
+        }
+    }
+
+    /// Sleeps, unless the refilling is to end.
+    fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut stock = self.lock();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if stock.stopping || left.is_zero() {
+                return;
+            }
+            (stock, _) = self
+                .wanted
+                .wait_timeout(stock, left)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -1,8 +1,10 @@
 //! Making and unmaking sandboxes: slot, upper, runtime, in the right order. Blocking.
+//!
+//! What cannot be given back at once is kept as a leftover and tried again; its slot is not used until then.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use soulbox_pool::{Pool, PoolError, TemplateManifest};
@@ -47,6 +49,8 @@ pub(crate) enum MakeError {
     Limits(#[source] RuntimeError),
     #[error("failed to set its disk quota")]
     Quota(#[source] PoolError),
+    #[error("failed to read the ranges of its egress")]
+    Ranges(#[source] soulbox_types::ParseCidrError),
     #[error("failed to set its egress")]
     Egress(#[source] RuntimeError),
     #[error("it ended while it was started")]
@@ -71,13 +75,30 @@ pub(crate) struct Made<R: Runtime> {
     pub(crate) limits: Limits,
 }
 
+/// What is still to be given back of a sandbox that has ended, in this order.
+struct Leftover<R: Runtime> {
+    running: Option<Arc<R::Running>>,
+    upper: Option<String>,
+    slot: u16,
+}
+
 pub(crate) struct Workshop<R: Runtime> {
     pub(crate) runtime: R,
     pub(crate) pool: Arc<dyn Pool>,
     pub(crate) slots: Slots,
+    leftovers: Mutex<Vec<Leftover<R>>>,
 }
 
 impl<R: Runtime> Workshop<R> {
+    pub(crate) fn new(runtime: R, pool: Arc<dyn Pool>, slots: Slots) -> Self {
+        Self {
+            runtime,
+            pool,
+            slots,
+            leftovers: Mutex::new(Vec::new()),
+        }
+    }
+
     /// Takes a slot and parks a launcher in it.
     pub(crate) fn prepare(&self, limits: &Limits) -> Result<Prepared<R>, MakeError> {
         let slot = self.slots.take().ok_or(MakeError::NoSlot)?;
@@ -98,59 +119,82 @@ impl<R: Runtime> Workshop<R> {
         limits: &Limits,
     ) -> Result<Made<R>, MakeError> {
         let Prepared { slot, parked } = prepared;
-        let made = (|| {
-            for layer in &template.layers {
-                if !self.pool.has_layer(layer) {
-                    return Err(MakeError::LayerMissing(layer.as_str().to_owned()));
-                }
+        let ready = self.furnish(slot, template, limits);
+        let (root, upper, init_secret) = match ready {
+            Ok(ready) => ready,
+            Err(error) => {
+                // Before the slot's number is free again.
+                drop(parked);
+                self.slots.give_back(slot);
+                return Err(error);
             }
-            let mut random = [0u8; 40];
-            getrandom::fill(&mut random)
-                .map_err(|error| MakeError::Random(io::Error::other(error.to_string())))?;
-            let (for_name, secret) = random.split_at(8);
-            // Unique for ever, so that a leftover of a crash is never taken for the new one.
-            let name = format!("{slot}-{}", hex::encode(for_name));
-            let init_secret = hex::encode(secret);
-            let upper = self
-                .pool
-                .create_upper(&name, limits.disk)
-                .map_err(MakeError::Upper)?;
-            let undo = |error| {
-                let _ = self.pool.delete_upper(&name);
-                error
-            };
-            let root = RootFiles {
-                layers: template
-                    .layers
-                    .iter()
-                    .map(|layer| self.pool.layer_path(layer))
-                    .collect(),
-                upper: upper.path,
-            };
-            let guest = GuestSettings {
-                default_user: template.default_user.clone(),
-                default_workdir: template.default_workdir.clone(),
-                init_secret: init_secret.clone(),
-            };
-            let running = self
-                .runtime
-                .boot(parked, &root, &guest)
-                .map_err(|source| MakeError::Boot { slot, source })
-                .map_err(undo)?;
-            let ended = self.runtime.ended(&running).map_err(MakeError::Ended)?;
-            Ok(Made {
+        };
+        let guest = GuestSettings {
+            default_user: template.default_user.clone(),
+            default_workdir: template.default_workdir.clone(),
+            init_secret: init_secret.clone(),
+        };
+        let leftover = |running| Leftover {
+            running,
+            upper: Some(upper.clone()),
+            slot,
+        };
+        let running = match self.runtime.boot(parked, &root, &guest) {
+            Ok(running) => Arc::new(running),
+            Err(source) => {
+                self.give_back(leftover(None));
+                return Err(MakeError::Boot { slot, source });
+            }
+        };
+        match self.runtime.ended(&running) {
+            Ok(ended) => Ok(Made {
                 slot,
-                running: Arc::new(running),
+                running,
                 ended,
-                upper: name,
+                upper,
                 init_secret,
                 limits: *limits,
-            })
-        })();
-        if made.is_err() {
-            self.slots.give_back(slot);
+            }),
+            Err(source) => {
+                // Nothing could tell of its end, so it ends now; the runtime waits for it.
+                self.runtime.kill(&running);
+                self.give_back(leftover(Some(running)));
+                Err(MakeError::Ended(source))
+            }
         }
-        made
+    }
+
+    /// The files of a root, with an upper of its own, and a secret.
+    fn furnish(
+        &self,
+        slot: u16,
+        template: &TemplateManifest,
+        limits: &Limits,
+    ) -> Result<(RootFiles, String, String), MakeError> {
+        for layer in &template.layers {
+            if !self.pool.has_layer(layer) {
+                return Err(MakeError::LayerMissing(layer.as_str().to_owned()));
+            }
+        }
+        let mut random = [0u8; 40];
+        getrandom::fill(&mut random)
+            .map_err(|error| MakeError::Random(io::Error::other(error.to_string())))?;
+        let (for_name, secret) = random.split_at(8);
+        // Unique for ever, so that a leftover of a crash is never taken for the new one.
+        let name = format!("{slot}-{}", hex::encode(for_name));
+        let upper = self
+            .pool
+            .create_upper(&name, limits.disk)
+            .map_err(MakeError::Upper)?;
+        let root = RootFiles {
+            layers: template
+                .layers
+                .iter()
+                .map(|layer| self.pool.layer_path(layer))
+                .collect(),
+            upper: upper.path,
+        };
+        Ok((root, name, hex::encode(secret)))
     }
 
     /// Ends a sandbox that nobody owns and gives everything back.
@@ -158,7 +202,7 @@ impl<R: Runtime> Workshop<R> {
         self.runtime.kill(&made.running);
         let mut polled = [PollFd::new(&made.ended, PollFlags::IN)];
         let _ = poll(&mut polled, Some(&END_TIMEOUT));
-        self.release(&made.running, &made.upper, made.slot);
+        self.release(made.running, made.upper, made.slot);
     }
 
     /// Gives an unused slot back.
@@ -168,14 +212,47 @@ impl<R: Runtime> Workshop<R> {
     }
 
     /// Gives back what an ended sandbox had.
-    pub(crate) fn release(&self, running: &R::Running, upper: &str, slot: u16) {
-        if let Err(error) = self.runtime.release(running) {
-            tracing::warn!(slot, error = %crate::chain(&error), "failed to release a slot; it is not used again");
+    pub(crate) fn release(&self, running: Arc<R::Running>, upper: String, slot: u16) {
+        self.give_back(Leftover {
+            running: Some(running),
+            upper: Some(upper),
+            slot,
+        });
+    }
+
+    /// Tries once more to give back what could not be given back before; returns how much is left.
+    pub(crate) fn retry_leftovers(&self) -> usize {
+        let leftovers = std::mem::take(&mut *self.leftovers());
+        for leftover in leftovers {
+            self.give_back(leftover);
+        }
+        self.leftovers().len()
+    }
+
+    fn give_back(&self, mut leftover: Leftover<R>) {
+        let slot = leftover.slot;
+        if let Some(running) = leftover.running.take()
+            && let Err(error) = self.runtime.release(&running)
+        {
+            tracing::warn!(slot, error = %crate::chain(&error), "failed to release a slot, trying again later");
+            leftover.running = Some(running);
+            self.leftovers().push(leftover);
             return;
         }
-        if let Err(error) = self.pool.delete_upper(upper) {
-            tracing::warn!(slot, error = %crate::chain(&error), "failed to delete an upper; the next start will");
+        if let Some(upper) = leftover.upper.take()
+            && let Err(error) = self.pool.delete_upper(&upper)
+        {
+            tracing::warn!(slot, error = %crate::chain(&error), "failed to delete an upper, trying again later");
+            leftover.upper = Some(upper);
+            self.leftovers().push(leftover);
+            return;
         }
         self.slots.give_back(slot);
+    }
+
+    fn leftovers(&self) -> std::sync::MutexGuard<'_, Vec<Leftover<R>>> {
+        self.leftovers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

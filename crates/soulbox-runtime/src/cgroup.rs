@@ -36,6 +36,9 @@ pub enum CgroupError {
     },
 }
 
+/// The kernel frees a cgroup some milliseconds after its last process ended.
+pub const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The hierarchies of the host.
 #[derive(Debug, Clone)]
 pub struct Hierarchies {
@@ -370,7 +373,8 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         if self.armed {
-            self.hierarchies.remove(&self.name);
+            // What fails here is found by the sweep of the next start.
+            let _ = self.remove(REMOVE_TIMEOUT);
         }
     }
 }

@@ -8,33 +8,32 @@
 //! A slot is used once: what was inside never meets a second sandbox. Dropping a [`Parked`] ends it; dropping a [`Running`] does nothing,
 //! since no fault of the agent may end a sandbox: [`Running::kill`] and [`Native::release`] do that.
 
+mod guards;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use soulbox_sys::mount::{MountAttributes, set_attributes};
-use soulbox_types::Limits;
+use soulbox_types::{Egress, Limits};
 
-use crate::cgroup::{Cgroup, CgroupError, Hierarchies};
+use crate::cgroup::{Cgroup, CgroupError, Hierarchies, REMOVE_TIMEOUT};
 use crate::dial::Dialer;
 use crate::identity::{Instance, Slot};
 use crate::launch::channel::{Channel, FromLauncher, ToLauncher};
 use crate::network::{Cidr, HostNetwork, NetworkError};
 use crate::plan;
 use crate::rootfs::{Mounter, RootError, RootSource};
+use guards::{Attached, Namespaces, Process, open_namespace, process_start_time};
 
 /// A launcher that has not answered by then never will.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// The kernel frees a cgroup some milliseconds after its last process ended.
-const CGROUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum NativeError {
@@ -58,6 +57,8 @@ pub enum NativeError {
     },
     #[error("the launcher ended while it should {0}")]
     LauncherEnded(&'static str),
+    #[error("process {pid} is still there")]
+    StillRunning { pid: i32 },
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
@@ -78,7 +79,7 @@ pub struct Native {
     guests: PathBuf,
     empty_root: PathBuf,
     hierarchies: Hierarchies,
-    network: HostNetwork,
+    network: Arc<HostNetwork>,
     mounter: Mounter,
     dialer: Dialer,
 }
@@ -104,7 +105,7 @@ impl Native {
             guests: guests.to_owned(),
             empty_root,
             hierarchies,
-            network: HostNetwork::start(instance, allow_internal)?,
+            network: Arc::new(HostNetwork::start(instance, allow_internal)?),
             mounter: Mounter::start()?,
             dialer: Dialer::start().map_err(io_step("start the dialer"))?,
         })
@@ -141,6 +142,7 @@ impl Native {
             },
             control,
             namespaces: None,
+            attached: None,
             cgroup,
         };
         expect(&parked.control, "enter its namespaces", |message| {
@@ -148,23 +150,15 @@ impl Native {
         })?;
         parked.namespaces =
             Some(Namespaces::open(pid).map_err(io_step("open the namespaces of the launcher"))?);
-        self.network.attach(slot, pid)?;
-        let parked_or = (|| {
-            parked
-                .control
-                .send(&ToLauncher::NetworkReady, &[])
-                .map_err(io_step("tell the launcher"))?;
-            expect(&parked.control, "configure its network", |message| {
-                matches!(message, FromLauncher::Parked)
-            })
-        })();
-        match parked_or {
-            Ok(_) => Ok(parked),
-            Err(error) => {
-                self.network.detach(slot);
-                Err(error)
-            }
-        }
+        parked.attached = Some(Attached::make(&self.network, slot, pid)?);
+        parked
+            .control
+            .send(&ToLauncher::NetworkReady, &[])
+            .map_err(io_step("tell the launcher"))?;
+        expect(&parked.control, "configure its network", |message| {
+            matches!(message, FromLauncher::Parked)
+        })?;
+        Ok(parked)
     }
 
     fn start_launcher(
@@ -194,38 +188,15 @@ impl Native {
     /// The step that failed; nothing is left of the slot then.
     pub fn boot(
         &self,
-        parked: Parked,
+        mut parked: Parked,
         source: RootSource,
         boot: &plan::BootPlan,
     ) -> Result<Running, NativeError> {
-        let slot = parked.slot;
-        match self.boot_parked(parked, source, boot) {
-            Ok(running) => Ok(running),
-            Err(error) => {
-                self.network.detach(slot);
-                Err(error)
-            }
-        }
-    }
-
-    fn boot_parked(
-        &self,
-        parked: Parked,
-        source: RootSource,
-        boot: &plan::BootPlan,
-    ) -> Result<Running, NativeError> {
-        let Parked {
-            slot,
-            pid,
-            mut process,
-            control,
-            namespaces,
-            mut cgroup,
-        } = parked;
-        let Some(namespaces) = namespaces else {
+        // Stays whole until nothing can fail: its parts must be dropped in its order.
+        let Some(namespaces) = parked.namespaces.take() else {
             return Err(NativeError::LauncherEnded("enter its namespaces"));
         };
-        let root = self.mounter.mount(slot, namespaces.user, source)?;
+        let root = self.mounter.mount(parked.slot, namespaces.user, source)?;
         let guests = open_tree(
             rustix::fs::CWD,
             &self.guests,
@@ -238,16 +209,28 @@ impl Native {
         };
         set_attributes(guests.as_fd(), read_only)
             .map_err(io_step("make the guest programs read-only"))?;
-        control
+        parked
+            .control
             .send(
                 &ToLauncher::Boot(boot.clone()),
                 &[root.overlay.as_fd(), root.shm.as_fd(), guests.as_fd()],
             )
             .map_err(io_step("send the boot plan"))?;
-        expect(&control, "boot", |message| {
+        expect(&parked.control, "boot", |message| {
             matches!(message, FromLauncher::Booted)
         })?;
+        let Parked {
+            slot,
+            pid,
+            mut process,
+            attached,
+            mut cgroup,
+            ..
+        } = parked;
         process.ends_with_this = false;
+        if let Some(attached) = attached {
+            attached.leave();
+        }
         cgroup.leave();
         Ok(Running {
             slot,
@@ -280,12 +263,12 @@ impl Native {
         })
     }
 
-    /// Opens or closes the way out of a slot.
+    /// Changes where a slot may connect to.
     ///
     /// # Errors
     /// See [`NetworkError`].
-    pub fn set_egress(&self, slot: Slot, open: bool) -> Result<(), NetworkError> {
-        self.network.set_egress(slot, open)
+    pub fn set_egress(&self, slot: Slot, egress: &Egress) -> Result<(), NetworkError> {
+        self.network.set_egress(slot, egress)
     }
 
     /// A socket inside the sandbox, to be connected to one of [`crate::dial::addresses`].
@@ -297,14 +280,17 @@ impl Native {
             .socket(running.network_namespace.try_clone()?, ipv6)
     }
 
-    /// Gives back all that a sandbox had in the kernel, after its last process ended. Blocks for up to two seconds; usually 1 ms.
+    /// Gives back all that a sandbox had in the kernel, after its last process ended. Blocks for up to four seconds; usually 1 ms.
+    /// May be called again after an error.
     ///
     /// # Errors
-    /// A cgroup that still has processes.
+    /// [`NativeError::StillRunning`], or a cgroup that still has processes.
     pub fn release(&self, running: &Running) -> Result<(), NativeError> {
-        running.process.reap();
+        if !running.process.reap() {
+            return Err(NativeError::StillRunning { pid: running.pid });
+        }
         self.network.detach(running.slot);
-        Ok(running.cgroup.remove(CGROUP_TIMEOUT)?)
+        Ok(running.cgroup.remove(REMOVE_TIMEOUT)?)
     }
 
     /// Ends and removes everything of the installation but the slots in `keep`: what an agent that died left half done.
@@ -324,10 +310,18 @@ impl Native {
         {
             swept += 1;
             self.hierarchies.kill_processes(&format!("{parent}/{name}"));
+            // While the cgroup tells of the slot: its interface may be gone already.
+            if let Some(slot) = name
+                .parse()
+                .ok()
+                .and_then(|index| Slot::new(self.instance, index))
+            {
+                self.network.detach(slot);
+            }
             let _ = self
                 .hierarchies
                 .adopt(&format!("{parent}/{name}"))
-                .remove(CGROUP_TIMEOUT);
+                .remove(REMOVE_TIMEOUT);
         }
         let prefix = self.instance.interface_prefix();
         for interface in self.network.interfaces()? {
@@ -365,6 +359,8 @@ pub struct Parked {
     process: Process,
     control: Channel,
     namespaces: Option<Namespaces>,
+    // Before `cgroup`, whose name is what tells a sweep after a crash of the slot.
+    attached: Option<Attached>,
     cgroup: Cgroup,
 }
 
@@ -431,66 +427,6 @@ impl Running {
     pub fn kill(&self) {
         self.process.kill();
     }
-}
-
-/// Init of a slot.
-#[derive(Debug)]
-struct Process {
-    pidfd: OwnedFd,
-    ends_with_this: bool,
-}
-
-impl Process {
-    fn kill(&self) {
-        // ESRCH: it has ended already.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-    }
-
-    /// Waits for the end. Adopted ones are not our children (ECHILD): whoever inherited them reaps them.
-    fn reap(&self) {
-        while let Err(rustix::io::Errno::INTR) =
-            waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
-        {}
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if self.ends_with_this {
-            self.kill();
-            self.reap();
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Namespaces {
-    user: OwnedFd,
-    network: OwnedFd,
-}
-
-impl Namespaces {
-    fn open(pid: i32) -> io::Result<Self> {
-        Ok(Self {
-            user: open_namespace(pid, "user")?,
-            network: open_namespace(pid, "net")?,
-        })
-    }
-}
-
-fn open_namespace(pid: i32, name: &str) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        format!("/proc/{pid}/ns/{name}"),
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
-}
-
-/// Field 22 of /proc/PID/stat, proc_pid_stat(5).
-fn process_start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything, so count from its end.
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
 fn expect(
