@@ -1,5 +1,6 @@
 //! `GET /metrics`: what the sandbox uses. Totals are the limits that the host told; uses come from the sandbox's own
-//! control group where one is mounted inside, else from `/proc`, which then shows the host's memory and CPU.
+//! control group where one is mounted inside, else from its processes one by one: `/proc/meminfo` and `/proc/stat` show
+//! the host's.
 
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,10 +39,10 @@ pub(crate) async fn metrics(State(settings): State<Arc<Settings>>) -> Result<Res
         .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
     let cpu_count = limits.map_or(cores, |limits| limits.cpu_millis.div_ceil(1000).max(1));
     let seconds = cgroup_cpu_seconds()
-        .or_else(proc_cpu_seconds)
+        .or_else(|| processes().map(|all| all.cpu_seconds))
         .ok_or_else(|| HttpError::internal("cannot read CPU times"))?;
     let memory = cgroup_memory()
-        .or_else(proc_memory)
+        .or_else(process_memory)
         .ok_or_else(|| HttpError::internal("cannot read memory use"))?;
     let disk = rustix::fs::statvfs("/")
         .map_err(|errno| HttpError::internal(format!("cannot read disk use: {errno}")))?;
@@ -102,23 +103,25 @@ fn cgroup_memory() -> Option<Memory> {
     let cache = field(&statistics, "file ")
         .or_else(|| field(&statistics, "cache "))
         .unwrap_or(0);
-    let total = proc_memory()?.total;
     Some(Memory {
-        total,
+        total: host_memory()?,
         used: used.saturating_sub(cache),
         cache,
     })
 }
 
-fn proc_memory() -> Option<Memory> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = |name| field(&text, name).map(|kib| kib << 10);
-    let total = kib("MemTotal:")?;
+/// Memory of all processes together; the page cache is the host's to count, so it is none here.
+fn process_memory() -> Option<Memory> {
     Some(Memory {
-        total,
-        used: total.saturating_sub(kib("MemAvailable:")?),
-        cache: kib("Cached:")?,
+        total: host_memory()?,
+        used: processes()?.memory_bytes,
+        cache: 0,
     })
+}
+
+fn host_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    field(&text, "MemTotal:").map(|kib| kib << 10)
 }
 
 fn cgroup_cpu_seconds() -> Option<f64> {
@@ -129,21 +132,47 @@ fn cgroup_cpu_seconds() -> Option<f64> {
     field(&text, "usage_usec ").map(|microseconds| microseconds as f64 / 1e6)
 }
 
-/// Busy time of all cores.
-fn proc_cpu_seconds() -> Option<f64> {
-    let text = fs::read_to_string("/proc/stat").ok()?;
-    let ticks: Vec<u64> = text
-        .lines()
-        .next()?
-        .split_whitespace()
-        .skip(1)
-        .map_while(|field| field.parse().ok())
-        .collect();
-    let [user, nice, system, _idle, _iowait, rest @ ..] = ticks.as_slice() else {
-        return None;
-    };
-    let busy = user + nice + system + rest.iter().take(3).sum::<u64>();
-    Some(busy as f64 / TICKS_PER_SECOND)
+/// What all processes of this pid namespace use, and have used.
+#[derive(Default)]
+struct Processes {
+    /// Their own pages: those of files and of shared memory belong to the page cache.
+    memory_bytes: u64,
+    /// With that of their children that are gone, so a process that ends takes nothing away.
+    cpu_seconds: f64,
+}
+
+fn processes() -> Option<Processes> {
+    let page = rustix::param::page_size() as u64;
+    let mut all = Processes::default();
+    for directory in fs::read_dir("/proc").ok()?.flatten() {
+        let name = directory.file_name();
+        if !name.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        // One that ends meanwhile is left out.
+        let read = |file| fs::read_to_string(directory.path().join(file)).ok();
+        if let Some([_, resident, shared]) = read("statm").and_then(|text| numbers(&text, 0)) {
+            all.memory_bytes += resident.saturating_sub(shared) * page;
+        }
+        // The name stands in parentheses and may contain anything; utime is the 12th field after it, proc_pid_stat(5).
+        if let Some([user, system, children_user, children_system]) =
+            read("stat").and_then(|text| numbers(text.rsplit_once(')')?.1, 11))
+        {
+            let ticks = user + system + children_user + children_system;
+            all.cpu_seconds += ticks as f64 / TICKS_PER_SECOND;
+        }
+    }
+    Some(all)
+}
+
+/// `N` numbers after the first `skipped` words.
+fn numbers<const N: usize>(text: &str, skipped: usize) -> Option<[u64; N]> {
+    let mut words = text.split_ascii_whitespace().skip(skipped);
+    let mut numbers = [0; N];
+    for number in &mut numbers {
+        *number = words.next()?.parse().ok()?;
+    }
+    Some(numbers)
 }
 
 fn number(path: &str) -> Option<u64> {
@@ -154,4 +183,32 @@ fn number(path: &str) -> Option<u64> {
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_processes_are_counted() {
+        let before = processes().expect("/proc");
+        let pages = vec![1_u8; 64 << 20];
+        let began = Instant::now();
+        let mut sum = 0_u64;
+        while began.elapsed().as_millis() < 200 {
+            sum = sum.wrapping_add(pages.iter().map(|byte| u64::from(*byte)).sum());
+        }
+        assert!(sum > 0);
+        let after = processes().expect("/proc");
+        // Other processes of the machine come and go, so only what is ours for certain is asserted.
+        assert!(after.memory_bytes > 64 << 20);
+        assert!(after.cpu_seconds > 0.0 && before.cpu_seconds > 0.0);
+    }
+
+    #[test]
+    fn numbers_of_a_line() {
+        assert_eq!(numbers("7 8 9 10", 1), Some([8, 9]));
+        assert_eq!(numbers::<2>("7 8", 1), None);
+        assert_eq!(numbers::<1>(" S x", 0), None);
+    }
 }
