@@ -96,6 +96,16 @@ def test_no_names_when_denied(net, closed, sandbox):
     assert closed.commands.run("echo still here").stdout == "still here\n"
 
 
+def test_uploads_pass_an_uplink_with_a_small_mtu(net, sandbox):
+    """As in many clouds and behind every tunnel: what is told about the size of packets must reach the sender."""
+    net.host.run("ip", "link", "set", "uplink", "mtu", "1400")
+    try:
+        upload = f"head -c 3000000 /dev/zero | curl -sS --max-time 5 --data-binary @- http://{PUBLIC[1]}/"
+        assert json.loads(sandbox.commands.run(upload, timeout=10).stdout)["asked"] == PUBLIC[1]
+    finally:
+        net.host.run("ip", "link", "set", "uplink", "mtu", "1500")
+
+
 # --- what is always refused -----------------------------------------------------------------------------------
 
 

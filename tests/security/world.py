@@ -1,6 +1,6 @@
 """The internet of the network tests: every address of its namespace, in one process, until it is ended.
 
-HTTP on port 80 answers which address was asked and from where, as JSON; UDP port 7 echoes; UDP port 53 is a name server
+HTTP on port 80 answers which address was asked and from where, as JSON, and takes any upload; UDP port 7 echoes; UDP port 53 is a name server
 that knows one name. `GET /seen` lists the payloads that came to the UDP ports, with their sources.
 
 usage: world.py NAME ADDRESS (the name server says NAME is ADDRESS)
@@ -25,6 +25,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def log_message(self, *_) -> None:
         pass
