@@ -1,6 +1,7 @@
 """What a running server holds on its host, by the names that follow from its instance number, and whether that is all it should hold."""
 
 import json
+import re
 import subprocess
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -66,10 +67,9 @@ class Objects:
         listed = subprocess.run(["nft", "-j", "list", "table", "ip", f"soulbox_{number}"], capture_output=True, text=True)
         if listed.returncode == 0:
             for entry in json.loads(listed.stdout)["nftables"]:
-                for kind, into in (("map", found.addresses), ("set", found.open)):
-                    for element in entry.get(kind, {}).get("elem", []):
-                        name = element[0] if isinstance(element, list) else element
-                        into.add(int(name[len(prefix) :]))
+                for elements in (entry.get(kind, {}) for kind in ("map", "set")):
+                    into = found.addresses if elements.get("name") == "own" else found.open
+                    into |= {int(slot) for slot in re.findall(rf"{prefix}(\d+)", json.dumps(elements.get("elem", [])))}
         found.uppers = sorted(path.name for path in (data / "pool/uppers").glob("*"))
         for path in (data / "host/sandboxes").glob("*"):
             try:

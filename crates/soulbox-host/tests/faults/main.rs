@@ -1,0 +1,387 @@
+//! Every step of a create and of a kill fails in turn, and the world is looked at afterwards: no root, no kernel objects.
+
+mod world;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use soulbox_types::{Epoch, UnixMillis};
+use soulbox_wire::host::{Event, HostErrorKind};
+use world::{Objects, SLOTS, World, now, request};
+
+fn records(data: &Path) -> BTreeSet<String> {
+    let directory = data.join("host/sandboxes");
+    std::fs::read_dir(directory)
+        .expect("records")
+        .map(|entry| {
+            entry
+                .expect("entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect()
+}
+
+/// What a create from nothing does that can fail, in order.
+const STEPS: [&str; 10] = [
+    "prepare",
+    "has_layer",
+    "create_upper",
+    "boot",
+    "ended",
+    "set_limits",
+    "dial",
+    "set_limits",
+    "set_quota",
+    "set_egress",
+];
+
+#[tokio::test]
+async fn a_create_takes_the_steps_that_are_made_to_fail() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    host.create(request("one")).await.expect("created");
+    let mut expected = STEPS.to_vec();
+    expected.push("process");
+    assert_eq!(world.take_calls(), expected);
+}
+
+#[tokio::test]
+async fn a_create_that_fails_at_any_step_leaves_nothing() {
+    for number in 0..=STEPS.len() {
+        let data = tempfile::tempdir().expect("directory");
+        let world = World::default();
+        let host = world.start(data.path(), 0, 0).await;
+        world.fail(number);
+        let error = host
+            .create(request("one"))
+            .await
+            .map(drop)
+            .expect_err("failed");
+        assert!(
+            matches!(
+                error.kind,
+                HostErrorKind::Failed | HostErrorKind::TemplateMissing
+            ),
+            "step {number}: {error}"
+        );
+        world
+            .until(&format!("step {number} is undone"), |objects| {
+                *objects == Objects::default()
+            })
+            .await;
+        assert_eq!(records(data.path()), BTreeSet::new(), "step {number}");
+        assert!(host.list().is_empty(), "step {number}");
+        // The ID is free again, and so is every slot.
+        for index in 0..SLOTS {
+            let id = if index == 0 {
+                "one".to_owned()
+            } else {
+                format!("more-{index}")
+            };
+            host.create(request(&id))
+                .await
+                .unwrap_or_else(|error| panic!("step {number}: {error}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_fails_the_create() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    let directory = data.path().join("host/sandboxes");
+    std::fs::remove_dir(&directory).expect("empty");
+    let error = host
+        .create(request("one"))
+        .await
+        .map(drop)
+        .expect_err("failed");
+    assert!(
+        error.message.contains("failed to write its record"),
+        "{error}"
+    );
+    world
+        .until("nothing is left", |objects| *objects == Objects::default())
+        .await;
+    std::fs::create_dir(&directory).expect("made");
+    host.create(request("one")).await.expect("created");
+}
+
+#[tokio::test]
+async fn a_failed_start_whose_upper_stays_is_tried_again_at_the_stop() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    world.break_call(Some("delete_upper"));
+    world.fail(3); // boot
+    host.create(request("one"))
+        .await
+        .map(drop)
+        .expect_err("failed");
+    assert_eq!(world.objects().uppers.len(), 1);
+    world.break_call(None);
+    assert_eq!(host.stop().await, 0);
+    assert_eq!(world.objects(), Objects::default());
+}
+
+#[tokio::test]
+async fn a_kill_whose_release_fails_keeps_the_slot_until_it_succeeds() {
+    slot_stays_until_given_back("release").await;
+}
+
+#[tokio::test]
+async fn a_kill_whose_upper_stays_keeps_the_slot_until_it_is_deleted() {
+    slot_stays_until_given_back("delete_upper").await;
+}
+
+async fn slot_stays_until_given_back(call: &'static str) {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    for index in 0..SLOTS {
+        host.create(request(&format!("id-{index}")))
+            .await
+            .expect("created");
+    }
+    world.break_call(Some(call));
+    world.take_calls();
+    host.kill("id-0", Epoch(2))
+        .await
+        .expect("no process is left");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !world.take_calls().contains(&call) {
+        assert!(Instant::now() < deadline, "{call} is not called");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(!records(data.path()).contains("id-0.json"));
+    assert_eq!(host.list().len(), usize::from(SLOTS) - 1);
+    // Its slot is not given to anybody while something of it is there.
+    let error = host
+        .create(request("next"))
+        .await
+        .map(drop)
+        .expect_err("no slot");
+    assert_eq!(error.kind, HostErrorKind::NoCapacity, "{call}: {error}");
+    world.break_call(None);
+    // What is left over is tried again every 10 s.
+    let deadline = Instant::now() + Duration::from_secs(25);
+    while host.create(request("next")).await.is_err() {
+        assert!(
+            Instant::now() < deadline,
+            "{call}: the slot does not come back"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(world.objects().uppers.len(), usize::from(SLOTS), "{call}");
+}
+
+#[tokio::test]
+async fn concurrent_kills_all_succeed_and_one_of_an_older_epoch_does_not() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    host.create(request("one")).await.expect("created");
+    host.set_deadline("one", Epoch(5), UnixMillis(now() + 1000))
+        .await
+        .expect("moved");
+    let stale = host.kill("one", Epoch(4)).await.expect_err("stale");
+    assert_eq!(stale.kind, HostErrorKind::StaleEpoch);
+    let stale = host
+        .set_deadline("one", Epoch(4), UnixMillis(0))
+        .await
+        .expect_err("stale");
+    assert_eq!(stale.kind, HostErrorKind::StaleEpoch);
+    assert_eq!(host.list()[0].epoch, 5);
+    let mut events = host.subscribe();
+    let kills: Vec<_> = (0..20)
+        .map(|_| {
+            let host = host.clone();
+            tokio::spawn(async move { host.kill("one", Epoch(6)).await })
+        })
+        .collect();
+    for kill in kills {
+        match kill.await.expect("no panic") {
+            Ok(()) => {}
+            // It came when all was over.
+            Err(error) => assert_eq!(error.kind, HostErrorKind::NotFound, "{error}"),
+        }
+    }
+    world
+        .until("all is given back", |objects| {
+            *objects == Objects::default()
+        })
+        .await;
+    assert!(
+        events.try_recv().is_err(),
+        "who asked has the answer, so there is no event"
+    );
+    assert_eq!(records(data.path()), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_sandbox_and_says_so() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    let mut events = host.subscribe();
+    let mut short = request("one");
+    short.deadline = now() + 50;
+    host.create(short).await.expect("created");
+    host.create(request("two")).await.expect("created");
+    host.set_deadline("two", Epoch(2), UnixMillis(now() + 50))
+        .await
+        .expect("moved");
+    let mut ended = BTreeSet::new();
+    for _ in 0..2 {
+        let event = tokio::time::timeout(Duration::from_secs(5), events.recv()).await;
+        let Some(Event::Exited {
+            sandbox_id, cause, ..
+        }) = event.expect("in time")
+        else {
+            panic!("no event");
+        };
+        assert_eq!(cause, "expired");
+        ended.insert(sandbox_id);
+    }
+    assert_eq!(ended, BTreeSet::from(["one".to_owned(), "two".to_owned()]));
+    world
+        .until("all is given back", |objects| {
+            *objects == Objects::default()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn the_next_agent_adopts_what_lives_and_clears_the_rest() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 2, 2).await;
+    world
+        .until("warm", |objects| {
+            objects.booted.len() == 2 && objects.parked.len() == 2
+        })
+        .await;
+    for id in ["lives", "died", "expired"] {
+        host.create(request(id)).await.expect("created");
+    }
+    // A stop lets go of sandboxes; the warm ones end.
+    assert_eq!(host.stop().await, 3);
+    let kept = world.objects();
+    assert_eq!(
+        (kept.parked.len(), kept.booted.len(), kept.uppers.len()),
+        (0, 3, 3)
+    );
+    let record = |id: &str| data.path().join(format!("host/sandboxes/{id}.json"));
+    let read = |id: &str| -> serde_json::Value {
+        let text = std::fs::read(record(id)).expect("record");
+        serde_json::from_slice(&text).expect("json")
+    };
+    let slot = read("died")["slot"].as_u64().expect("slot");
+    world.end(u16::try_from(slot).expect("slot"));
+    let mut expired = read("expired");
+    expired["deadline"] = 1.into();
+    std::fs::write(record("expired"), expired.to_string()).expect("written");
+    // An agent that died leaves more: half-written records, uppers that nobody names.
+    std::fs::write(record("half"), "{").expect("written");
+    world.forget_upper("7-nobody");
+
+    let host = world.start(data.path(), 0, 0).await;
+    world
+        .until("one is left", |objects| {
+            objects.booted.len() == 1 && objects.uppers.len() == 1
+        })
+        .await;
+    let listed: Vec<_> = host
+        .list()
+        .into_iter()
+        .map(|sandbox| sandbox.sandbox_id)
+        .collect();
+    assert_eq!(listed, ["lives"]);
+    assert_eq!(
+        records(data.path()),
+        BTreeSet::from(["lives.json".to_owned()])
+    );
+    host.dial("lives", 80).await.expect("dialled");
+    host.kill("lives", Epoch(9)).await.expect("killed");
+    world
+        .until("all is given back", |objects| {
+            *objects == Objects::default()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn warm_slots_that_died_are_given_back_and_made_anew() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 3, 0).await;
+    world
+        .until("warm", |objects| objects.booted.len() == 3)
+        .await;
+    let warm = world.lives();
+    for slot in &warm {
+        world.end(*slot);
+    }
+    host.create(request("one"))
+        .await
+        .expect("created from nothing");
+    world
+        .until("the dead ones are gone and others are there", |objects| {
+            objects.booted.len() == 4
+                && objects.booted.is_disjoint(&warm)
+                && objects.uppers.len() == 4
+        })
+        .await;
+    assert_eq!(host.stop().await, 1);
+    assert_eq!(world.objects().booted.len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_pool_refuses_creates_and_keeps_what_runs() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    host.create(request("one")).await.expect("created");
+    world.fill_pool(true);
+    let error = host
+        .create(request("two"))
+        .await
+        .map(drop)
+        .expect_err("full");
+    assert_eq!(error.kind, HostErrorKind::NoCapacity);
+    assert!(error.message.contains("reserve"), "{error}");
+    assert_eq!(host.stop().await, 1);
+    // An agent that starts on a full pool adopts as any other.
+    let host = world.start(data.path(), 1, 1).await;
+    assert_eq!(host.list().len(), 1);
+    host.dial("one", 80).await.expect("dialled");
+    world.fill_pool(false);
+    host.create(request("two")).await.expect("created");
+    host.kill_all().await;
+    assert_eq!(host.stop().await, 0);
+    assert_eq!(world.objects(), Objects::default());
+}
+
+#[tokio::test]
+async fn processes_that_do_not_end_are_reported_and_keep_their_slot() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    host.create(request("one")).await.expect("created");
+    world.make_immortal(true);
+    let error = host
+        .kill("one", Epoch(2))
+        .await
+        .expect_err("it does not end");
+    assert_eq!(error.kind, HostErrorKind::Failed);
+    assert_eq!(world.objects().booted.len(), 1);
+    let slot = *world.lives().first().expect("alive");
+    world.end(slot);
+    assert_eq!(host.stop().await, 0);
+    assert_eq!(world.objects(), Objects::default());
+}

@@ -1,0 +1,431 @@
+//! A host without a kernel: a runtime and a pool that only count what exists, and that fail where they are told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use soulbox_host::runtime::{
+    DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError,
+};
+use soulbox_host::{Host, HostSettings, WarmTargets};
+use soulbox_pool::{
+    Backing, Growth, LayerDigest, LayerDraft, Pool, PoolError, PoolInfo, Quota, TemplateManifest,
+    Upper, Usage,
+};
+use soulbox_types::{Egress, Limits, MiB};
+use soulbox_wire::host::Create;
+
+pub const SLOTS: u16 = 12;
+pub const BUILD: &str = "build-1";
+
+/// What exists.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Objects {
+    pub parked: BTreeSet<u16>,
+    /// Slots with a process, living or ended, whose kernel objects are not released.
+    pub booted: BTreeSet<u16>,
+    pub uppers: BTreeSet<String>,
+    pub egress: BTreeSet<u16>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: Objects,
+    /// The ends whose closing makes the other ends readable, as an exit does to a pidfd.
+    lives: BTreeMap<u16, UnixStream>,
+    ends: BTreeMap<u16, UnixStream>,
+    calls: Vec<&'static str>,
+    /// Which calls fail, counted from now; each once.
+    failing: BTreeSet<usize>,
+    /// A call that fails whenever it is made.
+    broken: Option<&'static str>,
+    /// SIGKILL has no effect.
+    immortal: bool,
+    reserve_reached: bool,
+}
+
+/// The shared state of one fake host; clones are the same host, also for a second agent.
+#[derive(Clone, Default)]
+pub struct World {
+    state: Arc<Mutex<State>>,
+}
+
+impl World {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a call that may fail; true when it has to.
+    fn fails(&self, call: &'static str) -> bool {
+        let mut state = self.state();
+        let number = state.calls.len();
+        state.calls.push(call);
+        state.failing.remove(&number) || state.broken == Some(call)
+    }
+
+    fn step(&self, call: &'static str) -> Result<(), RuntimeError> {
+        if self.fails(call) {
+            return Err(RuntimeError(format!("{call} was made to fail").into()));
+        }
+        Ok(())
+    }
+
+    fn pool_step(&self, call: &'static str) -> Result<(), PoolError> {
+        if self.fails(call) {
+            return Err(PoolError::Io {
+                doing: call,
+                path: PathBuf::from("/pool"),
+                source: io::Error::from(io::ErrorKind::StorageFull),
+            });
+        }
+        Ok(())
+    }
+
+    pub fn objects(&self) -> Objects {
+        self.state().objects.clone()
+    }
+
+    /// The calls so far, which are forgotten.
+    pub fn take_calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    /// Lets the `number`th call from now fail.
+    pub fn fail(&self, number: usize) {
+        let mut state = self.state();
+        state.calls.clear();
+        state.failing = BTreeSet::from([number]);
+    }
+
+    pub fn break_call(&self, call: Option<&'static str>) {
+        self.state().broken = call;
+    }
+
+    pub fn make_immortal(&self, immortal: bool) {
+        self.state().immortal = immortal;
+    }
+
+    pub fn fill_pool(&self, full: bool) {
+        self.state().reserve_reached = full;
+    }
+
+    /// The sandbox of a slot ends by itself.
+    pub fn end(&self, slot: u16) {
+        self.state().lives.remove(&slot);
+    }
+
+    /// An upper that no record names.
+    pub fn forget_upper(&self, name: &str) {
+        self.state().objects.uppers.insert(name.to_owned());
+    }
+
+    pub fn lives(&self) -> BTreeSet<u16> {
+        self.state().lives.keys().copied().collect()
+    }
+
+    /// A host on this world.
+    pub async fn start(&self, data: &std::path::Path, booted: usize, parked: usize) -> FakeHost {
+        let settings = HostSettings {
+            data: data.to_owned(),
+            warm: WarmTargets { booted, parked },
+            default_template: "base".to_owned(),
+            guests: "digest".to_owned(),
+        };
+        Host::start(self.clone(), Arc::new(FakePool(self.clone())), settings)
+            .await
+            .expect("the host starts")
+    }
+
+    /// Waits until the objects satisfy `wanted`.
+    pub async fn until(&self, what: &str, wanted: impl Fn(&Objects) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !wanted(&self.objects()) {
+            assert!(
+                Instant::now() < deadline,
+                "not within 10 s: {what}; there is {:?}",
+                self.objects()
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+pub type FakeHost = Host<World>;
+
+/// A parked slot; it ends when dropped, as the seam demands.
+pub struct Parked {
+    world: World,
+    slot: Option<u16>,
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.world.state().objects.parked.remove(&slot);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Running {
+    slot: u16,
+}
+
+impl Runtime for World {
+    type Parked = Parked;
+    type Running = Running;
+
+    fn slots(&self) -> u16 {
+        SLOTS
+    }
+
+    fn prepare(&self, index: u16, _: &Limits) -> Result<Parked, RuntimeError> {
+        self.step("prepare")?;
+        let mut state = self.state();
+        assert!(
+            !state.objects.booted.contains(&index),
+            "slot {index} is in use"
+        );
+        assert!(
+            state.objects.parked.insert(index),
+            "slot {index} is parked already"
+        );
+        drop(state);
+        Ok(Parked {
+            world: self.clone(),
+            slot: Some(index),
+        })
+    }
+
+    fn boot(
+        &self,
+        mut parked: Parked,
+        root: &RootFiles,
+        _: &GuestSettings,
+    ) -> Result<Running, RuntimeError> {
+        self.step("boot")?;
+        let slot = parked.slot.take().expect("booted once");
+        let (life, end) = UnixStream::pair().expect("socket pair");
+        let mut state = self.state();
+        let upper = root.upper.file_name().expect("name").to_string_lossy();
+        assert!(state.objects.uppers.contains(&*upper), "no upper {upper}");
+        state.objects.parked.remove(&slot);
+        assert!(state.objects.booted.insert(slot), "slot {slot} is in use");
+        state.lives.insert(slot, life);
+        state.ends.insert(slot, end);
+        Ok(Running { slot })
+    }
+
+    fn adopt(&self, index: u16, process: ProcessName) -> Option<Running> {
+        let state = self.state();
+        let known = process.pid == i32::from(index) && state.lives.contains_key(&index);
+        known.then_some(Running { slot: index })
+    }
+
+    fn process(&self, running: &Running) -> Option<ProcessName> {
+        if self.fails("process") {
+            return None;
+        }
+        Some(ProcessName {
+            pid: i32::from(running.slot),
+            start_time: 1,
+        })
+    }
+
+    fn set_limits(&self, _: &Running, _: &Limits) -> Result<(), RuntimeError> {
+        self.step("set_limits")
+    }
+
+    fn set_egress(&self, running: &Running, egress: &Egress) -> Result<(), RuntimeError> {
+        self.step("set_egress")?;
+        let mut state = self.state();
+        match egress {
+            Egress::Open | Egress::Only(_) | Egress::Except { .. } => {
+                state.objects.egress.insert(running.slot)
+            }
+            Egress::Denied => state.objects.egress.remove(&running.slot),
+        };
+        Ok(())
+    }
+
+    fn ended(&self, running: &Running) -> io::Result<OwnedFd> {
+        if self.fails("ended") {
+            return Err(io::Error::other("no descriptor is free"));
+        }
+        let state = self.state();
+        let end = state.ends.get(&running.slot).expect("not released");
+        Ok(end.try_clone()?.into())
+    }
+
+    fn kill(&self, running: &Running) {
+        let mut state = self.state();
+        if !state.immortal {
+            state.lives.remove(&running.slot);
+        }
+    }
+
+    fn oom_kills(&self, _: &Running) -> u64 {
+        0
+    }
+
+    fn release(&self, running: &Running) -> Result<(), RuntimeError> {
+        self.step("release")?;
+        let mut state = self.state();
+        if state.lives.contains_key(&running.slot) {
+            return Err(RuntimeError("its processes are still there".into()));
+        }
+        state.ends.remove(&running.slot);
+        state.objects.egress.remove(&running.slot);
+        assert!(
+            state.objects.booted.remove(&running.slot),
+            "slot {} was released before",
+            running.slot
+        );
+        Ok(())
+    }
+
+    async fn dial(&self, running: &Running, _: u16) -> Result<OwnedFd, DialError> {
+        if self.fails("dial") {
+            return Err(DialError::Closed);
+        }
+        if !self.state().lives.contains_key(&running.slot) {
+            return Err(DialError::Closed);
+        }
+        let (near, _far) = UnixStream::pair().map_err(DialError::Failed)?;
+        Ok(near.into())
+    }
+
+    fn sweep(&self, keep: &[u16]) -> Result<usize, RuntimeError> {
+        let mut state = self.state();
+        let before = state.objects.booted.len();
+        state.objects.booted.retain(|slot| keep.contains(slot));
+        state.objects.egress.retain(|slot| keep.contains(slot));
+        state.lives.retain(|slot, _| keep.contains(slot));
+        state.ends.retain(|slot, _| keep.contains(slot));
+        Ok(before - state.objects.booted.len())
+    }
+}
+
+struct FakePool(World);
+
+impl FakePool {
+    fn upper(name: &str) -> Upper {
+        Upper {
+            name: name.to_owned(),
+            path: PathBuf::from("/pool/uppers").join(name),
+        }
+    }
+}
+
+impl Pool for FakePool {
+    fn info(&self) -> Result<PoolInfo, PoolError> {
+        Ok(PoolInfo {
+            backing: Backing::Subvolume,
+            quota: Quota::Simple,
+            size_bytes: 1 << 30,
+            free_bytes: 1 << 30,
+            reserve_bytes: 0,
+        })
+    }
+
+    fn reserve_ok(&self) -> Result<(), PoolError> {
+        if self.0.state().reserve_reached {
+            return Err(PoolError::ReserveReached {
+                free: MiB(1),
+                reserve: MiB(2),
+            });
+        }
+        Ok(())
+    }
+
+    fn grow_if_low(&self) -> Result<Growth, PoolError> {
+        Ok(Growth::NotNeeded)
+    }
+
+    fn create_upper(&self, name: &str, _: MiB) -> Result<Upper, PoolError> {
+        self.reserve_ok()?;
+        self.0.pool_step("create_upper")?;
+        assert!(self.0.state().objects.uppers.insert(name.to_owned()));
+        Ok(Self::upper(name))
+    }
+
+    fn set_quota(&self, _: &str, _: MiB) -> Result<(), PoolError> {
+        self.0.pool_step("set_quota")
+    }
+
+    fn usage(&self, _: &str) -> Result<Usage, PoolError> {
+        Err(PoolError::QuotaUnavailable)
+    }
+
+    fn delete_upper(&self, name: &str) -> Result<(), PoolError> {
+        self.0.pool_step("delete_upper")?;
+        self.0.state().objects.uppers.remove(name);
+        Ok(())
+    }
+
+    fn list_uppers(&self) -> Result<Vec<Upper>, PoolError> {
+        let names = self.0.state().objects.uppers.clone();
+        Ok(names.iter().map(|name| Self::upper(name)).collect())
+    }
+
+    fn layer_path(&self, digest: &LayerDigest) -> PathBuf {
+        PathBuf::from("/pool/layers").join(digest.as_str())
+    }
+
+    fn has_layer(&self, _: &LayerDigest) -> bool {
+        !self.0.fails("has_layer")
+    }
+
+    fn begin_layer(&self) -> Result<LayerDraft, PoolError> {
+        Err(PoolError::QuotaUnavailable)
+    }
+
+    fn templates(&self) -> Result<Vec<TemplateManifest>, PoolError> {
+        Ok(vec![TemplateManifest {
+            name: "base".to_owned(),
+            template_id: "template".to_owned(),
+            build_id: BUILD.to_owned(),
+            built_at: 1,
+            layers: vec!["ab".repeat(32).parse().expect("digest")],
+            cpu_count: 2,
+            memory_mib: 512,
+            disk_mib: 1024,
+            default_user: "user".to_owned(),
+            default_workdir: "/home/user".to_owned(),
+        }])
+    }
+
+    fn put_template(&self, _: &TemplateManifest) -> Result<(), PoolError> {
+        Err(PoolError::QuotaUnavailable)
+    }
+
+    fn unmount(&self) -> Result<(), PoolError> {
+        Ok(())
+    }
+}
+
+/// A create with limits and egress that differ from the default, so that every step is taken.
+pub fn request(sandbox_id: &str) -> Create {
+    Create {
+        sandbox_id: sandbox_id.to_owned(),
+        epoch: 1,
+        build_id: BUILD.to_owned(),
+        memory_mib: 256,
+        cpu_milli: 1000,
+        pids: 100,
+        disk_mib: 100,
+        egress: soulbox_wire::host::Egress::Open,
+        deadline: now() + 600_000,
+    }
+}
+
+pub fn now() -> u64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
+    u64::try_from(since.as_millis()).expect("before the year 500 million")
+}
