@@ -4,8 +4,8 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use soulbox_control::{
-    AuthError, CreateError, Error, HostFailure, LimitError, ReferenceError, ResolveError,
-    SandboxError, StoreError,
+    AuthError, CreateError, Error, HostFailure, LimitError, NetworkError, ReferenceError,
+    ResolveError, SandboxError, StoreError,
 };
 use soulbox_wire::rest;
 
@@ -250,6 +250,11 @@ fn sandbox(error: &SandboxError) -> ApiError {
             "the host has not confirmed in time, the request is still under way",
         )
         .code("host_timeout"),
+        SandboxError::Host(_) => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the host has not done it, and will be told again",
+        )
+        .code("host_failed"),
         SandboxError::Store(_) => ApiError::internal(),
     }
 }
@@ -281,6 +286,28 @@ fn limit(error: LimitError) -> String {
         LimitError::DiskTooLittle { min } => format!("Disk size must be at least {min} MiB"),
         LimitError::DiskTooMuch { max } => {
             format!("Disk size can't be higher than {max} MiB {SUPPORT}")
+        }
+    }
+}
+
+impl From<NetworkError> for ApiError {
+    fn from(error: NetworkError) -> Self {
+        match error {
+            NetworkError::Denied(text) => Self::bad_request(format!("invalid denied CIDR {text}")),
+            NetworkError::Allowed(text) => {
+                Self::bad_request(format!("invalid allowed address {text}"))
+            }
+            NetworkError::TooLong { max } => {
+                Self::bad_request(format!("a network list must have at most {max} entries"))
+            }
+            NetworkError::DomainWithoutDenyAll => Self::bad_request(
+                "When specifying allowed domains in allow out, you must include 'ALL_TRAFFIC' in deny out to block all \
+                 other traffic.",
+            ),
+            NetworkError::Domain(_) => Self::not_implemented("a domain in \"network.allowOut\""),
+            NetworkError::Ipv6(_) => {
+                Self::not_implemented("an IPv6 address in \"network.allowOut\"")
+            }
         }
     }
 }

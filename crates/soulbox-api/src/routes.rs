@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, delete, get, on, post};
+use axum::routing::{MethodFilter, delete, get, on, post, put};
 use http::{HeaderMap, Method, StatusCode, Uri};
 
 use crate::App;
@@ -46,6 +46,10 @@ pub(crate) fn all() -> Router<Arc<App>> {
             "/sandboxes/{sandbox_id}/refreshes",
             post(sandboxes::refresh),
         )
+        .route(
+            "/sandboxes/{sandbox_id}/network",
+            put(sandboxes::set_network),
+        )
         .route("/templates", get(templates::list_all))
         .route("/v2/templates", get(templates::list))
         .route("/templates/{template_id}", get(templates::detail))
@@ -76,7 +80,6 @@ const NOT_YET: &[(MethodFilter, &str, Scheme)] = &[
     (GET, "/v2/sandboxes/{sandbox_id}/logs", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/pause", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/resume", Scheme::Customer),
-    (PUT, "/sandboxes/{sandbox_id}/network", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/fork", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/snapshots", Scheme::Customer),
     (GET, "/snapshots", Scheme::Customer),

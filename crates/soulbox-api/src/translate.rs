@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use soulbox_control::{
-    BuildRow, BuildStatus, LimitOverrides, SandboxSpec, SandboxView, TemplateView,
+    BuildRow, BuildStatus, LimitOverrides, Network, SandboxSpec, SandboxView, TemplateView,
 };
 use soulbox_types::UnixMillis;
 use soulbox_wire::rest;
@@ -48,7 +48,8 @@ pub(crate) fn spec(
     refuse_unsupported(&body)?;
     let env = body.env_vars.unwrap_or_default();
     check_env(&env)?;
-    let network = body.network.unwrap_or_default();
+    let config = body.network.unwrap_or_default();
+    let network = network(body.allow_internet_access, config.outbound, &config.others)?;
     Ok(SandboxSpec {
         template,
         timeout,
@@ -56,8 +57,8 @@ pub(crate) fn spec(
             Generation::V1 => body.secure.unwrap_or(false),
             Generation::V2 => true,
         },
-        public_traffic: network.allow_public_traffic.unwrap_or(true),
-        internet_access: body.allow_internet_access,
+        public_traffic: config.allow_public_traffic.unwrap_or(true),
+        network,
         metadata: body.metadata.unwrap_or_default(),
         env,
         overrides: LimitOverrides {
@@ -100,17 +101,37 @@ fn refuse_unsupported(body: &rest::NewSandbox) -> Result<(), ApiError> {
     } else if body.volume_mounts.as_ref().is_some_and(|it| !it.is_empty()) {
         "volumeMounts"
     } else {
-        let others = body.network.iter().flat_map(|network| &network.others);
-        match others.into_iter().find(|(_, value)| means_something(value)) {
-            Some((key, _)) => {
-                return Err(ApiError::not_implemented(&format!(
-                    "field \"network.{key}\""
-                )));
-            }
-            None => return Ok(()),
-        }
+        return Ok(());
     };
     Err(ApiError::not_implemented(&format!("field \"{field}\"")))
+}
+
+/// The outbound configuration of a create or an update.
+pub(crate) fn network(
+    internet_access: Option<bool>,
+    outbound: rest::OutboundConfig,
+    others: &BTreeMap<String, serde_json::Value>,
+) -> Result<Network, ApiError> {
+    if outbound.egress_proxy.as_ref().is_some_and(means_something) {
+        return Err(ApiError::forbidden(
+            "Egress proxy (network.egressProxy) is not enabled for this team.",
+        ));
+    }
+    if outbound.rules.as_ref().is_some_and(means_something) {
+        return Err(ApiError::bad_request(
+            "Network transform rules are not available for your team.",
+        ));
+    }
+    if let Some((key, _)) = others.iter().find(|(_, value)| means_something(value)) {
+        return Err(ApiError::not_implemented(&format!(
+            "field \"network.{key}\""
+        )));
+    }
+    Ok(Network::new(
+        internet_access,
+        outbound.allow_out.unwrap_or_default(),
+        outbound.deny_out.unwrap_or_default(),
+    )?)
 }
 
 fn means_something(value: &serde_json::Value) -> bool {
@@ -203,15 +224,25 @@ pub(crate) fn detail(view: &SandboxView, domain: Option<&String>) -> rest::Sandb
         listed: listed(view),
         envd_access_token: view.access_token.clone(),
         domain: domain.cloned(),
-        allow_internet_access: view.row.internet_access,
-        network: (!view.row.public_traffic).then_some(rest::NetworkView {
-            allow_public_traffic: false,
-        }),
+        allow_internet_access: view.row.network.internet_access(),
+        network: network_view(view),
         lifecycle: rest::Lifecycle {
             auto_resume: false,
             on_timeout: rest::OnTimeout::Kill,
         },
     }
+}
+
+/// Absent when all of it is as by default.
+fn network_view(view: &SandboxView) -> Option<rest::NetworkView> {
+    let network = &view.row.network;
+    let default =
+        view.row.public_traffic && network.allow_out().is_empty() && network.deny_out().is_empty();
+    (!default).then(|| rest::NetworkView {
+        allow_public_traffic: view.row.public_traffic,
+        allow_out: network.allow_out().to_vec(),
+        deny_out: network.deny_out().to_vec(),
+    })
 }
 
 pub(crate) fn template(view: &TemplateView) -> rest::Template {

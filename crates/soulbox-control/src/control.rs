@@ -361,6 +361,7 @@ impl Control {
             live: live.clone(),
             progress: progress_out,
             requests,
+            network_turn: Arc::default(),
         };
         self.registry().insert(handle);
         let ends = Ends {
@@ -436,7 +437,7 @@ impl Control {
         }
     }
 
-    fn running(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
+    pub(crate) fn running(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
         let handle = self.handle(team, id)?;
         if handle.state() == SandboxState::Running {
             Ok(handle)
@@ -490,7 +491,7 @@ impl std::fmt::Debug for Control {
     }
 }
 
-fn missing(id: &SandboxId) -> SandboxError {
+pub(crate) fn missing(id: &SandboxId) -> SandboxError {
     SandboxError::NotFound {
         sandbox_id: id.clone(),
     }

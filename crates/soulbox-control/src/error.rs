@@ -72,6 +72,8 @@ pub enum SandboxError {
     TimeoutTooLong { hours: u32 },
     #[error("the sandbox has lived as long as it may")]
     LifetimeExceeded,
+    #[error("the host failed")]
+    Host(#[source] HostFailure),
     /// The command stays under way.
     #[error("the host has not confirmed in time")]
     TimedOut,

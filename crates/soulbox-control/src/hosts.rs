@@ -38,6 +38,7 @@ pub struct HostSandbox {
     pub build_id: BuildId,
     pub started_at: UnixMillis,
     pub deadline: UnixMillis,
+    pub egress: Egress,
 }
 
 /// A template version whose layers lie on a host.
@@ -113,6 +114,17 @@ pub trait Hosts: Send + Sync + 'static {
         sandbox_id: &SandboxId,
         epoch: Epoch,
         deadline: UnixMillis,
+    ) -> Result<(), HostFailure>;
+
+    /// Changes where it may connect to, at once for new connections.
+    ///
+    /// # Errors
+    /// [`HostFailure::NotFound`] when it is already over, [`HostFailure::StaleEpoch`] when the host has seen a later decision.
+    async fn set_egress(
+        &self,
+        sandbox_id: &SandboxId,
+        epoch: Epoch,
+        egress: &Egress,
     ) -> Result<(), HostFailure>;
 
     /// Every live sandbox.

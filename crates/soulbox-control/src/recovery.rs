@@ -79,7 +79,14 @@ impl Control {
             .collect();
         for row in self.store().live_sandboxes(None).await? {
             let on_host = listed.remove(&row.sandbox_id);
+            let differs = on_host
+                .as_ref()
+                .filter(|host| host.egress != row.network.egress())
+                .map(|host| host.sandbox_id.clone());
             self.reconcile(row, on_host.as_ref(), &mut found);
+            if let Some(id) = differs {
+                self.repeat_egress(&id).await;
+            }
         }
         for orphan in listed.into_values() {
             found.orphans += 1;
@@ -289,7 +296,11 @@ impl Control {
             }
         }
         for sandbox in listed {
-            if self.registry().get(&sandbox.sandbox_id).is_none() {
+            if let Some(handle) = self.registry().get(&sandbox.sandbox_id) {
+                if sandbox.egress != handle.row.network.egress() {
+                    self.repeat_egress(&sandbox.sandbox_id).await;
+                }
+            } else {
                 match self.store().sandbox(&sandbox.sandbox_id).await {
                     // Another server's.
                     Ok(Some(row)) if row.progress.state != SandboxState::Dead => {}

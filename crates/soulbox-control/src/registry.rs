@@ -19,6 +19,8 @@ pub(crate) struct Handle {
     pub(crate) live: Arc<LiveSandbox>,
     pub(crate) progress: watch::Receiver<Progress>,
     pub(crate) requests: mpsc::Sender<Request>,
+    /// Changes of the network configuration, one after the other, so that row and host end with the same one.
+    pub(crate) network_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Handle {
@@ -41,6 +43,13 @@ impl Registry {
 
     pub(crate) fn remove(&self, id: &SandboxId) {
         self.write().remove(id);
+    }
+
+    /// Changes what is asked of a sandbox that is still there.
+    pub(crate) fn replace_row(&self, id: &SandboxId, row: Arc<SandboxRow>) {
+        if let Some(handle) = self.write().get_mut(id) {
+            handle.row = row;
+        }
     }
 
     pub(crate) fn get(&self, id: &SandboxId) -> Option<Handle> {

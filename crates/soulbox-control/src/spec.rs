@@ -5,8 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use soulbox_types::Egress;
-
+use crate::network::Network;
 use crate::store::IdempotencyClaim;
 
 /// A sandbox as it is asked for.
@@ -19,23 +18,11 @@ pub struct SandboxSpec {
     pub secure: bool,
     /// Whether its ports may be reached without a token; otherwise it must be secure.
     pub public_traffic: bool,
-    /// None: the caller did not say, which means open.
-    pub internet_access: Option<bool>,
+    pub network: Network,
     pub metadata: BTreeMap<String, String>,
     pub env: BTreeMap<String, String>,
     pub overrides: LimitOverrides,
     pub idempotency: Option<IdempotencyClaim>,
-}
-
-impl SandboxSpec {
-    /// Where it may connect to.
-    #[must_use]
-    pub fn egress(&self) -> Egress {
-        match self.internet_access {
-            Some(false) => Egress::Denied,
-            Some(true) | None => Egress::Open,
-        }
-    }
 }
 
 /// Limits that differ from the template's: SoulBox's own extension of the create.

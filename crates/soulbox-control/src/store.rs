@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use soulbox_types::{
-    BuildId, DeathCause, Egress, Epoch, Limits, SandboxId, SandboxState, TeamId, TemplateId,
-    UnixMillis,
+    BuildId, DeathCause, Epoch, Limits, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis,
 };
+
+use crate::network::Network;
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,9 +127,7 @@ pub struct SandboxRow {
     pub alias: Option<String>,
     pub metadata: BTreeMap<String, String>,
     pub limits: Limits,
-    pub egress: Egress,
-    /// `allow_internet_access` as it was asked for; none when the create did not say.
-    pub internet_access: Option<bool>,
+    pub network: Network,
     pub secure: bool,
     pub public_traffic: bool,
     pub envd_version: String,
@@ -240,6 +239,12 @@ pub trait Store: Send + Sync + 'static {
         expected: (SandboxState, Epoch),
         progress: &Progress,
     ) -> Result<Swap, StoreError>;
+    /// Replaces the network configuration of a row that is not dead.
+    async fn set_network(
+        &self,
+        sandbox_id: &SandboxId,
+        network: &Network,
+    ) -> Result<(), StoreError>;
     /// The row of this ID, dead or alive.
     async fn sandbox(&self, sandbox_id: &SandboxId) -> Result<Option<SandboxRow>, StoreError>;
     /// Rows that are not dead, of one team or of all.

@@ -2,21 +2,26 @@
 //!
 //! Inside, every sandbox has the same addresses (see [`crate::identity`]). On the host's end, static nftables rules keyed by interface name
 //! rewrite them without state, before connection tracking, to the slot's own address and back. Which interface may go out is a set.
-//! So a slot costs two set elements, and a change of policy one netlink message.
+//! So a slot costs two set elements, and a change of policy one netlink message. Lists of ranges are elements of two more sets ([`lists`]);
+//! a sandbox without lists has none.
 
+mod lists;
 mod rules;
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use soulbox_sys::netlink::{self, Family, Message, Socket, attributes};
+use soulbox_types::Egress;
 
 use crate::identity::{GATEWAY_MAC, INNER_ADDRESS, INNER_MAC, Instance, Slot};
 use crate::plan::InnerNetwork;
+use lists::Lists;
 
-pub use rules::{Cidr, ParseCidrError};
+pub use soulbox_types::{Cidr, ParseCidrError};
 
 const NLA_IFNAME: u16 = 3; // IFLA_IFNAME
 const RTM_NEWLINK: u16 = 16;
@@ -68,6 +73,8 @@ pub struct HostNetwork {
     instance: Instance,
     route: Mutex<Socket>,
     netfilter: Mutex<Socket>,
+    /// What the sets of ranges hold, by interface; those without ranges are absent.
+    lists: Mutex<HashMap<String, Lists>>,
 }
 
 impl HostNetwork {
@@ -81,6 +88,13 @@ impl HostNetwork {
         run_nft(&rules::ruleset(instance, allow_internal))?;
         network.change_service_address(RTM_NEWADDR, netlink::CREATE | netlink::REPLACE)?;
         write_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
+        let held = network
+            .netfilter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *network.lists() =
+            Lists::read(&held, &instance.table()).map_err(failed("read the sets of ranges"))?;
+        drop(held);
         Ok(network)
     }
 
@@ -91,6 +105,7 @@ impl HostNetwork {
             netfilter: Mutex::new(
                 Socket::open(Family::Netfilter).map_err(failed("open a netfilter socket"))?,
             ),
+            lists: Mutex::default(),
         })
     }
 
@@ -132,6 +147,8 @@ impl HostNetwork {
     /// See [`NetworkError`]; on an error nothing is left.
     pub fn attach(&self, slot: Slot, pid: i32) -> Result<(), NetworkError> {
         let interface = slot.interface();
+        // What the slot's last sandbox was allowed is nothing that this one is.
+        self.set_lists(slot, Lists::default())?;
         let mut message = Message::new();
         message.begin(
             RTM_NEWLINK,
@@ -179,16 +196,53 @@ impl HostNetwork {
             .map_err(undo)
     }
 
-    /// Opens or closes the way out. Established connections go on as they are.
+    /// Changes where the slot may connect to. What is denied now is refused to connections of before as well.
     ///
     /// # Errors
-    /// See [`NetworkError`].
-    pub fn set_egress(&self, slot: Slot, open: bool) -> Result<(), NetworkError> {
+    /// See [`NetworkError`]; the policy is then the one before, or nothing can be reached.
+    pub fn set_egress(&self, slot: Slot, egress: &Egress) -> Result<(), NetworkError> {
+        // In this order nothing is open for a moment that neither the policy before nor the new one opens.
+        match egress {
+            Egress::Denied | Egress::Only(_) => {
+                self.set_open(slot, false)?;
+                self.set_lists(slot, Lists::of(egress))
+            }
+            Egress::Open | Egress::Except { .. } => {
+                self.set_lists(slot, Lists::of(egress))?;
+                self.set_open(slot, true)
+            }
+        }
+    }
+
+    fn set_open(&self, slot: Slot, open: bool) -> Result<(), NetworkError> {
         let kind = if open { NFT_NEWSETELEM } else { NFT_DELSETELEM };
         match self.change_element(kind, rules::OPEN, &slot.interface(), None) {
             Err(error) if !open && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other.map_err(failed(format!("change the egress of {}", slot.interface()))),
         }
+    }
+
+    fn set_lists(&self, slot: Slot, next: Lists) -> Result<(), NetworkError> {
+        let interface = slot.interface();
+        let mut all = self.lists();
+        let before = all.get(&interface);
+        if before.is_none() && next.is_empty() {
+            return Ok(());
+        }
+        before
+            .unwrap_or(&Lists::default())
+            .replace(&self.instance.table(), &interface, &next)
+            .map_err(failed(format!("change the ranges of {interface}")))?;
+        if next.is_empty() {
+            all.remove(&interface);
+        } else {
+            all.insert(interface, next);
+        }
+        Ok(())
+    }
+
+    fn lists(&self) -> MutexGuard<'_, HashMap<String, Lists>> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the slot's elements out of the sets. The pair goes by itself with the network namespace: deleting it here would block for 20 ms.
@@ -198,6 +252,8 @@ impl HostNetwork {
             // Absent elements are what is wanted.
             let _ = self.change_element(NFT_DELSETELEM, set, &interface, None);
         }
+        // What stays is remembered, and the next sandbox of the slot gets its own instead.
+        let _ = self.set_lists(slot, Lists::default());
     }
 
     /// Deletes the pair of a slot whose sandbox is gone but whose interface is still there.
@@ -257,11 +313,8 @@ impl HostNetwork {
     ) -> io::Result<()> {
         let mut key = [0u8; IFNAMSIZ];
         key[..interface.len()].copy_from_slice(interface.as_bytes());
-        // struct nfgenmsg: family, version, resource (the batch's is the subsystem, big endian)
         let mut message = Message::new();
-        message
-            .begin(NFNL_BATCH_BEGIN, netlink::REQUEST, 0)
-            .raw(&[0, 0, 0, 10]);
+        begin_batch(&mut message);
         message
             .begin(kind, netlink::REQUEST | netlink::ACK | netlink::CREATE, 1)
             .raw(&[libc::AF_INET as u8, 0, 0, 0]);
@@ -277,11 +330,22 @@ impl HostNetwork {
             message.close(nest);
         }
         message.close(element).close(elements);
-        message
-            .begin(NFNL_BATCH_END, netlink::REQUEST, 2)
-            .raw(&[0, 0, 0, 10]);
+        end_batch(&mut message, 2);
         exchange(&self.netfilter, &message, 1).map(drop)
     }
+}
+
+/// Begins a transaction of nftables. `struct nfgenmsg`: family, version, resource, which is the subsystem, big endian.
+fn begin_batch(message: &mut Message) {
+    message
+        .begin(NFNL_BATCH_BEGIN, netlink::REQUEST, 0)
+        .raw(&[0, 0, 0, 10]);
+}
+
+fn end_batch(message: &mut Message, sequence: u32) {
+    message
+        .begin(NFNL_BATCH_END, netlink::REQUEST, sequence)
+        .raw(&[0, 0, 0, 10]);
 }
 
 /// Sets up the sandbox's end, from inside its namespace: lo and eth0 up, address, gateway, and the gateway's hardware address, so that no ARP

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, CatalogRows, IdempotencyClaim, KeyKind, KeyRow, Progress,
-    Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, BuildRow, CatalogRows, IdempotencyClaim, KeyKind, KeyRow, Network,
+    Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
 use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState, TeamId, UnixMillis};
 use sqlx::sqlite::{
@@ -474,6 +474,25 @@ impl Store for SqliteStore {
             .collect()
     }
 
+    async fn set_network(
+        &self,
+        sandbox_id: &SandboxId,
+        network: &Network,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE sandboxes SET internet_access = ?, allow_out = ?, deny_out = ? \
+             WHERE sandbox_id = ? AND state <> 'dead'",
+        )
+        .bind(network.internet_access())
+        .bind(rows::list_text(network.allow_out()))
+        .bind(rows::list_text(network.deny_out()))
+        .bind(sandbox_id.as_str())
+        .execute(&self.fast)
+        .await
+        .map_err(failed("change the network of a sandbox"))?;
+        Ok(())
+    }
+
     async fn prune(&self, before: UnixMillis) -> Result<u64, StoreError> {
         const ACTION: &str = "prune sandboxes";
         sqlx::query("DELETE FROM idempotency_claims WHERE claimed_at < ?")
@@ -507,9 +526,9 @@ async fn insert(
 ) -> Result<bool, sqlx::Error> {
     let inserted = sqlx::query(
         "INSERT INTO sandboxes (sandbox_id, team_id, template_id, build_id, alias, metadata, cpu_milli, memory_mib, \
-         disk_mib, pids, egress, internet_access, secure, public_traffic, envd_version, created_at, state, epoch, \
+         disk_mib, pids, internet_access, allow_out, deny_out, secure, public_traffic, envd_version, created_at, state, epoch, \
          started_at, deadline, ended_at, cause) \
-         SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? \
+         SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? \
          WHERE (SELECT count(*) FROM sandboxes WHERE team_id = ? AND state <> 'dead') < ?",
     )
     .bind(row.sandbox_id.as_str())
@@ -522,8 +541,9 @@ async fn insert(
     .bind(number(row.limits.memory.0))
     .bind(number(row.limits.disk.0))
     .bind(row.limits.pids)
-    .bind(rows::egress_name(row.egress))
-    .bind(row.internet_access)
+    .bind(row.network.internet_access())
+    .bind(rows::list_text(row.network.allow_out()))
+    .bind(rows::list_text(row.network.deny_out()))
     .bind(row.secure)
     .bind(row.public_traffic)
     .bind(&row.envd_version)

@@ -5,13 +5,13 @@ use std::future::Future;
 use std::sync::Arc;
 
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, IdempotencyClaim, KeyKind, KeyRow, Progress,
-    Reservation, SandboxRow, Spawns, Store, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, IdempotencyClaim, KeyKind, KeyRow, Network,
+    Progress, Reservation, SandboxRow, Spawns, Store, Swap, TeamRow, TemplateRow,
 };
 use soulbox_store::SqliteStore;
 use soulbox_types::{
-    BuildId, DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, SandboxId, SandboxState, TeamId,
-    TemplateId, UnixMillis,
+    BuildId, DeathCause, Epoch, Limits, MiB, MilliCpu, SandboxId, SandboxState, TeamId, TemplateId,
+    UnixMillis,
 };
 
 async fn check<F: Future<Output = ()>>(test: impl Fn(Arc<dyn Store>) -> F) {
@@ -68,8 +68,12 @@ fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
             pids: 99,
             disk: MiB(1024),
         },
-        egress: Egress::Denied,
-        internet_access: Some(false),
+        network: Network::new(
+            Some(false),
+            vec!["1.1.1.1".to_owned()],
+            vec!["::/0".to_owned()],
+        )
+        .expect("a good configuration"),
         secure: true,
         public_traffic: false,
         envd_version: "0.6.13".to_owned(),
@@ -367,6 +371,42 @@ async fn every_cause_and_only_the_living_are_read_back() {
         }
         let nobody = TeamId::from_random([9; 16]);
         assert_eq!(store.live_sandboxes(Some(&nobody)).await.expect("list"), []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_network_is_replaced_and_read_back() {
+    check(|store| async move {
+        let team = team("one");
+        let (changed, other) = (sandbox(1, &team), sandbox(2, &team));
+        for row in [&changed, &other] {
+            store.reserve(row, 9, None).await.expect("reserve");
+        }
+        let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
+        let network = Network::new(
+            None,
+            texts(&["8.8.0.0/16", "1.1.1.1"]),
+            texts(&["0.0.0.0/0"]),
+        );
+        let network = network.expect("a good configuration");
+        store
+            .set_network(&changed.sandbox_id, &network)
+            .await
+            .expect("set");
+        let read = |row: SandboxRow| {
+            let store = store.clone();
+            async move {
+                store
+                    .sandbox(&row.sandbox_id)
+                    .await
+                    .expect("read")
+                    .expect("a row")
+                    .network
+            }
+        };
+        assert_eq!(read(changed.clone()).await, network);
+        assert_eq!(read(other.clone()).await, other.network);
     })
     .await;
 }

@@ -5,8 +5,10 @@
 
 mod id;
 mod limits;
+mod network;
 mod sandbox;
 
 pub use id::{BuildId, IdError, SandboxId, TeamId, TemplateId};
 pub use limits::{Limits, MiB, MilliCpu};
-pub use sandbox::{DeathCause, Egress, Epoch, SandboxState, UnixMillis};
+pub use network::{Cidr, Egress, ParseCidrError};
+pub use sandbox::{DeathCause, Epoch, SandboxState, UnixMillis};

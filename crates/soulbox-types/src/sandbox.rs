@@ -35,15 +35,6 @@ impl Epoch {
     }
 }
 
-/// Where a sandbox may connect to. The host, private ranges and other sandboxes are refused in every case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Egress {
-    /// Nothing outside, DNS of the gateway included.
-    Denied,
-    /// Any public address.
-    Open,
-}
-
 /// The life of a sandbox as control records it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SandboxState {

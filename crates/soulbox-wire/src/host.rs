@@ -13,6 +13,7 @@
 //! a pid or a command. Times are Unix milliseconds, sizes are MiB unless the name says otherwise.
 
 use serde::{Deserialize, Serialize};
+use soulbox_types::{Cidr, ParseCidrError};
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 8;
@@ -52,6 +53,12 @@ pub enum Request {
         epoch: u64,
         deadline: u64,
     },
+    /// Change where it may connect to.
+    SetEgress {
+        sandbox_id: String,
+        epoch: u64,
+        egress: Egress,
+    },
     /// Connect to a TCP port inside: 127.0.0.1, then ::1, then the outer address. Reply: [`Reply::Dialled`] with one descriptor.
     Dial { sandbox_id: String, port: u16 },
     /// Every live sandbox of this host. Reply: [`Reply::Sandboxes`].
@@ -70,15 +77,64 @@ pub struct Create {
     pub cpu_milli: u32,
     pub pids: u32,
     pub disk_mib: u64,
-    pub egress_open: bool,
+    pub egress: Egress,
     pub deadline: u64,
+}
+
+/// Where a sandbox may connect to; ranges are such as `1.2.3.0/24`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Egress {
+    Denied,
+    Open,
+    Only(Vec<String>),
+    Except {
+        denied: Vec<String>,
+        allowed: Vec<String>,
+    },
+}
+
+impl From<&soulbox_types::Egress> for Egress {
+    fn from(egress: &soulbox_types::Egress) -> Self {
+        let texts = |ranges: &[Cidr]| ranges.iter().map(Cidr::to_string).collect();
+        match egress {
+            soulbox_types::Egress::Denied => Self::Denied,
+            soulbox_types::Egress::Open => Self::Open,
+            soulbox_types::Egress::Only(allowed) => Self::Only(texts(allowed)),
+            soulbox_types::Egress::Except { denied, allowed } => Self::Except {
+                denied: texts(denied),
+                allowed: texts(allowed),
+            },
+        }
+    }
+}
+
+impl TryFrom<&Egress> for soulbox_types::Egress {
+    type Error = ParseCidrError;
+
+    fn try_from(egress: &Egress) -> Result<Self, ParseCidrError> {
+        let ranges = |texts: &[String]| {
+            texts
+                .iter()
+                .map(|text| text.parse::<Cidr>())
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok(match egress {
+            Egress::Denied => Self::Denied,
+            Egress::Open => Self::Open,
+            Egress::Only(allowed) => Self::Only(ranges(allowed)?),
+            Egress::Except { denied, allowed } => Self::Except {
+                denied: ranges(denied)?,
+                allowed: ranges(allowed)?,
+            },
+        })
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     Hello(Box<Hello>),
     Created(Created),
-    /// Killed, or the deadline is set.
+    /// Killed, or the deadline or the egress is set.
     Done,
     Dialled,
     Sandboxes(Vec<HostSandbox>),
@@ -129,6 +185,7 @@ pub struct HostSandbox {
     pub build_id: String,
     pub started_at: u64,
     pub deadline: u64,
+    pub egress: Egress,
 }
 
 /// A template version in the host's pool.

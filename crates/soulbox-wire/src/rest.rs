@@ -52,12 +52,35 @@ pub struct AutoResume {
     pub enabled: bool,
 }
 
-/// Every key but `allowPublicTraffic` is kept as it came.
+/// Keys that this server does not know are kept as they came.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkConfig {
     /// Null means the default, true.
     pub allow_public_traffic: Option<bool>,
+    #[serde(flatten)]
+    pub outbound: OutboundConfig,
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+/// The part of the network configuration that a live sandbox can change.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboundConfig {
+    pub allow_out: Option<Vec<String>>,
+    pub deny_out: Option<Vec<String>>,
+    pub egress_proxy: Option<Value>,
+    pub rules: Option<Value>,
+}
+
+/// `PUT /sandboxes/{id}/network`: all of it is replaced.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct UpdateNetwork {
+    #[serde(rename = "allow_internet_access")]
+    pub allow_internet_access: Option<bool>,
+    #[serde(flatten)]
+    pub outbound: OutboundConfig,
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
@@ -162,6 +185,10 @@ pub struct SandboxDetail {
 #[serde(rename_all = "camelCase")]
 pub struct NetworkView {
     pub allow_public_traffic: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_out: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny_out: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

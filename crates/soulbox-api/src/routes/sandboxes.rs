@@ -143,6 +143,18 @@ pub(crate) async fn set_timeout(
     Ok(StatusCode::NO_CONTENT)
 }
 
+pub(crate) async fn set_network(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let body: rest::UpdateNetwork = body.required()?;
+    let network = translate::network(body.allow_internet_access, body.outbound, &body.others)?;
+    app.control.set_network(&team, &id, network).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 pub(crate) async fn refresh(
     State(app): State<Arc<App>>,
     Caller(team): Caller,

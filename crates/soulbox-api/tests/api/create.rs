@@ -284,11 +284,6 @@ async fn bad_requests_name_what_is_bad() {
             "field \"volumeMounts\" is not implemented yet",
         ),
         (
-            with(json!({"network": {"denyOut": ["0.0.0.0/0"]}})),
-            501,
-            "field \"network.denyOut\" is not implemented yet",
-        ),
-        (
             with(json!({"network": {"maskRequestHost": "a"}})),
             501,
             "field \"network.maskRequestHost\" is not implemented yet",

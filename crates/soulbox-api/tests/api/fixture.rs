@@ -20,7 +20,7 @@ use soulbox_control::{
 };
 use soulbox_store::SqliteStore;
 use soulbox_types::{
-    BuildId, Epoch, Limits, MiB, MilliCpu, SandboxId, TeamId, TemplateId, UnixMillis,
+    BuildId, Egress, Epoch, Limits, MiB, MilliCpu, SandboxId, TeamId, TemplateId, UnixMillis,
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -44,6 +44,7 @@ pub(crate) struct HostState {
     pub(crate) fail_creates: Vec<HostFailure>,
     pub(crate) fail_kills: Vec<HostFailure>,
     pub(crate) fail_deadlines: Vec<HostFailure>,
+    pub(crate) fail_egress: Vec<HostFailure>,
     pub(crate) slow_create: Duration,
     pub(crate) slow_kill: Duration,
 }
@@ -78,6 +79,7 @@ impl Hosts for FakeHosts {
                 build_id: sandbox.build_id.clone(),
                 started_at,
                 deadline: sandbox.deadline,
+                egress: sandbox.egress.clone(),
             },
         );
         Ok(Started { started_at })
@@ -109,6 +111,24 @@ impl Hosts for FakeHosts {
         }
         let sandbox = state.live.get_mut(id).ok_or(HostFailure::NotFound)?;
         (sandbox.epoch, sandbox.deadline) = (epoch, deadline);
+        Ok(())
+    }
+
+    async fn set_egress(
+        &self,
+        id: &SandboxId,
+        epoch: Epoch,
+        egress: &Egress,
+    ) -> Result<(), HostFailure> {
+        let mut state = self.state();
+        if let Some(failure) = state.fail_egress.pop() {
+            return Err(failure);
+        }
+        let sandbox = state.live.get_mut(id).ok_or(HostFailure::NotFound)?;
+        if epoch < sandbox.epoch {
+            return Err(HostFailure::StaleEpoch);
+        }
+        sandbox.egress = egress.clone();
         Ok(())
     }
 

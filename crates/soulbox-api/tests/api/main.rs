@@ -6,6 +6,7 @@ mod faults;
 mod fixture;
 mod life;
 mod list;
+mod network;
 mod recovery;
 mod routes;
 mod templates;

@@ -12,7 +12,7 @@ fn parsed(id: &str) -> SandboxId {
     id.parse().expect("an ID")
 }
 
-async fn restart(server: &Fixture) -> Fixture {
+pub(crate) async fn restart(server: &Fixture) -> Fixture {
     server.control.stop(Duration::from_secs(5)).await;
     start(
         server.hosts.clone(),
@@ -111,6 +111,7 @@ async fn what_only_one_side_knows_is_ended() {
                 build_id: template("base", 1).build_id,
                 started_at: now(),
                 deadline: now().plus_millis(60_000),
+                egress: soulbox_types::Egress::Open,
             },
         );
     }

@@ -39,7 +39,6 @@ async fn routes_to_come_answer_501_after_the_credential() {
         ("POST", "/sandboxes/i1/resume", customer),
         ("POST", "/sandboxes/i1/fork", customer),
         ("POST", "/sandboxes/i1/snapshots", customer),
-        ("PUT", "/sandboxes/i1/network", customer),
         ("GET", "/sandboxes/metrics?sandbox_ids=i1", customer),
         ("GET", "/sandboxes/i1/metrics", customer),
         ("GET", "/sandboxes/i1/logs", customer),

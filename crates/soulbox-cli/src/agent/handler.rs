@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use soulbox_host::Host;
 use soulbox_host::runtime::Runtime;
-use soulbox_types::{Epoch, UnixMillis};
+use soulbox_types::{Egress, Epoch, UnixMillis};
 use soulbox_wire::host::{FrontSettings, Hello, HostError, HostErrorKind, Reply, Request};
 
 use crate::rpc::Handler;
@@ -79,6 +79,14 @@ async fn perform<R: Runtime>(host: &Host<R>, request: Request) -> Answer {
             host.set_deadline(&sandbox_id, Epoch(epoch), UnixMillis(deadline))
                 .await,
         ),
+        Request::SetEgress {
+            sandbox_id,
+            epoch,
+            egress,
+        } => match Egress::try_from(&egress) {
+            Ok(egress) => done(host.set_egress(&sandbox_id, Epoch(epoch), egress).await),
+            Err(error) => (Err(failed(error.to_string())), Vec::new()),
+        },
         Request::Dial { sandbox_id, port } => match host.dial(&sandbox_id, port).await {
             Ok(stream) => (Ok(Reply::Dialled), vec![stream]),
             Err(error) => (Err(error), Vec::new()),

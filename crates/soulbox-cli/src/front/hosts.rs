@@ -67,10 +67,7 @@ impl Hosts for RpcHosts {
             cpu_milli: sandbox.limits.cpu.0,
             pids: sandbox.limits.pids,
             disk_mib: sandbox.limits.disk.0,
-            egress_open: match sandbox.egress {
-                Egress::Open => true,
-                Egress::Denied => false,
-            },
+            egress: (&sandbox.egress).into(),
             deadline: sandbox.deadline.0,
         });
         let (Reply::Created(created), descriptors) = self.request(request).await? else {
@@ -121,6 +118,20 @@ impl Hosts for RpcHosts {
             sandbox_id,
             epoch: epoch.0,
             deadline: deadline.0,
+        })
+        .await
+    }
+
+    async fn set_egress(
+        &self,
+        sandbox_id: &SandboxId,
+        epoch: Epoch,
+        egress: &Egress,
+    ) -> Result<(), HostFailure> {
+        self.done(HostRequest::SetEgress {
+            sandbox_id: sandbox_id.to_string(),
+            epoch: epoch.0,
+            egress: egress.into(),
         })
         .await
     }
@@ -242,6 +253,8 @@ fn listed(sandbox: host::HostSandbox) -> Result<HostSandbox, HostFailure> {
             .map_err(|error| malformed(&error))?,
         started_at: UnixMillis(sandbox.started_at),
         deadline: UnixMillis(sandbox.deadline),
+        egress: Egress::try_from(&sandbox.egress)
+            .map_err(|error| HostFailure::Failed(format!("the answer is malformed: {error}")))?,
     })
 }
 

@@ -157,6 +157,7 @@ fn time_for(request: &Request) -> (&'static str, Duration) {
         Request::Create(_) => ("Create", Duration::from_secs(30)),
         Request::Kill { .. } => ("Kill", Duration::from_secs(20)),
         Request::SetDeadline { .. } => ("SetDeadline", Duration::from_secs(5)),
+        Request::SetEgress { .. } => ("SetEgress", Duration::from_secs(5)),
         Request::Dial { .. } => ("Dial", Duration::from_secs(30)),
         Request::List => ("List", Duration::from_secs(10)),
         Request::Templates => ("Templates", Duration::from_secs(10)),

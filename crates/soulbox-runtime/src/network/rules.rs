@@ -2,10 +2,9 @@
 //!
 //! They live in tables of their own beside those of Docker, firewalld or ufw and accept nothing that another table drops.
 
-use std::fmt;
 use std::fmt::Write;
-use std::net::Ipv4Addr;
-use std::str::FromStr;
+
+use soulbox_types::Cidr;
 
 use crate::identity::{GATEWAY_ADDRESS, INNER_ADDRESS, Instance};
 
@@ -13,6 +12,11 @@ use crate::identity::{GATEWAY_ADDRESS, INNER_ADDRESS, Instance};
 pub(super) const OWN: &str = "own";
 /// Set: interfaces that may reach public addresses.
 pub(super) const OPEN: &str = "open";
+
+/// Sets: pairs of an interface and a range of addresses. What is in [`DENY`] is refused unless it is in [`ALLOW`]; what is in [`ALLOW`] may be
+/// reached also by an interface that is not in [`OPEN`].
+pub(super) const ALLOW: &str = "allow";
+pub(super) const DENY: &str = "deny";
 
 /// What no sandbox may reach, whatever its policy: this host's networks, private and shared ranges, link-local with the metadata services,
 /// multicast, and reserved ranges that some networks use inside.
@@ -29,44 +33,7 @@ const REFUSED: [&str; 10] = [
     "240.0.0.0/4",
 ];
 
-/// A range of IPv4 addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cidr {
-    address: Ipv4Addr,
-    prefix: u8,
-}
-
-/// The text is no `a.b.c.d/n`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an IPv4 range such as 10.1.0.0/16")]
-pub struct ParseCidrError(String);
-
-impl FromStr for Cidr {
-    type Err = ParseCidrError;
-
-    fn from_str(text: &str) -> Result<Self, ParseCidrError> {
-        let error = || ParseCidrError(text.to_owned());
-        let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
-        let address: Ipv4Addr = address.parse().map_err(|_| error())?;
-        let prefix: u8 = prefix.parse().map_err(|_| error())?;
-        if prefix > 32 {
-            return Err(error());
-        }
-        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        Ok(Self {
-            address: Ipv4Addr::from_bits(address.to_bits() & mask),
-            prefix,
-        })
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-/// The script that puts the rules in place. Chains are made anew; the elements of [`OWN`] and [`OPEN`], which live slots need, stay.
+/// The script that puts the rules in place. Chains are made anew; the elements of the map and the sets, which live slots need, stay.
 pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
     let table = instance.table();
     let ours = format!("\"{}*\"", instance.interface_prefix());
@@ -81,6 +48,13 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
         "add map ip {table} {OWN} {{ type ifname : ipv4_addr; }}"
     ));
     rule(&format!("add set ip {table} {OPEN} {{ type ifname; }}"));
+    for set in [ALLOW, DENY] {
+        rule(&format!(
+            "add set ip {table} {set} {{ type ifname . ipv4_addr; flags interval; }}"
+        ));
+    }
+    rule(&format!("add chain ip {table} lists"));
+    rule(&format!("flush chain ip {table} lists"));
     for (chain, hook) in [
         ("arrive", "type filter hook prerouting priority -310"),
         ("leave", "type filter hook postrouting priority 300"),
@@ -135,6 +109,7 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
     );
     add("pass", &format!("oifname {ours} drop"));
     add("pass", &format!("iifname != {ours} return"));
+    add("pass", "jump lists");
     if !allow_internal.is_empty() {
         let list = allow_internal
             .iter()
@@ -145,6 +120,10 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
             "pass",
             &format!("iifname @{OPEN} ip daddr {{ {list} }} accept"),
         );
+        add(
+            "pass",
+            &format!("ip daddr {{ {list} }} iifname . ip daddr @{ALLOW} accept"),
+        );
     }
     let refused = REFUSED.join(", ");
     add(
@@ -153,9 +132,15 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
     );
     add("pass", &format!("ip daddr {{ {refused} }} drop"));
     add("pass", &format!("iifname @{OPEN} accept"));
+    add("pass", &format!("iifname . ip daddr @{ALLOW} accept"));
     // A reset instead of silence: a program learns at once that there is no way out.
     add("pass", "meta l4proto tcp reject with tcp reset");
     add("pass", "drop");
+
+    add("lists", &format!("iifname . ip daddr @{ALLOW} return"));
+    for verdict in ["meta l4proto tcp reject with tcp reset", "drop"] {
+        add("lists", &format!("iifname . ip daddr @{DENY} {verdict}"));
+    }
 
     add(
         "hide",
@@ -186,33 +171,6 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-
-    #[test]
-    fn ranges_are_read_and_masked() {
-        let check = |text: &str, expected: Option<&str>| {
-            assert_eq!(
-                text.parse::<Cidr>()
-                    .ok()
-                    .map(|cidr| cidr.to_string())
-                    .as_deref(),
-                expected,
-                "{text}"
-            );
-        };
-        check("10.1.2.3/16", Some("10.1.0.0/16"));
-        check("1.2.3.4", Some("1.2.3.4/32"));
-        check("1.2.3.4/0", Some("0.0.0.0/0"));
-        for bad in [
-            "",
-            "1.2.3.4/33",
-            "1.2.3/8",
-            "::1/128",
-            "1.2.3.4/x",
-            "1.2.3.4/8; drop",
-        ] {
-            check(bad, None);
-        }
-    }
 
     #[test]
     fn rules_are_as_reviewed() {

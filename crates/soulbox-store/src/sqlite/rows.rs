@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyRow, Progress, SandboxRow, TeamRow,
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyRow, Network, Progress, SandboxRow, TeamRow,
     TemplateRow,
 };
-use soulbox_types::{DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, SandboxState, UnixMillis};
+use soulbox_types::{DeathCause, Epoch, Limits, MiB, MilliCpu, SandboxState, UnixMillis};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -49,11 +49,8 @@ pub(super) fn state_name(state: SandboxState) -> &'static str {
     }
 }
 
-pub(super) fn egress_name(egress: Egress) -> &'static str {
-    match egress {
-        Egress::Denied => "denied",
-        Egress::Open => "open",
-    }
+pub(super) fn list_text(list: &[String]) -> String {
+    serde_json::Value::from(list).to_string()
 }
 
 pub(super) fn status_name(status: BuildStatus) -> &'static str {
@@ -156,14 +153,7 @@ pub(super) fn sandbox(row: &SqliteRow) -> Result<SandboxRow, sqlx::Error> {
         metadata: serde_json::from_str(&metadata)
             .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
         limits: limits(row)?,
-        egress: named(row, "egress", |name| match name {
-            "denied" => Some(Egress::Denied),
-            "open" => Some(Egress::Open),
-            _ => None,
-        })?,
-        internet_access: row
-            .try_get::<Option<i64>, _>("internet_access")?
-            .map(|value| value != 0),
+        network: network(row)?,
         secure: flag(row, "secure")?,
         public_traffic: flag(row, "public_traffic")?,
         envd_version: row.try_get("envd_version")?,
@@ -186,6 +176,18 @@ pub(super) fn sandbox(row: &SqliteRow) -> Result<SandboxRow, sqlx::Error> {
             },
         },
     })
+}
+
+fn network(row: &SqliteRow) -> Result<Network, sqlx::Error> {
+    let list = |column: &'static str| {
+        let text: String = row.try_get(column)?;
+        serde_json::from_str(&text).map_err(|_| bad(column, &text))
+    };
+    let internet_access = row
+        .try_get::<Option<i64>, _>("internet_access")?
+        .map(|value| value != 0);
+    Network::new(internet_access, list("allow_out")?, list("deny_out")?)
+        .map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 fn limits(row: &SqliteRow) -> Result<Limits, sqlx::Error> {

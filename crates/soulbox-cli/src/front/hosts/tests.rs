@@ -31,7 +31,9 @@ impl Handler for Agent {
             })
         };
         match request {
-            HostRequest::Create(create) if create.memory_mib == 512 && create.egress_open => {
+            HostRequest::Create(create)
+                if create.memory_mib == 512 && create.egress == host::Egress::Open =>
+            {
                 let socket = std::net::TcpStream::connect(self.0).unwrap();
                 (
                     Ok(Reply::Created(Created {
