@@ -417,3 +417,13 @@ class TestNewestClients:
             answer = call(method, path, body)
             assert 200 <= answer.status < 300 and "should-retry" not in answer.headers, answer
             assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-e2b-trace-id"])
+
+
+class TestNotOffered:
+    def test_cp_101_proxy_and_rules(self):
+        asked = {"templateID": TEMPLATE, "network": {"egressProxy": {"address": "proxy.example:1080"}}}
+        text = "Egress proxy (network.egressProxy) is not enabled for this team."
+        refused(call("POST", "/sandboxes", asked), 403, text)
+        rules = {"example.com": [{"transform": {"headers": {"X-A": "b"}}}]}
+        asked = {"templateID": TEMPLATE, "network": {"rules": rules}}
+        refused(call("POST", "/sandboxes", asked), 400, "Network transform rules are not available for your team.")

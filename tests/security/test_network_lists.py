@@ -1,0 +1,203 @@
+"""What `allowOut` and `denyOut` open and close, at create and on a live sandbox, over restarts, in the topology of test_network.py."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+
+import pytest
+from conftest import exit_code, run_file
+from e2b import Sandbox
+from server import Server, until
+from topology import PUBLIC, REFUSED, UPLINK, topology
+
+ONE, TWO = PUBLIC
+EVERYTHING = "0.0.0.0/0"
+
+
+@pytest.fixture(scope="module")
+def net():
+    with topology() as (made, stack):
+        made.stack = stack
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(net):
+    made = Server(within=net.host.enter, host="0.0.0.0")
+    net.relay(net.stack, made.port)
+    try:
+        yield made.start("--insecure")
+    finally:
+        made.end()
+
+
+def ask(method: str, path: str, body=None, key: str | None = None) -> tuple[int, dict | None]:
+    request = urllib.request.Request(
+        os.environ["E2B_API_URL"] + path,
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"X-API-Key": key or os.environ["E2B_API_KEY"], "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+            return answer.status, json.loads(text) if text else None
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+@pytest.fixture
+def made(server):
+    """Makes a sandbox with a network configuration: `made(denyOut=[...])`."""
+    all_of_them = []
+
+    def make(internet: bool | None = None, **network) -> Sandbox:
+        body = {"templateID": "base", "timeout": 300, "network": network}
+        status, said = ask("POST", "/v2/sandboxes", body if internet is None else body | {"allow_internet_access": internet})
+        assert status == 201, said
+        all_of_them.append(Sandbox.connect(said["sandboxID"]))
+        return all_of_them[-1]
+
+    yield make
+    for sandbox in all_of_them:
+        sandbox.kill()
+
+
+def put(sandbox: Sandbox, **network) -> None:
+    status, said = ask("PUT", f"/sandboxes/{sandbox.sandbox_id}/network", network)
+    assert status == 204, said
+
+
+def reached(sandbox: Sandbox, *addresses: str) -> list[str]:
+    """Which of the addresses answer by every protocol; one that answers by some is an error."""
+    targets = [t for address in addresses for t in (f"tcp:{address}:80", f"udp:{address}:7:x", f"ping:{address}")]
+    answered = json.loads(run_file(sandbox, "reach.py", *(f"'{target}'" for target in targets)))
+    found = [address for address in addresses if sum(f":{address}" in target for target in answered) == 3]
+    assert len(answered) == 3 * len(found), answered
+    return found
+
+
+def resolves(sandbox: Sandbox) -> bool:
+    return exit_code(sandbox, "RES_OPTIONS='timeout:1 attempts:1' getent ahostsv4 named.example") == 0
+
+
+def test_cp_092_everything_denied(made):
+    assert reached(made(), *PUBLIC) == [ONE, TWO], "the control"
+    sandbox = made(denyOut=[EVERYTHING])
+    assert reached(sandbox, *PUBLIC) == []
+    assert not resolves(sandbox)
+    assert sandbox.commands.run("echo still here").stdout == "still here\n"
+
+
+def test_cp_093_allowed_beats_denied(made):
+    only = made(allowOut=[ONE], denyOut=[EVERYTHING])
+    assert reached(only, *PUBLIC) == [ONE]
+    assert not resolves(only), "a name is a message"
+    # Both lists name it, in ranges that overlap.
+    both = made(allowOut=["1.1.1.0/24", "1.1.1.1"], denyOut=["1.0.0.0/8", "1.1.1.1", "8.0.0.0/7"])
+    assert reached(both, *PUBLIC) == [ONE]
+    assert resolves(both)
+    assert reached(made(denyOut=[TWO]), *PUBLIC) == [ONE]
+    assert reached(made(allowOut=[ONE]), *PUBLIC) == [ONE, TWO], "allowing denies nothing"
+
+
+def test_cp_094_a_domain_needs_everything_denied(server):
+    body = {"templateID": "base", "network": {"allowOut": ["example.com"]}}
+    status, said = ask("POST", "/v2/sandboxes", body)
+    assert status == 400 and "ALL_TRAFFIC" in said["message"]
+
+
+def test_cp_096_private_addresses_cannot_be_allowed(net, made):
+    body = {"templateID": "base", "network": {"denyOut": ["not-a-cidr"]}}
+    status, said = ask("POST", "/v2/sandboxes", body)
+    assert status == 400 and said["message"] == "invalid denied CIDR not-a-cidr"
+    for address in REFUSED:
+        assert net.fetch(net.host, f"http://{address}/")["asked"] == address, "the control"
+    ranges = ["10.0.0.0/8", "169.254.0.0/16", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"]
+    for deny in ([], [EVERYTHING]):
+        for allow in (ranges, [EVERYTHING], list(REFUSED)):
+            assert reached(made(allowOut=allow, denyOut=deny), *REFUSED, UPLINK) == [], (allow, deny)
+
+
+def test_cp_097_no_internet_but_what_is_allowed(made):
+    closed = made(internet=False)
+    assert reached(closed, *PUBLIC) == []
+    some = made(internet=False, allowOut=[TWO])
+    assert reached(some, *PUBLIC) == [TWO]
+    for sandbox in (closed, some):
+        assert ask("GET", f"/sandboxes/{sandbox.sandbox_id}")[1]["allowInternetAccess"] is False
+
+
+def test_cp_098_a_live_change(made):
+    sandbox, other = made(), made(denyOut=[TWO])
+    assert reached(sandbox, *PUBLIC) == [ONE, TWO]
+    put(sandbox, denyOut=[EVERYTHING])
+    assert reached(sandbox, *PUBLIC) == [] and not resolves(sandbox)
+    put(sandbox, denyOut=[EVERYTHING], allowOut=[TWO])
+    assert reached(sandbox, *PUBLIC) == [TWO]
+    put(sandbox, denyOut=["8.8.8.0/24"], allowOut=["1.1.1.1"])
+    assert reached(sandbox, *PUBLIC) == [ONE] and resolves(sandbox)
+    put(sandbox, allow_internet_access=False)
+    assert reached(sandbox, *PUBLIC) == []
+    put(sandbox)
+    assert reached(sandbox, *PUBLIC) == [ONE, TWO] and resolves(sandbox)
+    assert "network" not in ask("GET", f"/sandboxes/{sandbox.sandbox_id}")[1]
+    assert reached(other, *PUBLIC) == [ONE], "another sandbox's rules are its own"
+    assert ask("PUT", "/sandboxes/iaaaaaaaaaaaaaaaaaaaa/network", {})[0] == 404
+    assert ask("PUT", f"/sandboxes/{sandbox.sandbox_id}/network", {}, key="e2b_" + "0" * 40)[0] == 401
+
+
+def test_the_package_updates_a_network(made):
+    sandbox = made()
+    sandbox.update_network({"deny_out": [EVERYTHING], "allow_out": [ONE]})
+    assert reached(sandbox, *PUBLIC) == [ONE]
+    assert sandbox.get_info().network["deny_out"] == [EVERYTHING]
+
+
+def test_a_denied_connection_is_cut(net, made):
+    """One that was open before the change sends nothing more."""
+    sandbox = made()
+    code = (
+        "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(1); s.connect(('8.8.8.8', 7))\n"
+        "def ask(text):\n  try:\n    s.send(text); return s.recv(99) == text\n  except OSError: return False\n"
+        "print(ask(b'before the change'), flush=True)\nopen('/tmp/ready', 'w').close()\n"
+        "import os\nwhile not os.path.exists('/tmp/go'): time.sleep(0.05)\nprint(ask(b'after the change'))"
+    )
+    sandbox.files.write("/tmp/old.py", code)
+    running = sandbox.commands.run("python3 /tmp/old.py", background=True)
+    until("the first answer", lambda: sandbox.files.exists("/tmp/ready"))
+    put(sandbox, denyOut=[TWO])
+    sandbox.files.write("/tmp/go", "")
+    assert running.wait().stdout == "True\nFalse\n"
+    assert "before the change" in str(net.seen()) and "after the change" not in str(net.seen())
+
+
+def test_many_ranges(made):
+    ranges = [f"{a}.{b}.0.0/16" for a in (11, 12, 13) for b in range(0, 170, 2)]
+    sandbox = made(denyOut=[*ranges, TWO])
+    assert reached(sandbox, *PUBLIC) == [ONE]
+    put(sandbox, denyOut=[EVERYTHING], allowOut=[*ranges[1:], TWO])
+    assert reached(sandbox, *PUBLIC) == [TWO]
+
+
+def elements(net, name: str) -> str:
+    listed = net.host.run("nft", "list", "ruleset").stdout
+    return "".join(part.split("}")[0] for part in listed.split(f"set {name} {{")[1:])
+
+
+def test_rules_outlive_front_and_agent_and_end_with_the_sandbox(net, server, made):
+    sandbox, changed = made(allowOut=[ONE], denyOut=[EVERYTHING]), made()
+    put(changed, denyOut=[ONE])
+    os.kill(server.front(), 9)
+    until("a new front", lambda: server.front() is not None and server.answers())
+    for _ in range(2):
+        assert reached(sandbox, *PUBLIC) == [ONE] and reached(changed, *PUBLIC) == [TWO]
+        assert ask("GET", f"/sandboxes/{changed.sandbox_id}")[1]["network"]["denyOut"] == [ONE]
+        server.kill()
+        server.start("--insecure")
+    # The next agent knows what the sets hold: it can take it out again.
+    put(changed)
+    assert reached(changed, *PUBLIC) == [ONE, TWO]
+    sandbox.kill()
+    until("nothing is left in the sets", lambda: "elements" not in elements(net, "allow") + elements(net, "deny"))
