@@ -1,0 +1,146 @@
+"""Disks that are full: what runs goes on, what cannot be done says why, and all of it works again when there is space."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import DATA, Server, until
+from e2b import Sandbox
+from e2b.exceptions import SandboxException, ServiceBusyException
+from footprint import Objects
+
+POOL_MIB = (DATA / "pool.img").stat().st_size >> 20
+
+
+def fill(directory: Path) -> Path:
+    """Takes all the space of a file system, in ever smaller files."""
+    ballast = directory / "ballast"
+    ballast.mkdir()
+    for size in (1 << 30, 64 << 20, 4 << 20, 256 << 10, 4 << 10):
+        number = 0
+        while True:
+            with open(ballast / f"{size}-{number}", "wb") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError:
+                    break
+            number += 1
+    return ballast
+
+
+def empty(ballast: Path) -> None:
+    for path in ballast.iterdir():
+        path.unlink()
+    ballast.rmdir()
+    # Space of deleted files comes back with a commit.
+    subprocess.run(["sync", "--file-system", str(ballast.parent)], check=True)
+
+
+def refused(kind: type[Exception], status: int, words: str) -> None:
+    with pytest.raises(kind, match=f"^{status}: .*{words}"):
+        Sandbox.create("base", timeout=60)
+
+
+def works(sandbox: Sandbox) -> None:
+    assert sandbox.commands.run("echo works").stdout == "works\n"
+
+
+def only(server: Server, *sandboxes: Sandbox, can_save: bool = True) -> None:
+    """These sandboxes are there, and nothing else. A list is of the database, which is behind while it cannot be written."""
+    wanted = {sandbox.sandbox_id for sandbox in sandboxes}
+    last: list[str] = []
+
+    def agrees() -> bool:
+        last[:] = Objects.of(server.data).differences(0, wanted)
+        listed = {info.sandbox_id for info in Sandbox.list().next_items()}
+        if can_save and listed != wanted:
+            last.append(f"list: {listed ^ wanted}")
+        return not last
+
+    try:
+        until("kernel objects are those of the sandboxes", agrees, 20)
+    except AssertionError:
+        raise AssertionError(f"{last}") from None
+
+
+def start(server: Server, *flags: str) -> None:
+    server.start("--pool-size", f"{POOL_MIB}MiB", "--warm", "0", "--parked", "0", *flags)
+
+
+def again(server: Server) -> None:
+    front = server.front()
+    server.kill()
+    # It holds the listener until it is gone.
+    until("the front ends with its agent", lambda: not os.path.exists(f"/proc/{front}"))
+    start(server)
+
+
+def test_a_full_pool():
+    server = Server()
+    ballast = None
+    try:
+        start(server)
+        before, other = Sandbox.create("base", timeout=600), Sandbox.create("base", timeout=600)
+        before.files.write("/tmp/mark", "mark")
+        ballast = fill(DATA / "pool")
+        refused(ServiceBusyException, 503, "not enough capacity")
+        # Space is short, inside too; what needs none goes on.
+        works(before)
+        assert before.commands.run("head -c 50M /dev/urandom > /tmp/big || echo no").stdout == "no\n"
+        before.set_timeout(500)
+        only(server, before, other)
+        # The end of a sandbox needs no space, and neither does taking over from an agent that died.
+        other.kill()
+        only(server, before)
+        again(server)
+        assert before.files.read("/tmp/mark") == "mark"
+        works(before)
+        refused(ServiceBusyException, 503, "not enough capacity")
+        empty(ballast)
+        ballast = None
+        with Sandbox.create("base", timeout=60) as after:
+            works(after)
+        before.kill()
+        only(server)
+    finally:
+        if ballast:
+            empty(ballast)
+        server.end()
+
+
+def test_a_full_disk_of_the_host(tmp_path):
+    """The disk with the database and the records; the pool is elsewhere here, and elsewhere never full before its own file is."""
+    data = tmp_path / "data"
+    data.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m,mode=700", "soulbox-e2e", str(data)], check=True)
+    server = Server(data)
+    server.log = tmp_path / "e2e.log"
+    ballast = None
+    try:
+        (data / "pool.img").symlink_to(DATA / "pool.img")
+        start(server)
+        before, other = Sandbox.create("base", timeout=600), Sandbox.create("base", timeout=600)
+        before.files.write("/tmp/mark", "mark")
+        ballast = fill(data)
+        refused(SandboxException, 500, "")
+        works(before)
+        before.files.write("/tmp/more", b"x" * 1_000_000)
+        # An end is an end also when it cannot be written down.
+        other.kill()
+        assert not other.is_running()
+        only(server, before, can_save=False)
+        empty(ballast)
+        ballast = None
+        with Sandbox.create("base", timeout=60) as after:
+            works(after)
+        only(server, before)
+        again(server)
+        assert before.files.read("/tmp/mark") == "mark"
+        before.kill()
+        only(server)
+    finally:
+        if ballast:
+            empty(ballast)
+        server.end()
+        subprocess.run(["umount", str(data)], check=True)
