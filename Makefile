@@ -21,7 +21,7 @@ help:
 	@echo 'make check   formatting, lints, tidy, unit tests'
 	@echo 'make test    check, then faults and the official packages against a real server'
 	@echo 'make bench   the table of figures (release build)'
-	@echo 'make soak    create and kill for SOAK_SECONDS (60) and look for leftovers'
+	@echo 'make soak    create and kill for SOAK_SECONDS (60), 1,000 sandboxes, 30 crashes, 500 at once, and look for leftovers'
 	@echo 'make clean   end all sandboxes of $(SOULBOX_DATA_DIR) and $(TEST_DATA), delete both'
 
 setup: packages sdks release template
@@ -87,6 +87,8 @@ bench: setup
 
 soak: setup
 	@bench/soak.sh
+	SOULBOX_BINARY=target/release/soulbox SOULBOX_LEAK_CYCLES=1000 SOULBOX_CRASH_ROUNDS=30 SOULBOX_MANY=500 \
+		.cache/venv-latest/bin/pytest -q -s tests/e2e/test_leaks.py tests/e2e/test_crashes.py tests/e2e/test_many.py
 
 clean:
 	@for data in $(SOULBOX_DATA_DIR) $(TEST_DATA); do \
