@@ -123,3 +123,16 @@ def test_clean_gives_everything_back():
         until("nothing is listed", lambda: Sandbox.list().next_items() == [])
     finally:
         server.end()
+
+
+def test_root_inside_cannot_stop_the_daemon(server):
+    """A stopped daemon would leave a sandbox that looks alive and answers nobody."""
+    sandbox = marked()
+    for _ in range(20):
+        sandbox.commands.run("sudo pkill -STOP -x envd", timeout=10)
+        assert sandbox.commands.run("echo goes on", timeout=10).stdout == "goes on\n"
+    sandbox.commands.run("while :; do sudo pkill -STOP -x envd; done", background=True, timeout=0)
+    for _ in range(5):
+        assert sandbox.commands.run("echo goes on", timeout=20).stdout == "goes on\n"
+    assert unharmed(sandbox)
+    assert sandbox.kill()
