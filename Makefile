@@ -57,7 +57,7 @@ lint: guests
 
 unit: guests criu
 ifneq ($(NEXTEST),)
-	cargo nextest run --workspace --cargo-profile ci
+	cargo nextest run --workspace --cargo-profile ci --no-fail-fast
 else
 	cargo test --workspace $(CI)
 endif
