@@ -9,6 +9,7 @@
 //! since no fault of the agent may end a sandbox: [`Running::kill`] and [`Native::release`] do that.
 
 mod guards;
+mod programs;
 
 use std::fs;
 use std::io;
@@ -18,9 +19,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use soulbox_sys::mount::{MountAttributes, set_attributes};
 use soulbox_types::{Egress, Limits};
 
 use crate::cgroup::{Cgroup, CgroupError, Hierarchies, REMOVE_TIMEOUT};
@@ -31,6 +30,7 @@ use crate::network::{Cidr, HostNetwork, NetworkError};
 use crate::plan;
 use crate::rootfs::{Mounter, RootError, RootSource};
 use guards::{Attached, Namespaces, Process, open_namespace, process_start_time};
+use programs::Programs;
 
 /// A launcher that has not answered by then never will.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,8 +75,10 @@ fn io_step(step: &'static str) -> impl FnOnce(io::Error) -> NativeError {
 #[derive(Debug)]
 pub struct Native {
     instance: Instance,
-    /// Holds `envd` and `launch`; bound read-only into every sandbox.
-    guests: PathBuf,
+    /// The launcher, as the host runs it.
+    launcher: PathBuf,
+    /// Mounted read-only in every sandbox.
+    programs: Programs,
     empty_root: PathBuf,
     hierarchies: Hierarchies,
     network: Arc<HostNetwork>,
@@ -85,8 +87,8 @@ pub struct Native {
 }
 
 impl Native {
-    /// Takes the host in use: cgroup parent, network rules, helper threads. `run` is a directory of ours; it gets an empty root for parked
-    /// launchers. Needs root; runs `nft` once.
+    /// Takes the host in use: cgroup parent, network rules, helper threads. `guests` holds `envd` and `launch`, which are copied into
+    /// memory. `run` is a directory of ours; it gets an empty root for parked launchers. Needs root; runs `nft` once.
     ///
     /// # Errors
     /// The part of the host that is missing or refused.
@@ -102,7 +104,8 @@ impl Native {
         fs::create_dir_all(empty_root.join("root")).map_err(io_step("make the empty root"))?;
         Ok(Self {
             instance,
-            guests: guests.to_owned(),
+            launcher: guests.join("launch"),
+            programs: Programs::copy(guests).map_err(io_step("copy the guest programs"))?,
             empty_root,
             hierarchies,
             network: Arc::new(HostNetwork::start(instance, allow_internal)?),
@@ -118,14 +121,16 @@ impl Native {
     pub fn prepare(&self, slot: Slot, limits: &Limits) -> Result<Parked, NativeError> {
         let cgroup = self.hierarchies.create(&slot.cgroup(), limits)?;
         let (control, theirs) = Channel::pair().map_err(io_step("make a control socket"))?;
-        let path = self.guests.join("launch");
-        let mut launcher = Command::new(&path)
+        let mut launcher = Command::new(&self.launcher)
             .env_clear()
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|source| NativeError::Launcher { path, source })?;
+            .map_err(|source| NativeError::Launcher {
+                path: self.launcher.clone(),
+                source,
+            })?;
         let cloned = self.start_launcher(slot, &control, &cgroup);
         if cloned.is_err() {
             // It may hang in a step; it owns nothing yet.
@@ -197,18 +202,10 @@ impl Native {
             return Err(NativeError::LauncherEnded("enter its namespaces"));
         };
         let root = self.mounter.mount(parked.slot, namespaces.user, source)?;
-        let guests = open_tree(
-            rustix::fs::CWD,
-            &self.guests,
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-        )
-        .map_err(|errno| io_step("clone the guest programs")(errno.into()))?;
-        let read_only = MountAttributes {
-            no_suid: true,
-            ..MountAttributes::READ_ONLY
-        };
-        set_attributes(guests.as_fd(), read_only)
-            .map_err(io_step("make the guest programs read-only"))?;
+        let guests = self
+            .programs
+            .mount()
+            .map_err(io_step("mount the guest programs"))?;
         parked
             .control
             .send(

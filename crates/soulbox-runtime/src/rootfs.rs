@@ -20,17 +20,18 @@ use soulbox_sys::mount::{MountAttributes, set_attributes};
 
 use crate::identity::Slot;
 
-/// Directories of an upper: what was changed, what overlayfs works in, and what becomes /dev/shm.
+/// Directories of an upper: what was changed, and what overlayfs works in.
 pub const UPPER: &str = "u";
 pub const WORK: &str = "w";
-pub const SHM: &str = "s";
+/// Below the root of every template, 1777; a mount of its own, so that setuid files are inert there.
+const SHM: &str = "dev/shm";
 
 /// What to mount.
 #[derive(Debug, Clone)]
 pub struct RootSource {
     /// Read-only trees, lowest first; IDs on disk are 0..65535.
     pub layers: Vec<PathBuf>,
-    /// A directory with [`UPPER`], [`WORK`] and [`SHM`], of the same file system.
+    /// A directory with [`UPPER`] and [`WORK`], of the same file system.
     pub upper: PathBuf,
 }
 
@@ -196,8 +197,9 @@ fn mount(slot: Slot, user_namespace: &OwnedFd, source: &RootSource) -> Result<Ro
     .map_err(step("mount the overlay"))?;
 
     let shm = (|| -> io::Result<OwnedFd> {
+        // Part of the overlay: a mount of the upper itself would show its name and the pool's device inside.
         let shm = open_tree(
-            &upper,
+            &overlay,
             SHM,
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
         )?;
