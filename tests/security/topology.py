@@ -44,7 +44,7 @@ class Namespace:
         self.holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 3600"],
             stdout=subprocess.PIPE,
-            preexec_fn=die_with_parent,
+            **APART,
         )
         stack.callback(self.end)
         self.holder.stdout.readline()
@@ -56,7 +56,7 @@ class Namespace:
         return finished
 
     def start(self, stack: ExitStack, *command: str, **more) -> subprocess.Popen:
-        process = subprocess.Popen([*self.enter, *command], preexec_fn=die_with_parent, **more)
+        process = subprocess.Popen([*self.enter, *command], **APART, **more)
         stack.callback(end, process)
         return process
 
@@ -72,6 +72,10 @@ def end(process: subprocess.Popen) -> None:
 def die_with_parent() -> None:
     """Even a test run that is killed leaves no namespace behind."""
     libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+# Ctrl-C is for the test run, which then ends all of them in order.
+APART = {"start_new_session": True, "preexec_fn": die_with_parent}
 
 
 class Topology:
@@ -90,20 +94,20 @@ class Topology:
         for address in (HOST_PUBLIC, HOST_PRIVATE):
             ip(self.host, f"address add {address}/32 dev lo")
             ip(self.world, f"route add {address}/32 via {UPLINK}")
-        resolver = tempfile.NamedTemporaryFile("w", prefix="soulbox-resolv-")
-        stack.callback(resolver.close)
-        resolver.write("nameserver 8.8.8.8\noptions timeout:1 attempts:1\n")
-        resolver.flush()
-        self.host.run("mount", "--bind", resolver.name, os.path.realpath("/etc/resolv.conf"))
+        # The mount holds the file when its name is gone.
+        with tempfile.NamedTemporaryFile("w", prefix="soulbox-resolv-") as resolver:
+            resolver.write("nameserver 8.8.8.8\noptions timeout:1 attempts:1\n")
+            resolver.flush()
+            self.host.run("mount", "--bind", resolver.name, os.path.realpath("/etc/resolv.conf"))
         world = self.world.start(stack, sys.executable, str(HERE / "world.py"), NAME, PUBLIC[0], stdout=subprocess.PIPE)
         assert world.stdout.readline() == b"ready\n"
 
     def relay(self, stack: ExitStack, port: int) -> None:
         """Makes 127.0.0.1:`port` of the test reach 127.0.0.1:`port` of the host's namespace."""
-        listening = socket.create_server(("127.0.0.1", port))
-        stack.callback(listening.close)
-        arguments = (sys.executable, str(HERE / "relay.py"), str(listening.fileno()), str(port))
-        self.host.start(stack, *arguments, pass_fds=[listening.fileno()])
+        # Open here no longer than until the relay has it: without the relay, connections are refused instead of waiting.
+        with socket.create_server(("127.0.0.1", port)) as listening:
+            arguments = (sys.executable, str(HERE / "relay.py"), str(listening.fileno()), str(port))
+            self.host.start(stack, *arguments, pass_fds=[listening.fileno()])
 
     def fetch(self, namespace: Namespace, url: str) -> dict:
         """What an HTTP server says to a program of a namespace."""
