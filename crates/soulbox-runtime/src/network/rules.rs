@@ -182,6 +182,10 @@ mod tests {
             add table ip soulbox_2
             add map ip soulbox_2 own { type ifname : ipv4_addr; }
             add set ip soulbox_2 open { type ifname; }
+            add set ip soulbox_2 allow { type ifname . ipv4_addr; flags interval; }
+            add set ip soulbox_2 deny { type ifname . ipv4_addr; flags interval; }
+            add chain ip soulbox_2 lists
+            flush chain ip soulbox_2 lists
             add chain ip soulbox_2 arrive { type filter hook prerouting priority -310; policy accept; }
             flush chain ip soulbox_2 arrive
             add chain ip soulbox_2 leave { type filter hook postrouting priority 300; policy accept; }
@@ -210,12 +214,18 @@ mod tests {
             add rule ip soulbox_2 pass oifname "sb2-*" ct state established,related accept
             add rule ip soulbox_2 pass oifname "sb2-*" drop
             add rule ip soulbox_2 pass iifname != "sb2-*" return
+            add rule ip soulbox_2 pass jump lists
             add rule ip soulbox_2 pass iifname @open ip daddr { 192.168.7.0/24 } accept
+            add rule ip soulbox_2 pass ip daddr { 192.168.7.0/24 } iifname . ip daddr @allow accept
             add rule ip soulbox_2 pass ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4 } meta l4proto tcp reject with tcp reset
             add rule ip soulbox_2 pass ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4 } drop
             add rule ip soulbox_2 pass iifname @open accept
+            add rule ip soulbox_2 pass iifname . ip daddr @allow accept
             add rule ip soulbox_2 pass meta l4proto tcp reject with tcp reset
             add rule ip soulbox_2 pass drop
+            add rule ip soulbox_2 lists iifname . ip daddr @allow return
+            add rule ip soulbox_2 lists iifname . ip daddr @deny meta l4proto tcp reject with tcp reset
+            add rule ip soulbox_2 lists iifname . ip daddr @deny drop
             add rule ip soulbox_2 hide ip saddr 100.72.0.0/14 oifname != "sb2-*" masquerade
             add table ip6 soulbox_2
             add chain ip6 soulbox_2 arrive { type filter hook prerouting priority -310; policy accept; }
