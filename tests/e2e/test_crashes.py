@@ -30,7 +30,7 @@ class Standing:
 
     @classmethod
     def make(cls, token: str) -> "Standing":
-        sandbox = Sandbox.create("base", timeout=1200)
+        sandbox = Sandbox.create("base", timeout=1200, network={"deny_out": ["8.8.0.0/16"]})
         sandbox.files.write("/tmp/mark", token)
         ticking = sandbox.commands.run(
             f"echo {token} >> /tmp/starts; while :; do echo {token}; sleep 0.1; done", background=True, timeout=0
@@ -64,7 +64,8 @@ class Load:
         while not self.over.is_set():
             try:
                 # A caller whose server dies cannot kill it: then its deadline does.
-                sandbox = Sandbox.create("base", timeout=5, request_timeout=5)
+                lists = {"network": {"deny_out": ["9.9.9.0/24"]}} if number == 3 else {}
+                sandbox = Sandbox.create("base", timeout=5, request_timeout=5, **lists)
                 if number % 2:
                     sandbox.commands.run("head -c 300k /dev/urandom | sha256sum", timeout=5, request_timeout=5)
                 if number != 2:

@@ -51,6 +51,12 @@ def with_load(number: int) -> None:
             sandbox.files.write("/tmp/file", b"x" * 100_000)
 
 
+def with_lists(_: int) -> None:
+    """Its ranges are elements in the sets of the host's rules."""
+    with Sandbox.create("base", timeout=60, network={"deny_out": ["8.8.0.0/16", "9.9.9.9"], "allow_out": ["8.8.8.8"]}) as sandbox:
+        sandbox.commands.run("true")
+
+
 def forgotten(_: int) -> None:
     """Ends by its own deadline."""
     Sandbox.create("base", timeout=1)
@@ -77,7 +83,7 @@ def abandoned(number: int) -> None:
         time.sleep(random.Random(number).choice([0, 0, 0.001, 0.002, 0.004, 0.008]))
 
 
-KINDS = [with_load, with_load, abandoned, with_load, abandoned, forgotten, with_load, ended_from_inside]
+KINDS = [with_load, with_lists, abandoned, with_load, abandoned, forgotten, with_load, ended_from_inside]
 
 
 def cycle(number: int) -> None:
