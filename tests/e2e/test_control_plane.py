@@ -185,6 +185,34 @@ def test_sdk_06_a_full_quota_costs_one_request(one):
     assert time.monotonic() - began < 1, "the package waits before it repeats"
 
 
+def default_team() -> str:
+    with sqlite3.connect(DATA / "control" / "control.db", timeout=10) as database:
+        (team_id,) = database.execute("SELECT team_id FROM teams WHERE slug = 'default'").fetchone()
+    database.close()
+    return team_id
+
+
+def test_cp_142_sandboxes_of_a_team_over_time(one, other):
+    path = f"/teams/{default_team()}/metrics"
+    one.create()
+    until("a sample has it", lambda: any(p["concurrentSandboxes"] == 1 for p in one.call("GET", path)[1]), 30)
+    assert any(point["sandboxStartRate"] > 0 for point in one.call("GET", path)[1])
+    status, said = other.client.call("GET", path)
+    assert status == 403 and "not authorized to access this team's" in said["message"]
+    assert other.client.call("GET", f"/teams/{other.id}/metrics")[1] == []
+    now = int(time.time())
+    for times in (f"start={now + 60}", f"start={now}&end={now - 60}", "start=x"):
+        assert one.call("GET", f"{path}?{times}")[0] == 400, times
+
+
+def test_cp_143_the_most_of_a_team(one):
+    path = f"/teams/{default_team()}/metrics/max?metric="
+    one.create()
+    until("a sample has it", lambda: one.call("GET", path + "concurrent_sandboxes")[1]["value"] >= 1, 30)
+    assert one.call("GET", path + "sandbox_start_rate")[1]["value"] > 0
+    assert one.call("GET", path + "x")[0] == 400
+
+
 def test_cp_158_the_agent_starts_anew(server, one):
     kept, mortal = one.create(), one.create(timeout=2)
     server.kill()

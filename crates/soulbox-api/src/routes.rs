@@ -1,5 +1,6 @@
 //! The route table: what is there, and what answers 501 until it is.
 
+mod metrics;
 mod sandboxes;
 mod templates;
 
@@ -50,6 +51,10 @@ pub(crate) fn all() -> Router<Arc<App>> {
             "/sandboxes/{sandbox_id}/network",
             put(sandboxes::set_network),
         )
+        .route("/sandboxes/metrics", get(metrics::of_sandboxes))
+        .route("/sandboxes/{sandbox_id}/metrics", get(metrics::of_sandbox))
+        .route("/teams/{team_id}/metrics", get(metrics::of_team))
+        .route("/teams/{team_id}/metrics/max", get(metrics::max_of_team))
         .route("/templates", get(templates::list_all))
         .route("/v2/templates", get(templates::list))
         .route("/templates/{template_id}", get(templates::detail))
@@ -74,8 +79,6 @@ const DELETE: MethodFilter = MethodFilter::DELETE;
 
 /// Routes that E2B has and this server does not have yet.
 const NOT_YET: &[(MethodFilter, &str, Scheme)] = &[
-    (GET, "/sandboxes/metrics", Scheme::Customer),
-    (GET, "/sandboxes/{sandbox_id}/metrics", Scheme::Customer),
     (GET, "/sandboxes/{sandbox_id}/logs", Scheme::Customer),
     (GET, "/v2/sandboxes/{sandbox_id}/logs", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/pause", Scheme::Customer),
@@ -136,8 +139,6 @@ const NOT_YET: &[(MethodFilter, &str, Scheme)] = &[
     ),
     (GET, "/default-templates", Scheme::Customer),
     (GET, "/teams", Scheme::AccessToken),
-    (GET, "/teams/{team_id}/metrics", Scheme::Customer),
-    (GET, "/teams/{team_id}/metrics/max", Scheme::Customer),
     (GET, "/api-keys", Scheme::KeyOwner),
     (POST, "/api-keys", Scheme::KeyOwner),
     (PATCH, "/api-keys/{api_key_id}", Scheme::KeyOwner),

@@ -16,6 +16,7 @@ use crate::hosts::Hosts;
 use crate::lifecycle::{Effect, Event, Machine};
 use crate::list::{self, Cursor, ListQuery, Order, Page};
 use crate::live::{LiveSandbox, Traffic};
+use crate::metrics::Metrics;
 use crate::owner::{Creation, DeadlineChange, Ends, INBOX, Owner, Request, Surroundings};
 use crate::registry::{Handle, Registry};
 use crate::settings::ControlSettings;
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) mint: TokenMint,
     pub(crate) catalog: RwLock<Arc<Catalog>>,
     pub(crate) spawns: Mutex<HashMap<TemplateId, Spawns>>,
+    pub(crate) metrics: Metrics,
     /// Serialises readings of the hosts' templates, and says when the last one was.
     pub(crate) refreshed: tokio::sync::Mutex<Option<tokio::time::Instant>>,
 }
@@ -83,6 +85,7 @@ impl Control {
                 mint,
                 catalog: RwLock::default(),
                 spawns: Mutex::default(),
+                metrics: Metrics::default(),
                 refreshed: tokio::sync::Mutex::default(),
             }),
         }
@@ -176,6 +179,10 @@ impl Control {
     /// [`SandboxError::NotFound`]; [`SandboxError::TimedOut`] leaves the kill under way.
     pub async fn kill(&self, team: &TeamRow, id: &SandboxId) -> Result<(), SandboxError> {
         let handle = self.handle(team, id)?;
+        // Its owner may still be writing that it is over.
+        if handle.state() == SandboxState::Dead {
+            return Err(missing(id));
+        }
         let (reply, done) = oneshot::channel();
         let request = Request::Kill {
             cause: DeathCause::Killed,

@@ -160,6 +160,7 @@ impl Control {
     }
 
     fn count_spawn(&self, row: &SandboxRow, at: UnixMillis) {
+        self.shared.metrics.count_start(&row.team_id);
         let mut spawns = self
             .shared
             .spawns

@@ -41,6 +41,23 @@ pub struct HostSandbox {
     pub egress: Egress,
 }
 
+/// What a live sandbox has used, as a host counts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostUsage {
+    pub sandbox_id: SandboxId,
+    /// Processor time since its slot was made.
+    pub cpu_micros: u64,
+    /// Bytes, without the page cache, and of the page cache.
+    pub memory: u64,
+    pub cache: u64,
+    pub processes: u64,
+    /// Bytes added to the template's files.
+    pub disk: u64,
+    /// Bytes over its network interface, as the sandbox sees them.
+    pub received: u64,
+    pub sent: u64,
+}
+
 /// A template version whose layers lie on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostTemplate {
@@ -132,6 +149,12 @@ pub trait Hosts: Send + Sync + 'static {
     /// # Errors
     /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
     async fn list(&self) -> Result<Vec<HostSandbox>, HostFailure>;
+
+    /// What every live sandbox has used; one that is just ending may be missing.
+    ///
+    /// # Errors
+    /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
+    async fn usage(&self) -> Result<Vec<HostUsage>, HostFailure>;
 
     /// Every template version that can be started.
     ///

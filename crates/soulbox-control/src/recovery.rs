@@ -102,8 +102,13 @@ impl Control {
         Ok(found)
     }
 
-    /// Keeps house until `shutdown`: compares with the hosts' lists, writes counters, prunes, lets the store tidy up.
+    /// Keeps house and samples what sandboxes use, until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
+        tokio::join!(self.keep_house(&shutdown), self.measure(&shutdown));
+    }
+
+    /// Compares with the hosts' lists, writes counters, prunes, lets the store tidy up.
+    async fn keep_house(&self, shutdown: &CancellationToken) {
         let mut round: u64 = 0;
         loop {
             tokio::select! {

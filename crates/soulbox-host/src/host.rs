@@ -11,7 +11,7 @@ use std::time::Duration;
 use soulbox_pool::{Growth, Pool, PoolError, TemplateManifest};
 use soulbox_types::{DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, UnixMillis};
 use soulbox_wire::host::{
-    Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate,
+    Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate, HostUsage,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -330,6 +330,43 @@ impl<R: Runtime> Host<R> {
                 }
             })
             .collect()
+    }
+
+    /// What every live sandbox has used.
+    ///
+    /// # Errors
+    /// Kind `Failed`.
+    pub async fn usage(&self) -> Result<Vec<HostUsage>, HostError> {
+        let live: Vec<_> = lock(&self.inner.sandboxes)
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Starting => None,
+                Entry::Live(live) => Some((Arc::clone(&live.running), Arc::clone(&live.record))),
+            })
+            .collect();
+        let workshop = Arc::clone(&self.inner.workshop);
+        spawn_blocking(move || {
+            let traffic = workshop.runtime.traffic().map_err(|error| failed(&error))?;
+            let usage = live.iter().filter_map(|(running, record)| {
+                let record = lock(record).clone();
+                // One that is just ending has nothing to tell.
+                let usage = workshop.runtime.usage(running).ok()?;
+                let traffic = traffic.get(&record.slot).copied().unwrap_or_default();
+                Some(HostUsage {
+                    cpu_micros: usage.cpu_micros,
+                    memory: usage.memory,
+                    cache: usage.cache,
+                    processes: usage.processes,
+                    disk: workshop.pool.usage(&record.upper).map_or(0, |it| it.bytes),
+                    received: traffic.received,
+                    sent: traffic.sent,
+                    sandbox_id: record.sandbox_id,
+                })
+            });
+            Ok(usage.collect())
+        })
+        .await
+        .map_err(|error| failed(&error))?
     }
 
     /// The templates of the pool, read anew.

@@ -1,5 +1,6 @@
 //! The runtime `native` behind the seam.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +15,9 @@ use soulbox_types::{Egress, Limits};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
-use crate::runtime::{DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError};
+use crate::runtime::{
+    DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError, Traffic, Usage,
+};
 
 /// A server whose backlog is full does not answer; a refusal comes at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -138,6 +141,14 @@ impl Runtime for NativeRuntime {
         self.native
             .set_egress(running.slot(), egress)
             .map_err(boxed)
+    }
+
+    fn usage(&self, running: &Running) -> Result<Usage, RuntimeError> {
+        running.usage().map_err(boxed)
+    }
+
+    fn traffic(&self) -> Result<HashMap<u16, Traffic>, RuntimeError> {
+        self.native.traffic().map_err(boxed)
     }
 
     fn ended(&self, running: &Running) -> io::Result<OwnedFd> {

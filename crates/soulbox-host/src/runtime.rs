@@ -1,9 +1,12 @@
 //! The seam to the isolation tiers. Nothing above it knows namespaces; `native` is the first implementation.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use soulbox_runtime::cgroup::Usage;
+pub use soulbox_runtime::network::Traffic;
 use soulbox_types::{Egress, Limits};
 
 /// What a runtime could not do, with its causes.
@@ -72,6 +75,10 @@ pub trait Runtime: Send + Sync + 'static {
     fn set_limits(&self, running: &Self::Running, limits: &Limits) -> Result<(), RuntimeError>;
     /// Changes where it may connect to; new sandboxes may connect nowhere.
     fn set_egress(&self, running: &Self::Running, egress: &Egress) -> Result<(), RuntimeError>;
+    /// What it has used so far.
+    fn usage(&self, running: &Self::Running) -> Result<Usage, RuntimeError>;
+    /// Bytes over the network of every slot that has one.
+    fn traffic(&self) -> Result<HashMap<u16, Traffic>, RuntimeError>;
     /// A descriptor that polls readable when no process of the sandbox is left.
     fn ended(&self, running: &Self::Running) -> io::Result<OwnedFd>;
     /// Starts the end of all processes.

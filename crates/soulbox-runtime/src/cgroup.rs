@@ -232,6 +232,18 @@ impl Hierarchies {
     }
 }
 
+/// What the processes of a cgroup use; sizes are bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time since the cgroup was made.
+    pub cpu_micros: u64,
+    /// Without the page cache.
+    pub memory: u64,
+    pub cache: u64,
+    /// Processes and threads.
+    pub processes: u64,
+}
+
 /// The cgroup of one sandbox. One that was made here is removed when dropped, unless [`Cgroup::leave`] was called.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -330,6 +342,38 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
+    /// What its processes have used so far, those that ended included.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`]: it is gone, or a file is not as the kernel writes it.
+    pub fn usage(&self) -> Result<Usage, CgroupError> {
+        let mut usage = Usage::default();
+        for (directory, controllers) in self.directories() {
+            for controller in controllers {
+                match (self.hierarchies.version, *controller) {
+                    (Version::V1, "cpuacct") => {
+                        usage.cpu_micros = read(&directory.join("cpuacct.usage"), "")? / 1000;
+                    }
+                    (Version::V2, "cpu") => {
+                        usage.cpu_micros = read(&directory.join("cpu.stat"), "usage_usec ")?;
+                    }
+                    (version, "memory") => {
+                        let (file, cache) = match version {
+                            Version::V1 => ("memory.usage_in_bytes", "total_cache "),
+                            Version::V2 => ("memory.current", "file "),
+                        };
+                        usage.cache = read(&directory.join("memory.stat"), cache)?;
+                        let all = read(&directory.join(file), "")?;
+                        usage.memory = all.saturating_sub(usage.cache);
+                    }
+                    (_, "pids") => usage.processes = read(&directory.join("pids.current"), "")?,
+                    _ => {}
+                }
+            }
+        }
+        Ok(usage)
+    }
+
     /// Removes the cgroup; the kernel may need a moment after the last process ended. Blocks for at most `within`.
     ///
     /// # Errors
@@ -388,6 +432,21 @@ fn make_directory(path: &Path) -> Result<(), CgroupError> {
         }),
         _ => Ok(()),
     }
+}
+
+/// The number of the line that begins so.
+fn read(path: &Path, line: &str) -> Result<u64, CgroupError> {
+    fs::read_to_string(path)
+        .and_then(|text| {
+            text.lines()
+                .find_map(|it| it.strip_prefix(line)?.trim().parse().ok())
+                .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        })
+        .map_err(|source| CgroupError::File {
+            step: "read",
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {

@@ -11,6 +11,7 @@
 mod guards;
 mod programs;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,11 +23,11 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use soulbox_types::{Egress, Limits};
 
-use crate::cgroup::{Cgroup, CgroupError, Hierarchies, REMOVE_TIMEOUT};
+use crate::cgroup::{Cgroup, CgroupError, Hierarchies, REMOVE_TIMEOUT, Usage};
 use crate::dial::Dialer;
 use crate::identity::{Instance, Slot};
 use crate::launch::channel::{Channel, FromLauncher, ToLauncher};
-use crate::network::{Cidr, HostNetwork, NetworkError};
+use crate::network::{Cidr, HostNetwork, NetworkError, Traffic};
 use crate::plan;
 use crate::rootfs::{Mounter, RootError, RootSource};
 use guards::{Attached, Namespaces, Process, open_namespace, process_start_time};
@@ -268,6 +269,14 @@ impl Native {
         self.network.set_egress(slot, egress)
     }
 
+    /// Bytes over the network of every slot that has one, by index.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn traffic(&self) -> io::Result<HashMap<u16, Traffic>> {
+        self.network.traffic()
+    }
+
     /// A socket inside the sandbox, to be connected to one of [`crate::dial::addresses`].
     ///
     /// # Errors
@@ -412,6 +421,14 @@ impl Running {
     /// See [`Cgroup::set_limits`].
     pub fn set_limits(&self, limits: &Limits) -> Result<(), CgroupError> {
         self.cgroup.set_limits(limits)
+    }
+
+    /// What it has used so far.
+    ///
+    /// # Errors
+    /// See [`Cgroup::usage`].
+    pub fn usage(&self) -> Result<Usage, CgroupError> {
+        self.cgroup.usage()
     }
 
     /// How many processes were ended because of the memory limit.

@@ -24,6 +24,7 @@ use lists::Lists;
 pub use soulbox_types::{Cidr, ParseCidrError};
 
 const NLA_IFNAME: u16 = 3; // IFLA_IFNAME
+const IFLA_STATS64: u16 = 23;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
@@ -38,6 +39,13 @@ const NFNL_BATCH_END: u16 = 0x11;
 const NFT_NEWSETELEM: u16 = (10 << 8) | 12; // NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWSETELEM
 const NFT_DELSETELEM: u16 = (10 << 8) | 14;
 const IFNAMSIZ: usize = 16;
+
+/// Bytes over a sandbox's network interface, as the sandbox sees them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub received: u64,
+    pub sent: u64,
+}
 
 /// Why the host's network could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -277,20 +285,50 @@ impl HostNetwork {
     /// # Errors
     /// The kernel's.
     pub fn interfaces(&self) -> io::Result<Vec<String>> {
+        Ok(self.links()?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Bytes over the interfaces of the installation, by the index of their slot.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn traffic(&self) -> io::Result<HashMap<u16, Traffic>> {
+        let prefix = self.instance.interface_prefix();
+        let number = |bytes: &[u8], at: usize| {
+            let number = bytes.get(at..at + 8)?.try_into().ok()?;
+            Some(u64::from_ne_bytes(number))
+        };
+        let links = self.links()?.into_iter();
+        Ok(links
+            .filter_map(|(name, link)| {
+                let slot = name.strip_prefix(&prefix)?.parse().ok()?;
+                let (_, counters) = attributes(link.get(16..)?).find(|it| it.0 == IFLA_STATS64)?;
+                // struct rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes. What comes in here has been sent inside.
+                let traffic = Traffic {
+                    received: number(counters, 24)?,
+                    sent: number(counters, 16)?,
+                };
+                Some((slot, traffic))
+            })
+            .collect())
+    }
+
+    /// The installation's interfaces, each with its `ifinfomsg` and attributes.
+    fn links(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
         let mut message = Message::new();
         message
             .begin(RTM_GETLINK, netlink::REQUEST | netlink::DUMP, 1)
             .raw(&interface_info(0));
         let prefix = self.instance.interface_prefix();
         Ok(exchange(&self.route, &message, 1)?
-            .iter()
+            .into_iter()
             .filter_map(|(_, link)| {
                 let name = attributes(link.get(16..)?)
                     .find(|(kind, _)| *kind == NLA_IFNAME)?
                     .1;
-                String::from_utf8(name.strip_suffix(b"\0")?.to_vec()).ok()
+                let name = String::from_utf8(name.strip_suffix(b"\0")?.to_vec()).ok()?;
+                name.starts_with(&prefix).then_some((name, link))
             })
-            .filter(|name| name.starts_with(&prefix))
             .collect())
     }
 

@@ -63,6 +63,8 @@ pub enum Request {
     Dial { sandbox_id: String, port: u16 },
     /// Every live sandbox of this host. Reply: [`Reply::Sandboxes`].
     List,
+    /// What every live sandbox has used. Reply: [`Reply::Usage`].
+    Usage,
     /// Templates whose layers lie in this host's pool, read from disk anew. Reply: [`Reply::Templates`].
     Templates,
 }
@@ -138,6 +140,7 @@ pub enum Reply {
     Done,
     Dialled,
     Sandboxes(Vec<HostSandbox>),
+    Usage(Vec<HostUsage>),
     Templates(Vec<HostTemplate>),
 }
 
@@ -186,6 +189,23 @@ pub struct HostSandbox {
     pub started_at: u64,
     pub deadline: u64,
     pub egress: Egress,
+}
+
+/// Counters of a live sandbox; sizes are bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostUsage {
+    pub sandbox_id: String,
+    /// Processor time since its slot was made.
+    pub cpu_micros: u64,
+    /// Without the page cache.
+    pub memory: u64,
+    pub cache: u64,
+    pub processes: u64,
+    /// Zero where nothing counts it.
+    pub disk: u64,
+    /// As the sandbox sees it.
+    pub received: u64,
+    pub sent: u64,
 }
 
 /// A template version in the host's pool.

@@ -205,6 +205,55 @@ pub enum OnTimeout {
     Pause,
 }
 
+/// An item of `GET /sandboxes/{id}/metrics`; sizes are bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxMetric {
+    pub timestamp: String,
+    /// Seconds.
+    pub timestamp_unix: u64,
+    pub cpu_count: u32,
+    /// 0 to 100, of all CPUs together.
+    pub cpu_used_pct: f64,
+    pub mem_used: u64,
+    pub mem_total: u64,
+    pub mem_cache: u64,
+    pub disk_used: u64,
+    pub disk_total: u64,
+    /// Extension of SoulBox.
+    pub process_count: u64,
+    /// Extension of SoulBox: bytes since the start.
+    pub network_received: u64,
+    /// Extension of SoulBox: bytes since the start.
+    pub network_sent: u64,
+}
+
+/// The answer to `GET /sandboxes/metrics`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxesMetrics {
+    pub sandboxes: BTreeMap<String, SandboxMetric>,
+}
+
+/// An item of `GET /teams/{id}/metrics`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TeamMetric {
+    pub timestamp: String,
+    pub timestamp_unix: u64,
+    pub concurrent_sandboxes: u32,
+    /// A second.
+    pub sandbox_start_rate: f64,
+}
+
+/// The answer to `GET /teams/{id}/metrics/max`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MaxTeamMetric {
+    pub timestamp: String,
+    pub timestamp_unix: u64,
+    pub value: f64,
+}
+
 /// An item of `GET /templates`; also the common part of [`TemplateWithBuilds`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -419,6 +419,47 @@ class TestNewestClients:
             assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-e2b-trace-id"])
 
 
+class TestMetrics:
+    def test_cp_144_samples(self, create):
+        # A CPU that is busy, memory that is held, a file, and traffic.
+        made = create(timeout=120, secure=True)
+        sandbox = Sandbox.connect(made["sandboxID"])
+        work = "b = bytearray(200 << 20)\nwhile True: pass"
+        sandbox.commands.run(f"head -c 30000000 /dev/urandom > /tmp/f; sync; python3 -c '{work}'", background=True, timeout=0)
+        path, points = f"/sandboxes/{made['sandboxID']}/metrics", []
+        deadline = time.monotonic() + 30
+        while not any(point["cpuUsedPct"] > 20 and point["diskUsed"] > 29_000_000 for point in points):
+            assert time.monotonic() < deadline, points
+            time.sleep(0.5)
+            points = ok(call("GET", path), 200)
+        detail = ok(call("GET", f"/sandboxes/{made['sandboxID']}"), 200)
+        last = points[-1]
+        assert last["memTotal"] == detail["memoryMB"] << 20 and last["cpuCount"] == detail["cpuCount"]
+        assert last["diskTotal"] == detail["diskSizeMB"] << 20
+        assert 200 << 20 < last["memUsed"] < last["memTotal"] and last["memCache"] > 0
+        assert last["processCount"] >= 3, "init, envd and the program"
+        assert all(0 <= point["cpuUsedPct"] <= 100 for point in points)
+        assert [point["timestampUnix"] for point in points] == sorted({point["timestampUnix"] for point in points})
+        assert abs(when(last["timestamp"]).timestamp() - last["timestampUnix"]) < 1
+        now = int(time.time())
+        assert ok(call("GET", f"{path}?start={now + 60}&end={now + 120}"), 200) == []
+        refused(call("GET", f"{path}?start={now}&end={now - 60}"), 400, "Invalid time range for metrics")
+        assert ok(call("GET", f"/sandboxes/{UNKNOWN}/metrics"), 200) == []
+        by_package = sandbox.get_metrics()
+        assert by_package and by_package[-1].mem_total == last["memTotal"]
+
+    def test_cp_145_of_several(self, create):
+        made = create(timeout=60)
+        ids = ",".join([made["sandboxID"], UNKNOWN, made["sandboxID"]])
+        deadline = time.monotonic() + 30
+        while not (found := ok(call("GET", f"/sandboxes/metrics?sandbox_ids={ids}"), 200)["sandboxes"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert list(found) == [made["sandboxID"]] and found[made["sandboxID"]]["memTotal"] > 0
+        many = ",".join(f"i{number}" for number in range(101))
+        refused(call("GET", f"/sandboxes/metrics?sandbox_ids={many}"), 400, "maximum is 100")
+
+
 class TestNotOffered:
     def test_cp_101_proxy_and_rules(self):
         asked = {"templateID": TEMPLATE, "network": {"egressProxy": {"address": "proxy.example:1080"}}}

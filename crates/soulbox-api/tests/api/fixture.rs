@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use soulbox_api::App;
 use soulbox_control::{
     Control, ControlSettings, Credentials, HostCreate, HostFailure, HostSandbox, HostTemplate,
-    Hosts, KeyKind, KeyRow, Started, Store, TeamRow,
+    HostUsage, Hosts, KeyKind, KeyRow, Started, Store, TeamRow,
 };
 use soulbox_store::SqliteStore;
 use soulbox_types::{
@@ -134,6 +134,10 @@ impl Hosts for FakeHosts {
 
     async fn list(&self) -> Result<Vec<HostSandbox>, HostFailure> {
         Ok(self.state().live.values().cloned().collect())
+    }
+
+    async fn usage(&self) -> Result<Vec<HostUsage>, HostFailure> {
+        Ok(Vec::new())
     }
 
     async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure> {

@@ -92,6 +92,7 @@ async fn perform<R: Runtime>(host: &Host<R>, request: Request) -> Answer {
             Err(error) => (Err(error), Vec::new()),
         },
         Request::List => (Ok(Reply::Sandboxes(host.list())), Vec::new()),
+        Request::Usage => (host.usage().await.map(Reply::Usage), Vec::new()),
         Request::Templates => (host.templates().await.map(Reply::Templates), Vec::new()),
     }
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode};
-use soulbox_control::{HostCreate, HostFailure, HostSandbox, HostTemplate, Hosts, Started};
+use soulbox_control::{
+    HostCreate, HostFailure, HostSandbox, HostTemplate, HostUsage, Hosts, Started,
+};
 use soulbox_envd_proto::{ENVD_PORT, INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, sign_init};
 use soulbox_ingress::{Ingress, Upstream};
 use soulbox_types::{Egress, Epoch, Limits, MiB, MilliCpu, SandboxId, UnixMillis};
@@ -143,6 +145,13 @@ impl Hosts for RpcHosts {
         }
     }
 
+    async fn usage(&self) -> Result<Vec<HostUsage>, HostFailure> {
+        match self.request(HostRequest::Usage).await? {
+            (Reply::Usage(all), _) => all.into_iter().map(usage).collect(),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure> {
         match self.request(HostRequest::Templates).await? {
             (Reply::Templates(templates), _) => templates.into_iter().map(template).collect(),
@@ -255,6 +264,22 @@ fn listed(sandbox: host::HostSandbox) -> Result<HostSandbox, HostFailure> {
         deadline: UnixMillis(sandbox.deadline),
         egress: Egress::try_from(&sandbox.egress)
             .map_err(|error| HostFailure::Failed(format!("the answer is malformed: {error}")))?,
+    })
+}
+
+fn usage(usage: host::HostUsage) -> Result<HostUsage, HostFailure> {
+    Ok(HostUsage {
+        sandbox_id: usage
+            .sandbox_id
+            .parse()
+            .map_err(|error| malformed(&error))?,
+        cpu_micros: usage.cpu_micros,
+        memory: usage.memory,
+        cache: usage.cache,
+        processes: usage.processes,
+        disk: usage.disk,
+        received: usage.received,
+        sent: usage.sent,
     })
 }
 

@@ -160,6 +160,7 @@ fn time_for(request: &Request) -> (&'static str, Duration) {
         Request::SetEgress { .. } => ("SetEgress", Duration::from_secs(5)),
         Request::Dial { .. } => ("Dial", Duration::from_secs(30)),
         Request::List => ("List", Duration::from_secs(10)),
+        Request::Usage => ("Usage", Duration::from_secs(10)),
         Request::Templates => ("Templates", Duration::from_secs(10)),
     }
 }

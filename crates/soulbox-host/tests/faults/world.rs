@@ -1,6 +1,6 @@
 //! A host without a kernel: a runtime and a pool that only count what exists, and that fail where they are told to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use soulbox_host::runtime::{
-    DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError,
+    self, DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError,
 };
 use soulbox_host::{Host, HostSettings, WarmTargets};
 use soulbox_pool::{
@@ -250,6 +250,14 @@ impl Runtime for World {
             Egress::Denied => state.objects.egress.remove(&running.slot),
         };
         Ok(())
+    }
+
+    fn usage(&self, _: &Running) -> Result<runtime::Usage, RuntimeError> {
+        Ok(runtime::Usage::default())
+    }
+
+    fn traffic(&self) -> Result<HashMap<u16, runtime::Traffic>, RuntimeError> {
+        Ok(HashMap::new())
     }
 
     fn ended(&self, running: &Running) -> io::Result<OwnedFd> {
