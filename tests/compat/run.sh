@@ -129,6 +129,7 @@ by_domain() {
 if [ "${1-}" = inside ]; then
     trap - EXIT
     quickstarts "by E2B_DOMAIN over TLS"
+    part "HTTP/2 over TLS" .cache/venv-latest/bin/pytest -q tests/compat/tls
     [ ${#failed[@]} = 0 ] || { printf 'failed: %s\n' "${failed[@]}" >&2; exit 1; }
     exit 0
 fi

@@ -21,7 +21,11 @@ use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use connectrpc::{CompressionRegistry, ConnectRpcService, DeadlinePolicy, Limits};
+use connectrpc_reflection::Reflector;
 use http::{HeaderValue, header};
+use soulbox_envd_proto::rpc::DESCRIPTORS;
+use soulbox_envd_proto::rpc::filesystem::FILESYSTEM_SERVICE_NAME;
+use soulbox_envd_proto::rpc::process::PROCESS_SERVICE_NAME;
 use tower::{Service as _, service_fn};
 
 use crate::filesystem::FilesystemService;
@@ -41,7 +45,10 @@ pub fn router(settings: Arc<Settings>) -> Router {
     });
     Router::new()
         .route_service("/process.Process/{method}", rpc.clone())
-        .route_service("/filesystem.Filesystem/{method}", rpc)
+        .route_service("/filesystem.Filesystem/{method}", rpc.clone())
+        .route_service("/grpc.health.v1.Health/{method}", rpc.clone())
+        .route_service("/grpc.reflection.v1.ServerReflection/{method}", rpc.clone())
+        .route_service("/grpc.reflection.v1alpha.ServerReflection/{method}", rpc)
         .route("/health", get(health))
         .route("/init", post(init::init))
         .route("/envs", get(envs))
@@ -62,6 +69,18 @@ fn rpc_service(settings: &Arc<Settings>) -> ConnectRpcService {
     let services = connectrpc::Router::new()
         .add_service(Arc::new(ProcessService::new(Arc::clone(settings))))
         .add_service(Arc::new(FilesystemService::new(Arc::clone(settings))));
+    let (services, _health) = connectrpc_health::install_static(
+        services,
+        [PROCESS_SERVICE_NAME, FILESYSTEM_SERVICE_NAME],
+    );
+    // The descriptors are those that the services were generated from.
+    let services = match Reflector::from_descriptor_set_bytes(DESCRIPTORS) {
+        Ok(reflector) => connectrpc_reflection::install(services, reflector),
+        Err(error) => {
+            eprintln!("error: no reflection: {error}");
+            services
+        }
+    };
     ConnectRpcService::new(services)
         // Compressed frames are held back by clients until a block is complete, and the CPU is the sandbox's.
         .with_compression(CompressionRegistry::new())

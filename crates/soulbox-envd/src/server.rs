@@ -16,6 +16,9 @@ use tower::ServiceExt;
 
 /// A connection without a request is closed after this; proxies in front give up earlier.
 const IDLE: Duration = Duration::from_secs(640);
+/// The most that is read of a connection before it is taken. As long as nothing is allocated in pieces of 128 KiB, the
+/// allocator gives memory back to the system, instead of keeping it for the next large piece.
+const READ_BUFFER: usize = 96 << 10;
 /// How long accepting pauses when descriptors or memory are short.
 const BREATHER: Duration = Duration::from_millis(50);
 
@@ -25,6 +28,7 @@ pub async fn serve(listener: TcpListener, router: Router) -> io::Error {
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(READ_BUFFER)
         .header_read_timeout(IDLE);
     builder
         .http2()

@@ -1,11 +1,13 @@
 //! Headers that belong to one connection and must not cross the proxy (RFC 9110, 7.6.1), in both directions.
 
+use axum::body::Body;
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Uri, Version};
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 
 /// The client's credential for us; no business of the program inside.
 pub(crate) const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
@@ -23,6 +25,33 @@ pub(crate) fn wanted_upgrade(request: &Parts) -> Option<HeaderValue> {
         .split(',')
         .any(|token| token.trim().eq_ignore_ascii_case("h2c")))
     .then(|| protocol.clone())
+}
+
+/// Whether this is a gRPC call, which only HTTP/2 can carry: its status comes in trailers.
+pub(crate) fn is_grpc(request: &Parts) -> bool {
+    let kind = request.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    request.version == Version::HTTP_2
+        && kind
+            .and_then(|kind| kind.strip_prefix(b"application/grpc"))
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// Turns a request that [`for_upstream`] made into one for an HTTP/2 server.
+pub(crate) fn for_http2(request: &mut Request<Body>) {
+    let host = request.headers_mut().remove(HOST);
+    let mut parts = request.uri().clone().into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = host
+        .and_then(|host| Authority::try_from(host.as_bytes()).ok())
+        .or_else(|| Some(Authority::from_static("localhost")));
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    // gRPC servers refuse calls whose trailers somebody on the way might not pass on.
+    request
+        .headers_mut()
+        .insert(TE, HeaderValue::from_static("trailers"));
 }
 
 /// Makes a client's request one for an HTTP/1.1 server: origin form, one Host, one Cookie, no hop-by-hop headers.
@@ -156,6 +185,26 @@ mod tests {
         );
         assert_eq!(request.uri, "/a?b=c");
         assert_eq!(request.version, Version::HTTP_11);
+    }
+
+    #[test]
+    fn grpc_is_told_from_grpc_web() {
+        let check = |version, kind| is_grpc(&parts(version, &[("content-type", kind)]));
+        for kind in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc;x=y",
+        ] {
+            assert!(check(Version::HTTP_2, kind), "{kind}");
+            assert!(!check(Version::HTTP_11, kind), "{kind}");
+        }
+        for kind in [
+            "application/grpc-web",
+            "application/grpc-web+proto",
+            "application/json",
+        ] {
+            assert!(!check(Version::HTTP_2, kind), "{kind}");
+        }
     }
 
     #[test]

@@ -46,6 +46,13 @@ pub struct Ingress {
     tunnels: TaskTracker,
 }
 
+/// What is spoken to the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
 /// Both ends of a connection that is to switch protocols.
 struct Switch {
     protocol: HeaderValue,
@@ -127,15 +134,23 @@ impl Ingress {
         let client = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let switch = headers::wanted_upgrade(&parts).map(|protocol| Switch { protocol, client });
+        let protocol = if headers::is_grpc(&parts) {
+            Protocol::Http2
+        } else {
+            Protocol::Http1
+        };
         headers::for_upstream(
             &mut parts,
             switch.as_ref().map(|switch| switch.protocol.clone()),
         );
-        let request = Request::from_parts(parts, Body::new(body));
+        let mut request = Request::from_parts(parts, Body::new(body));
+        if protocol == Protocol::Http2 {
+            headers::for_http2(&mut request);
+        }
         tokio::select! {
             biased;
             () = live.ended.cancelled() => Err(Refusal::NotFound(target.clone())),
-            outcome = self.exchange(target, &live, request, switch) => outcome,
+            outcome = self.exchange(target, &live, request, switch, protocol) => outcome,
         }
     }
 
@@ -145,9 +160,11 @@ impl Ingress {
         live: &Live,
         mut request: Request<Body>,
         switch: Option<Switch>,
+        protocol: Protocol,
     ) -> Result<Response<Body>, Refusal> {
-        // A connection that switches is never given back, so it is not taken either.
+        // A connection that switches is never given back, so it is not taken either; those that wait speak HTTP/1.1.
         if switch.is_none()
+            && protocol == Protocol::Http1
             && let Some(mut upstream) = self.pool.take(target).await
         {
             upstream.tie(&live.ended);
@@ -162,7 +179,7 @@ impl Ingress {
                 },
             }
         }
-        let mut upstream = self.dial(target).await?;
+        let mut upstream = self.dial(target, protocol).await?;
         upstream.tie(&live.ended);
         match upstream.send(request).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => match switch {
@@ -177,7 +194,7 @@ impl Ingress {
         }
     }
 
-    async fn dial(&self, target: &Target) -> Result<Upstream, Refusal> {
+    async fn dial(&self, target: &Target, protocol: Protocol) -> Result<Upstream, Refusal> {
         let mut pauses = DIAL_PAUSES.iter();
         let socket = loop {
             match self.locate.dial(&target.sandbox_id, target.port).await {
@@ -196,7 +213,11 @@ impl Ingress {
                 }
             }
         };
-        Upstream::open(socket).await.map_err(|error| {
+        let opened = match protocol {
+            Protocol::Http1 => Upstream::open(socket).await,
+            Protocol::Http2 => Upstream::open_http2(socket).await,
+        };
+        opened.map_err(|error| {
             debug!(sandbox_id = %target.sandbox_id, port = target.port, %error, "connection died at once");
             Refusal::HungUp(target.clone())
         })

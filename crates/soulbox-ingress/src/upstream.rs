@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection to a server inside a sandbox. The peer is hostile: its headers are limited, its bytes parsed by hyper only.
+//! One HTTP connection to a server inside a sandbox: HTTP/1.1, or HTTP/2 for a gRPC call. The peer is hostile: its headers are limited, its bytes parsed by hyper only.
 
 use std::future::pending;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -15,6 +15,8 @@ use tracing::debug;
 
 /// The most bytes of status line and headers that a sandbox may answer with.
 const MAX_HEADER_SIZE: usize = 128 * 1024;
+/// Of HTTP/2: also the most that waits here for a slow client.
+const WINDOW: u32 = 1 << 20;
 /// How long a connection may take to become free after the end of an answer was seen.
 const SETTLE: Duration = Duration::from_millis(5);
 
@@ -32,9 +34,15 @@ pub enum UpstreamError {
 /// A connection that takes one request at a time. The task behind it ends, and the socket closes, when this is dropped
 /// (but after a switch of protocols) or when the sandbox that it is tied to ends.
 pub struct Upstream {
-    sender: SendRequest<Body>,
+    sender: Sender,
     sandbox: Option<oneshot::Sender<CancellationToken>>,
     _kill: DropGuard,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Body>),
+    /// Not shared between requests either: these are few, and one slow reader would hold up the others.
+    Http2(http2::SendRequest<Body>),
 }
 
 /// A request that was not answered.
@@ -57,6 +65,27 @@ impl Upstream {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(UpstreamError::Handshake)?;
+        let connection = connection.with_upgrades();
+        Ok(Self::run(Sender::Http1(sender), connection))
+    }
+
+    /// As [`Self::open`], for a server that speaks HTTP/2 without being asked whether it does.
+    pub(crate) async fn open_http2(socket: TcpStream) -> Result<Self, UpstreamError> {
+        socket.set_nodelay(true).map_err(UpstreamError::Setup)?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .max_header_list_size(MAX_HEADER_SIZE as u32)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .handshake(TokioIo::new(socket))
+            .await
+            .map_err(UpstreamError::Handshake)?;
+        Ok(Self::run(Sender::Http2(sender), connection))
+    }
+
+    fn run(
+        sender: Sender,
+        connection: impl Future<Output = hyper::Result<()>> + Send + 'static,
+    ) -> Self {
         let killed = CancellationToken::new();
         let kill = killed.clone().drop_guard();
         let (sandbox, tied) = oneshot::channel::<CancellationToken>();
@@ -69,18 +98,18 @@ impl Upstream {
                 }
             };
             tokio::select! {
-                outcome = connection.with_upgrades() => if let Err(error) = outcome {
+                outcome = connection => if let Err(error) = outcome {
                     debug!(%error, "connection to a sandbox failed");
                 },
                 () = killed.cancelled() => {}
                 () = ended => {}
             }
         });
-        Ok(Self {
+        Self {
             sender,
             sandbox: Some(sandbox),
             _kill: kill,
-        })
+        }
     }
 
     /// Closes the connection when this token is cancelled, whoever holds it then. The first call counts.
@@ -99,34 +128,42 @@ impl Upstream {
         &mut self,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        self.sender
-            .send_request(request)
-            .await
-            .map_err(UpstreamError::Exchange)
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.send_request(request).await,
+            Sender::Http2(sender) => sender.send_request(request).await,
+        }
+        .map_err(UpstreamError::Exchange)
     }
 
     pub(crate) async fn send(
         &mut self,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, Unanswered> {
-        self.sender
-            .try_send_request(request)
-            .await
-            .map_err(|mut error| match error.take_message() {
-                Some(request) => Unanswered::Unsent(Box::new(request)),
-                None => Unanswered::Failed(error.into_error()),
-            })
+        let outcome = match &mut self.sender {
+            Sender::Http1(sender) => sender.try_send_request(request).await,
+            Sender::Http2(sender) => sender.try_send_request(request).await,
+        };
+        outcome.map_err(|mut error| match error.take_message() {
+            Some(request) => Unanswered::Unsent(Box::new(request)),
+            None => Unanswered::Failed(error.into_error()),
+        })
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
     }
 
     /// Waits a moment until the next request can be sent; false when it cannot.
     pub(crate) async fn is_free(&mut self) -> bool {
-        self.sender.is_ready()
+        let Sender::Http1(sender) = &mut self.sender else {
+            return false;
+        };
+        sender.is_ready()
             || matches!(
-                tokio::time::timeout(SETTLE, self.sender.ready()).await,
+                tokio::time::timeout(SETTLE, sender.ready()).await,
                 Ok(Ok(()))
             )
     }

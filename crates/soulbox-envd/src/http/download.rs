@@ -25,8 +25,8 @@ use crate::settings::Settings;
 
 /// Reads of at most this happen on the event loop; a thread would cost more than it saves.
 const INLINE: u64 = 64 << 10;
-/// One read beside the event loop.
-const CHUNK: usize = 512 << 10;
+/// One read beside the event loop. Below 128 KiB, see `server.rs`.
+const CHUNK: usize = 96 << 10;
 /// What the media type is guessed from.
 const SAMPLE: usize = 512;
 const O_NONBLOCK: i32 = 0o4000;

@@ -29,8 +29,8 @@ use crate::users::User;
 
 /// Writes of at most this happen on the event loop; larger ones beside it, so that a slow disk holds nobody else.
 const INLINE: usize = 64 << 10;
-/// Chunks are collected up to this before they are written.
-const BATCH: usize = 512 << 10;
+/// Chunks are collected up to this before they are written. Below 128 KiB, see `server.rs`.
+const BATCH: usize = 96 << 10;
 /// Compressed input is expanded in pieces of this, so that a bomb does not fill the memory.
 const GZIP_PIECE: usize = 4 << 10;
 

@@ -4,5 +4,6 @@ mod daemon;
 mod files;
 mod filesystem;
 mod init;
+mod memory;
 mod process;
 mod transport;
