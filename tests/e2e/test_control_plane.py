@@ -213,6 +213,25 @@ def test_cp_143_the_most_of_a_team(one):
     assert one.call("GET", path + "x")[0] == 400
 
 
+def test_cp_148_the_administrator_kills_all_of_a_team(server, one, other):
+    kept = one.create()
+    for _ in range(2):
+        other.client.create()
+    admin = Client(server, **{"X-Admin-Token": credentials()["admin_token"]})
+    counts = admin.call("GET", "/admin/sandboxes/running-counts")[1]
+    assert counts[other.id] == 2 and counts[default_team()] == 1
+    kill = f"/admin/teams/{other.id}/sandboxes/kill"
+    assert other.client.call("POST", kill)[0] == 401
+    assert Client(server, **{"X-Admin-Token": "wrong"}).call("POST", kill)[0] == 401
+    assert admin.call("POST", kill) == (200, {"killedCount": 2, "failedCount": 0})
+    assert other.client.call("GET", "/v2/sandboxes")[1] == []
+    assert [item["sandboxID"] for item in one.call("GET", "/v2/sandboxes")[1]] == [kept]
+    assert admin.call("GET", "/admin/sandboxes/running-counts")[1] == {default_team(): 1}
+    assert admin.call("POST", kill) == (200, {"killedCount": 0, "failedCount": 0})
+    assert admin.call("POST", f"/admin/teams/{uuid.uuid4()}/sandboxes/kill")[0] == 404
+    assert admin.call("POST", "/admin/teams/x/sandboxes/kill")[0] == 400
+
+
 def test_cp_158_the_agent_starts_anew(server, one):
     kept, mortal = one.create(), one.create(timeout=2)
     server.kill()

@@ -46,6 +46,19 @@ impl FromRequestParts<Arc<App>> for Caller {
     }
 }
 
+/// Proof that the request is the administrator's, on routes of [`Scheme::Admin`].
+pub(crate) struct Administrator;
+
+impl FromRequestParts<Arc<App>> for Administrator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        check(app, Scheme::Admin, &parts.headers, &parts.method, "")
+            .await
+            .map(|()| Self)
+    }
+}
+
 /// Lets a request in or refuses it.
 pub(crate) async fn check(
     app: &App,

@@ -1,5 +1,6 @@
 //! The route table: what is there, and what answers 501 until it is.
 
+mod admin;
 mod metrics;
 mod sandboxes;
 mod templates;
@@ -53,6 +54,14 @@ pub(crate) fn all() -> Router<Arc<App>> {
         )
         .route("/sandboxes/metrics", get(metrics::of_sandboxes))
         .route("/sandboxes/{sandbox_id}/metrics", get(metrics::of_sandbox))
+        .route(
+            "/admin/teams/{team_id}/sandboxes/kill",
+            post(admin::kill_sandboxes),
+        )
+        .route(
+            "/admin/sandboxes/running-counts",
+            get(admin::running_counts),
+        )
         .route("/teams/{team_id}/metrics", get(metrics::of_team))
         .route("/teams/{team_id}/metrics/max", get(metrics::max_of_team))
         .route("/templates", get(templates::list_all))
@@ -148,9 +157,7 @@ const NOT_YET: &[(MethodFilter, &str, Scheme)] = &[
     (GET, "/nodes", Scheme::Admin),
     (GET, "/nodes/{node_id}", Scheme::Admin),
     (POST, "/nodes/{node_id}", Scheme::Admin),
-    (POST, "/admin/teams/{team_id}/sandboxes/kill", Scheme::Admin),
     (POST, "/admin/teams/{team_id}/builds/cancel", Scheme::Admin),
-    (GET, "/admin/sandboxes/running-counts", Scheme::Admin),
     (POST, "/admin/teams/{team_id}/api-keys", Scheme::Admin),
     (
         DELETE,

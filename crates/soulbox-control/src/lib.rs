@@ -4,6 +4,7 @@
 //! Everybody else sends it requests or watches its state. [`Control::live`] is what the ingress looks up.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod auth;
 mod catalog;
 mod clock;
@@ -25,6 +26,7 @@ mod spec;
 mod store;
 mod token;
 
+pub use admin::KilledAll;
 pub use auth::{AuthError, Credential};
 pub use catalog::{ResolveError, TemplateView};
 pub use control::{Control, HostEvent, SandboxView};

@@ -206,7 +206,7 @@ impl Metrics {
             .iter()
             .filter_map(|(id, entry)| Some((entry.dead_since?, id.clone())))
             .collect();
-        dead.sort_unstable_by(|one, other| other.0.cmp(&one.0));
+        dead.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
         for (_, id) in dead.drain(MAX_DEAD.min(dead.len())..) {
             sandboxes.remove(&id);
         }

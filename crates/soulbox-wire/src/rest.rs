@@ -234,6 +234,14 @@ pub struct SandboxesMetrics {
     pub sandboxes: BTreeMap<String, SandboxMetric>,
 }
 
+/// The answer to `POST /admin/teams/{id}/sandboxes/kill`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KilledAll {
+    pub killed_count: u32,
+    pub failed_count: u32,
+}
+
 /// An item of `GET /teams/{id}/metrics`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

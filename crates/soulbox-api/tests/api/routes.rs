@@ -71,9 +71,7 @@ async fn routes_to_come_answer_501_after_the_credential() {
         ("PUT", "/volumecontent/v/file", legacy),
         ("GET", "/nodes", admin),
         ("POST", "/nodes/n", admin),
-        ("POST", "/admin/teams/t/sandboxes/kill", admin),
         ("DELETE", "/admin/teams/t/api-keys/k", admin),
-        ("GET", "/admin/sandboxes/running-counts", admin),
     ] {
         let answer = server
             .call(method, path, credential, None)
