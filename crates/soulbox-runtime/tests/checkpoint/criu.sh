@@ -12,10 +12,11 @@ both=(--verbosity=4 --shell-job --manage-cgroups=ignore --file-locks --empty-ns 
 
 criu() {
     local libraries="$CRIU/usr/lib/$(uname -m)-linux-gnu"
-    # Over the host's, in a mount namespace of its own: CRIU keeps what it found out about the kernel there.
-    mount -t tmpfs tmpfs /run
     exec "$libraries"/ld-linux-*.so.* --library-path "$libraries" "$CRIU/usr/sbin/criu" "$@"
 }
+
+# Over the host's, in a mount namespace of its own: CRIU keeps what it found out about the kernel there.
+own_run() { mount -t tmpfs -o mode=0755 tmpfs /run; }
 
 case ${CRTOOLS_SCRIPT_ACTION:-$1} in
 dump)
@@ -24,6 +25,7 @@ dump)
     ;;
 dump-here)
     images=$2 pid=$3
+    own_run
     external=(--external 'mnt[/usr/lib/soulbox]:guests' --external 'mnt[/dev/shm]:shm')
     for mask in $(awk '$4 == "/null" { print $5 }' "/proc/$pid/mountinfo"); do
         external+=(--external "mnt[$mask]:null")
@@ -41,14 +43,17 @@ restore)
     ;;
 restore-here)
     images=$2
-    mkdir "$PLACE/root" "$PLACE/shm" "$PLACE/guests"
+    own_run
+    # Not below PLACE: the restored tree's root looks these up as its own user, for whom a closed folder above ends the way.
+    mounts=/run/mounts
+    mkdir -p $mounts/root $mounts/shm $mounts/guests
     for pair in "$3 root" "$4 shm" "$5 guests"; do
         read -r mount name <<< "$pair"
-        mount --no-canonicalize --move "/proc/self/fd/$mount" "$PLACE/$name"
+        mount --no-canonicalize --move "/proc/self/fd/$mount" "$mounts/$name"
         exec {mount}>&-
     done
-    criu restore --images-dir "$images" --log-file restore.log --root "$PLACE/root" --action-script "$0" \
-        --external "mnt[guests]:$PLACE/guests" --external "mnt[shm]:$PLACE/shm" --external 'mnt[null]:/dev/null' "${both[@]}"
+    criu restore --images-dir "$images" --log-file restore.log --root $mounts/root --action-script "$0" \
+        --external "mnt[guests]:$mounts/guests" --external "mnt[shm]:$mounts/shm" --external 'mnt[null]:/dev/null' "${both[@]}"
     ;;
 setup-namespaces)
     # The new network namespace is as empty as the kernel makes it, its settings at their defaults.
