@@ -97,7 +97,8 @@ fn probe_layer() -> soulbox_pool::LayerDigest {
 
 fn overlay(layer: &std::path::Path, upper: &std::path::Path) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
-    fs::create_dir(layer).map_err(text)?;
+    // What every template has and the mounter takes /dev/shm from.
+    fs::create_dir_all(layer.join("dev/shm")).map_err(text)?;
     let slot = Instance::new(0)
         .and_then(|instance| Slot::new(instance, 0))
         .ok_or("there is no first slot")?;
