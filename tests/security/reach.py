@@ -9,6 +9,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 PATIENCE = 1.5
+# A datagram may be lost on a busy machine, so it is sent more than once.
+TRIES = 3
 
 
 def answered(target: str) -> bool:
@@ -19,11 +21,16 @@ def answered(target: str) -> bool:
             return True
         protocol = socket.IPPROTO_ICMP if kind == "ping" else 0
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol) as asking:
-            asking.settimeout(PATIENCE)
+            asking.settimeout(PATIENCE / TRIES)
             asking.connect((address, 0 if kind == "ping" else int(rest[0])))
-            # An echo request; the kernel fills in its own identifier and checksum.
-            asking.send(b"\x08\0\0\0\0\0\0\1" if kind == "ping" else rest[1].encode())
-            return len(asking.recv(4096)) > 0
+            for _ in range(TRIES):
+                # An echo request; the kernel fills in its own identifier and checksum.
+                asking.send(b"\x08\0\0\0\0\0\0\1" if kind == "ping" else rest[1].encode())
+                try:
+                    return len(asking.recv(4096)) > 0
+                except TimeoutError:
+                    pass
+            return False
     except OSError:
         return False
 

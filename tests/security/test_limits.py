@@ -99,7 +99,8 @@ time.sleep(4)
 
 
 def test_processes_are_counted(own, neighbour):
-    sandbox = own()
+    # So many forks of Python take about 1 GiB: with the template's limit, memory would sometimes end first.
+    sandbox = own(memoryMB=4096)
     limit = int(on_host(sandbox).limit("pids", "pids.max", "pids.max"))
     sandbox.files.write("/tmp/fork.py", FORK)
     running = sandbox.commands.run("python3 /tmp/fork.py", background=True, timeout=60)
