@@ -61,6 +61,7 @@ class Stream:
         payload = json.loads(self._take(length))
         if flags == 2:
             self.end = payload
+            self.response.close()
             return None
         assert flags == 0, flags
         return payload
@@ -134,7 +135,9 @@ class Wire:
             headers=self.headers | {"Content-Type": STREAM} | (headers or {}),
             content=content if content is not None else envelope(message),
         )
-        response = self.client.send(request, stream=True)
+        # A pool of its own: a stream that a test leaves unread is closed by the garbage collector, at any moment, and would then wait for
+        # the lock of a shared pool that this very thread holds.
+        response = httpx.Client(timeout=self.client.timeout).send(request, stream=True)
         assert response.status_code == 200, response.read()
         assert response.headers["content-type"] == STREAM
         return Stream(response)
