@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The table of figures: a release server with slots made ahead, measured by bench/figures.py. Flags go to it
-# (--quick, --json PATH). Results of each run are kept in bench/results.
+# The table of figures: a release server with slots made ahead, measured by bench/figures, one file a subject. Flags go to it
+# (--quick, --json PATH), and so do subjects: `bench/run.sh lifecycle envd`. Results of each run are kept in bench/results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/server.sh
@@ -13,7 +13,9 @@ trap 'server_stop' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 # As many slots as the largest burst, so that it meets the path that is measured.
-server_start "$binary" "$data" "$data/bench.log" --warm 64
+export BENCH_WARM=64
+server_start "$binary" "$data" "$data/bench.log" --warm "$BENCH_WARM"
+export BENCH_AGENT=$server_pid
 exports=$(server_env)
 eval "$exports"
 export E2B_API_KEY E2B_API_URL E2B_SANDBOX_URL
@@ -23,6 +25,6 @@ export BENCH_ROOT
 
 echo "$(date --iso-8601=seconds), $(git rev-parse --short HEAD), $(uname -r), $(nproc) cores"
 mkdir -p bench/results
-.cache/venv-latest/bin/python bench/figures.py --json "bench/results/$(date +%Y%m%d-%H%M%S).json" "$@"
+.cache/venv-latest/bin/python bench/figures --json "bench/results/$(date +%Y%m%d-%H%M%S).json" "$@"
 trap - EXIT
 server_stop
