@@ -3,6 +3,7 @@
 //! Keys are known by their hashes. A verified one is remembered for a minute, and forgotten at once when keys change here.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,8 @@ pub(crate) struct Keyring {
     store: Arc<dyn Store>,
     admin_digest: [u8; 32],
     known: Mutex<HashMap<String, Known>>,
+    /// How often everything was forgotten: what was read from the store before that is not remembered after it.
+    forgotten: AtomicU64,
     used: Mutex<HashMap<String, UnixMillis>>,
 }
 
@@ -78,6 +81,7 @@ impl Keyring {
             store,
             admin_digest: Sha256::digest(admin_token).into(),
             known: Mutex::default(),
+            forgotten: AtomicU64::new(0),
             used: Mutex::default(),
         }
     }
@@ -123,7 +127,9 @@ impl Keyring {
 
     /// Forgets every verified key: keys or teams have changed.
     pub(crate) fn forget(&self) {
-        lock(&self.known).clear();
+        let mut known = lock(&self.known);
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+        known.clear();
     }
 
     /// When keys were used since the last call, for the store.
@@ -139,6 +145,7 @@ impl Keyring {
         if let Some(team) = self.remembered(&hash) {
             return Ok(team);
         }
+        let before = self.forgotten.load(Ordering::Relaxed);
         let (row, team) = self
             .store
             .key(KeyKind::ApiKey, &hash)
@@ -146,8 +153,17 @@ impl Keyring {
             .ok_or(AuthError::ApiKeyUnknown)?;
         let team = Arc::new(team);
         let now = clock::now();
-        lock(&self.used).insert(row.key_id.clone(), now);
+        // What was forgotten on account of another key is not a new use.
+        let noted = row
+            .last_used_at
+            .filter(|at| now.millis_since(*at) < NOTE_USE_EVERY_MILLIS);
+        if noted.is_none() {
+            lock(&self.used).entry(row.key_id.clone()).or_insert(now);
+        }
         let mut known = lock(&self.known);
+        if self.forgotten.load(Ordering::Relaxed) != before {
+            return Ok(team);
+        }
         if known.len() >= REMEMBER_AT_MOST {
             known.clear();
         }
@@ -157,7 +173,7 @@ impl Keyring {
                 key_id: row.key_id,
                 team: team.clone(),
                 seen: Instant::now(),
-                used_noted: now,
+                used_noted: noted.unwrap_or(now),
             },
         );
         Ok(team)

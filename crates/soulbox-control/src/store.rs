@@ -212,6 +212,19 @@ pub trait Store: Send + Sync + 'static {
     /// Notes when API keys were last used.
     async fn touch_keys(&self, used: &[(String, UnixMillis)]) -> Result<(), StoreError>;
 
+    /// Inserts an API key; its hash is nobody else's.
+    async fn insert_api_key(&self, key: &KeyRow) -> Result<(), StoreError>;
+    /// The API keys of a team, oldest first.
+    async fn api_keys(&self, team_id: &TeamId) -> Result<Vec<KeyRow>, StoreError>;
+    /// Gives an API key of the team another name; false when the team has no such key.
+    async fn rename_api_key(
+        &self,
+        team_id: &TeamId,
+        key_id: &str,
+        name: &str,
+    ) -> Result<bool, StoreError>;
+    /// Deletes an API key of the team; false when the team has no such key.
+    async fn delete_api_key(&self, team_id: &TeamId, key_id: &str) -> Result<bool, StoreError>;
     /// Inserts or updates a template, its aliases and a build, and tags the build `default` unless it is so already.
     async fn register_template(
         &self,

@@ -253,6 +253,64 @@ impl Store for SqliteStore {
         Ok(team.map(|team| (key, team)))
     }
 
+    async fn insert_api_key(&self, key: &KeyRow) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO api_keys (key_id, team_id, name, hash, prefix, value_length, mask_prefix, \
+             mask_suffix, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&key.key_id)
+        .bind(key.team_id.as_str())
+        .bind(&key.name)
+        .bind(&key.hash)
+        .bind(&key.prefix)
+        .bind(key.value_length)
+        .bind(&key.mask_prefix)
+        .bind(&key.mask_suffix)
+        .bind(number(key.created_at.0))
+        .execute(&self.durable)
+        .await
+        .map(drop)
+        .map_err(failed("insert a key"))
+    }
+
+    async fn api_keys(&self, team_id: &TeamId) -> Result<Vec<KeyRow>, StoreError> {
+        const ACTION: &str = "read the keys of a team";
+        let rows =
+            sqlx::query("SELECT * FROM api_keys WHERE team_id = ? ORDER BY created_at, key_id")
+                .bind(team_id.as_str())
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed(ACTION))?;
+        let keys = rows.iter().map(rows::key).collect::<Result<_, _>>();
+        keys.map_err(failed(ACTION))
+    }
+
+    async fn rename_api_key(
+        &self,
+        team_id: &TeamId,
+        key_id: &str,
+        name: &str,
+    ) -> Result<bool, StoreError> {
+        sqlx::query("UPDATE api_keys SET name = ? WHERE team_id = ? AND key_id = ?")
+            .bind(name)
+            .bind(team_id.as_str())
+            .bind(key_id)
+            .execute(&self.durable)
+            .await
+            .map(|done| done.rows_affected() > 0)
+            .map_err(failed("rename a key"))
+    }
+
+    async fn delete_api_key(&self, team_id: &TeamId, key_id: &str) -> Result<bool, StoreError> {
+        sqlx::query("DELETE FROM api_keys WHERE team_id = ? AND key_id = ?")
+            .bind(team_id.as_str())
+            .bind(key_id)
+            .execute(&self.durable)
+            .await
+            .map(|done| done.rows_affected() > 0)
+            .map_err(failed("delete a key"))
+    }
+
     async fn touch_keys(&self, used: &[(String, UnixMillis)]) -> Result<(), StoreError> {
         const ACTION: &str = "note the use of keys";
         let mut transaction = self
