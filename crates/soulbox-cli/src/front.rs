@@ -115,6 +115,7 @@ pub async fn run(socket: StdUnixStream, data: &Path) -> anyhow::Result<()> {
     let ingress = Ingress::new(Arc::new(Located {
         control: control.clone(),
         client: client.clone(),
+        counted: tokio::sync::Mutex::default(),
     }));
     hosts.park_in(ingress.clone());
     let credentials = Credentials {

@@ -9,12 +9,14 @@ mod route;
 #[cfg(feature = "rpc")]
 pub mod rpc;
 mod signature;
+mod usage;
 
 pub use init::{
     INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, VolumeMount, sign_init, verify_init,
 };
 pub use route::{HOST_ONLY_ROUTES, is_host_only};
 pub use signature::{FileOperation, sign_file};
+pub use usage::{SandboxUsage, USAGE_HEADER};
 
 /// The envd release whose behaviour is matched. Plain `X.Y.Z`: a suffix breaks version parsing in official clients.
 pub const ENVD_VERSION: &str = "0.6.13";

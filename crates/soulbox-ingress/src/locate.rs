@@ -1,6 +1,7 @@
 //! [`Locate`]: where a sandbox is and how to reach a port of it. The server supplies the implementation.
 
 use async_trait::async_trait;
+use soulbox_envd_proto::SandboxUsage;
 use soulbox_types::SandboxId;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -33,4 +34,7 @@ pub trait Locate: Send + Sync + 'static {
 
     /// Connects to a TCP port inside, once, in bounded time.
     async fn dial(&self, sandbox_id: &SandboxId, port: u16) -> Result<TcpStream, DialError>;
+
+    /// What the host counts of it, at most a second old, in bounded time; nothing when the host does not say.
+    async fn usage(&self, sandbox_id: &SandboxId) -> Option<SandboxUsage>;
 }

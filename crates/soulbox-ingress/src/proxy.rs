@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use soulbox_envd_proto::{ENVD_PORT, is_host_only};
+use soulbox_envd_proto::{ENVD_PORT, USAGE_HEADER, is_host_only};
 use soulbox_http::Lingering;
 use soulbox_types::SandboxId;
 use subtle::ConstantTimeEq;
@@ -147,10 +147,25 @@ impl Ingress {
         if protocol == Protocol::Http2 {
             headers::for_http2(&mut request);
         }
+        if target.port == ENVD_PORT {
+            self.tell_usage(target, &mut request).await;
+        }
         tokio::select! {
             biased;
             () = live.ended.cancelled() => Err(Refusal::NotFound(target.clone())),
             outcome = self.exchange(target, &live, request, switch, protocol) => outcome,
+        }
+    }
+
+    /// The daemon inside cannot see what its sandbox uses; the host can, and its word goes with the question.
+    async fn tell_usage(&self, target: &Target, request: &mut Request<Body>) {
+        request.headers_mut().remove(USAGE_HEADER);
+        if request.uri().path() == "/metrics"
+            && let Some(usage) = self.locate.usage(&target.sandbox_id).await
+            && let Ok(value) = serde_json::to_string(&usage)
+            && let Ok(value) = HeaderValue::from_str(&value)
+        {
+            request.headers_mut().insert(USAGE_HEADER, value);
         }
     }
 

@@ -1,18 +1,36 @@
 //! [`Located`]: the ingress's `Locate` on one machine: control knows the sandboxes, the host agent dials.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
 use async_trait::async_trait;
 use soulbox_control::{Control, Traffic};
+use soulbox_envd_proto::SandboxUsage;
 use soulbox_ingress::{DialError, Live, Locate};
 use soulbox_types::{SandboxId, SandboxState};
-use soulbox_wire::host::{HostErrorKind, Reply, Request};
+use soulbox_wire::host::{HostErrorKind, HostUsage, Reply, Request};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 
 use super::hosts::connected;
 use crate::rpc::{Client, RpcError};
 
+/// How long what the host counted is passed on.
+const USAGE_LIFE: Duration = Duration::from_secs(1);
+/// How long the host is waited for; without its word the daemon inside says less.
+const USAGE_PATIENCE: Duration = Duration::from_secs(2);
+
 pub(super) struct Located {
     pub(super) control: Control,
     pub(super) client: Client,
+    pub(super) counted: Mutex<Counted>,
+}
+
+/// What the host last said of its sandboxes.
+#[derive(Default)]
+pub(super) struct Counted {
+    at: Option<Instant>,
+    of: HashMap<String, HostUsage>,
 }
 
 #[async_trait]
@@ -49,5 +67,29 @@ impl Locate for Located {
             }),
             Err(error) => Err(DialError::Failed(crate::failure::chain(&error))),
         }
+    }
+
+    async fn usage(&self, sandbox_id: &SandboxId) -> Option<SandboxUsage> {
+        // One question to the host for all who ask within its time, however many they are.
+        let mut counted = self.counted.lock().await;
+        if counted.at.is_none_or(|at| at.elapsed() >= USAGE_LIFE) {
+            let asked = self.client.request(Request::Usage);
+            let all = match tokio::time::timeout(USAGE_PATIENCE, asked).await {
+                Ok(Ok((Reply::Usage(all), _))) => all,
+                _ => return None,
+            };
+            counted.at = Some(Instant::now());
+            counted.of = all
+                .into_iter()
+                .map(|it| (it.sandbox_id.clone(), it))
+                .collect();
+        }
+        let usage = counted.of.get(sandbox_id.as_str())?;
+        Some(SandboxUsage {
+            cpu_micros: usage.cpu_micros,
+            memory: usage.memory,
+            cache: usage.cache,
+            disk: usage.disk,
+        })
     }
 }

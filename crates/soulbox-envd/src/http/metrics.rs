@@ -1,6 +1,7 @@
-//! `GET /metrics`: what the sandbox uses. Totals are the limits that the host told; uses come from the sandbox's own
-//! control group where one is mounted inside, else from its processes one by one: `/proc/meminfo` and `/proc/stat` show
-//! the host's.
+//! `GET /metrics`: what the sandbox uses. Totals are the limits that the host told at the start, uses come with the
+//! question, counted by the host ([`USAGE_HEADER`]). Asked from inside, the daemon says what it sees itself: its control
+//! group where one is mounted inside, else its processes one by one, since `/proc/meminfo` and `/proc/stat` show the
+//! host's. The disk it cannot see at all, so `disk_used` is then left out.
 
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +9,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
 use axum::response::Response;
+use http::HeaderMap;
 use serde::Serialize;
+use soulbox_envd_proto::{SandboxUsage, USAGE_HEADER};
 
 use super::answer::{HttpError, json};
 use crate::settings::Settings;
@@ -27,32 +30,55 @@ struct Metrics {
     mem_total_mib: u64,
     mem_used_mib: u64,
     disk_total: u64,
-    disk_used: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_used: Option<u64>,
+}
+
+/// Who counted; only counts of the same kind are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counter {
+    Host,
+    Own,
 }
 
 /// CPU time at the last sample, for the percentage.
-static LAST: Mutex<Option<(Instant, f64)>> = Mutex::new(None);
+static LAST: Mutex<Option<(Counter, Instant, f64)>> = Mutex::new(None);
 
-pub(crate) async fn metrics(State(settings): State<Arc<Settings>>) -> Result<Response, HttpError> {
+pub(crate) async fn metrics(
+    State(settings): State<Arc<Settings>>,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
     let limits = settings.limits();
+    let told = told(&headers)?;
     let cores = std::thread::available_parallelism()
         .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
     let cpu_count = limits.map_or(cores, |limits| limits.cpu_millis.div_ceil(1000).max(1));
-    let seconds = cgroup_cpu_seconds()
-        .or_else(|| processes().map(|all| all.cpu_seconds))
-        .ok_or_else(|| HttpError::internal("cannot read CPU times"))?;
-    let memory = cgroup_memory()
-        .or_else(process_memory)
-        .ok_or_else(|| HttpError::internal("cannot read memory use"))?;
+    let (counter, seconds) = match told {
+        Some(usage) => (Counter::Host, usage.cpu_micros as f64 / 1e6),
+        None => (Counter::Own, own_cpu_seconds()?),
+    };
+    let memory = match told {
+        Some(usage) => Memory {
+            used: usage.memory,
+            cache: usage.cache,
+        },
+        None => cgroup_memory()
+            .or_else(process_memory)
+            .ok_or_else(|| HttpError::internal("cannot read memory use"))?,
+    };
+    let mem_total = match limits {
+        Some(limits) => limits.memory_bytes,
+        None => host_memory().ok_or_else(|| HttpError::internal("cannot read memory size"))?,
+    };
     let disk = rustix::fs::statvfs("/")
         .map_err(|errno| HttpError::internal(format!("cannot read disk use: {errno}")))?;
-    let mem_total = limits.map_or(memory.total, |limits| limits.memory_bytes);
     Ok(json(&Metrics {
         ts: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
         cpu_count,
         cpu_used_pct: percentage(
+            counter,
             seconds,
             limits.map_or(f64::from(cores), |limits| {
                 f64::from(limits.cpu_millis) / 1000.0
@@ -64,18 +90,39 @@ pub(crate) async fn metrics(State(settings): State<Arc<Settings>>) -> Result<Res
         mem_total_mib: mem_total >> 20,
         mem_used_mib: memory.used >> 20,
         disk_total: limits.map_or(disk.f_blocks * disk.f_frsize, |limits| limits.disk_bytes),
-        disk_used: disk.f_blocks.saturating_sub(disk.f_bavail) * disk.f_frsize,
+        disk_used: match (told, limits) {
+            (Some(usage), _) => Some(usage.disk),
+            // The file system is the whole pool's, and the limit is not of that.
+            (None, Some(_)) => None,
+            // Nobody limits this machine, so it is its own.
+            (None, None) => Some(disk.f_blocks.saturating_sub(disk.f_bavail) * disk.f_frsize),
+        },
     }))
 }
 
+/// What the host counted, when it comes with the request.
+fn told(headers: &HeaderMap) -> Result<Option<SandboxUsage>, HttpError> {
+    headers
+        .get(USAGE_HEADER)
+        .map(|value| serde_json::from_slice(value.as_bytes()))
+        .transpose()
+        .map_err(|error| HttpError::bad_request(format!("invalid {USAGE_HEADER}: {error}")))
+}
+
+fn own_cpu_seconds() -> Result<f64, HttpError> {
+    cgroup_cpu_seconds()
+        .or_else(|| processes().map(|all| all.cpu_seconds))
+        .ok_or_else(|| HttpError::internal("cannot read CPU times"))
+}
+
 /// Share of all cores since the last sample, two decimals; zero for the first.
-fn percentage(seconds: f64, cores: f64) -> f64 {
+fn percentage(counter: Counter, seconds: f64, cores: f64) -> f64 {
     let now = Instant::now();
     let last = LAST
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .replace((now, seconds));
-    let Some((then, before)) = last else {
+        .replace((counter, now, seconds));
+    let Some((_, then, before)) = last.filter(|(before, ..)| *before == counter) else {
         return 0.0;
     };
     let capacity = now.duration_since(then).as_secs_f64() * cores;
@@ -86,7 +133,6 @@ fn percentage(seconds: f64, cores: f64) -> f64 {
 }
 
 struct Memory {
-    total: u64,
     used: u64,
     cache: u64,
 }
@@ -104,7 +150,6 @@ fn cgroup_memory() -> Option<Memory> {
         .or_else(|| field(&statistics, "cache "))
         .unwrap_or(0);
     Some(Memory {
-        total: host_memory()?,
         used: used.saturating_sub(cache),
         cache,
     })
@@ -113,7 +158,6 @@ fn cgroup_memory() -> Option<Memory> {
 /// Memory of all processes together; the page cache is the host's to count, so it is none here.
 fn process_memory() -> Option<Memory> {
     Some(Memory {
-        total: host_memory()?,
         used: processes()?.memory_bytes,
         cache: 0,
     })

@@ -125,9 +125,27 @@ fn defaults_and_limits_take_effect() {
         ),
         (&json!(1_u64 << 30), &json!(2), &json!(5_u64 << 30))
     );
+    assert!(metrics["mem_used"].as_u64() > Some(0), "{metrics}");
+    // What the quota counts is not to be seen from inside; the host tells it.
+    assert!(metrics.get("disk_used").is_none(), "{metrics}");
+    let told = |usage| daemon.get("/metrics", &[("x-soulbox-usage", usage)]);
+    let metrics = body(told(
+        r#"{"cpuMicros":1,"memory":2097152,"cache":3,"disk":4}"#,
+    ));
+    for (name, expected) in [
+        ("mem_used", 2 << 20),
+        ("mem_used_mib", 2),
+        ("mem_cache", 3),
+        ("disk_used", 4),
+    ] {
+        assert_eq!(metrics[name], json!(expected), "{metrics}");
+    }
+    let refused = told("{}");
+    assert_eq!(refused.status(), 400);
     assert!(
-        metrics["mem_used"].as_u64() > Some(0) && metrics["disk_used"].as_u64() > Some(0),
-        "{metrics}"
+        body(refused)["message"]
+            .as_str()
+            .is_some_and(|it| it.contains("x-soulbox-usage"))
     );
     assert_eq!(
         daemon

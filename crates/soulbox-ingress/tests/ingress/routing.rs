@@ -6,7 +6,7 @@ use axum::routing::any;
 use http::{Request, StatusCode};
 use serde_json::json;
 
-use crate::world::{Answer, SANDBOX, World, soon, to, to_h2};
+use crate::world::{Answer, SANDBOX, USAGE, World, soon, to, to_h2};
 
 /// Answers with what it saw of the request.
 fn mirror() -> Router {
@@ -177,4 +177,20 @@ async fn two_ways_to_frame_one_body_are_refused() {
             || (answer.contains(r#""body":"hi""#) && !answer.contains("content-length\":")),
         "{answer}"
     );
+}
+
+#[tokio::test]
+async fn the_host_tells_the_daemon_what_its_sandbox_uses() {
+    let world = World::start().await;
+    world.app(49983, mirror()).await;
+    world.app(8000, mirror()).await;
+    let theirs = [("x-soulbox-usage", "theirs")];
+    let seen = async |port: u16, path| {
+        let host = format!("{port}-iabc.example.com");
+        world.get(&host, path, &theirs).await.json()["headers"]["x-soulbox-usage"].clone()
+    };
+    let ours = serde_json::to_string(&USAGE).unwrap();
+    assert_eq!(seen(49983, "/metrics?a=b").await, json!([ours]));
+    assert_eq!(seen(49983, "/envs").await, json!(null));
+    assert_eq!(seen(8000, "/metrics").await, json!(["theirs"]));
 }

@@ -15,6 +15,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use soulbox_envd_proto::SandboxUsage;
 use soulbox_ingress::{DialError, Ingress, Live, Locate, Server};
 use soulbox_types::SandboxId;
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 /// The sandbox that every test has; its ports are set by [`World::port`].
 pub(crate) const SANDBOX: &str = "iabc";
+
+/// What the host says of every sandbox.
+pub(crate) const USAGE: SandboxUsage = SandboxUsage {
+    cpu_micros: 1,
+    memory: 2,
+    cache: 3,
+    disk: 4,
+};
 
 struct Sandbox {
     live: Live,
@@ -55,6 +64,10 @@ impl Locate for Fake {
         TcpStream::connect(address)
             .await
             .map_err(|_| DialError::PortClosed)
+    }
+
+    async fn usage(&self, _: &SandboxId) -> Option<SandboxUsage> {
+        Some(USAGE)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
-use soulbox_envd_proto::verify_init;
+use soulbox_envd_proto::{SandboxUsage, verify_init};
 use soulbox_ingress::{DialError, Live, Locate};
 use soulbox_wire::host::{Created, HostError};
 use tokio::net::{TcpListener, UnixStream};
@@ -98,6 +98,10 @@ impl Locate for Nowhere {
     async fn dial(&self, _: &SandboxId, _: u16) -> Result<TcpStream, DialError> {
         self.0.fetch_add(1, Ordering::SeqCst);
         Err(DialError::NotFound)
+    }
+
+    async fn usage(&self, _: &SandboxId) -> Option<SandboxUsage> {
+        None
     }
 }
 
