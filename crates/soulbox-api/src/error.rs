@@ -4,9 +4,10 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use soulbox_control::{
-    AuthError, CreateError, Error, HostFailure, LimitError, NetworkError, ReferenceError,
+    AuthError, CreateError, Error, HostFailure, KeyError, LimitError, NetworkError, ReferenceError,
     ResolveError, SandboxError, StoreError,
 };
+use soulbox_types::{HttpsPortsError, ParseHostMaskError};
 use soulbox_wire::rest;
 
 /// Official clients repeat a request on its word alone; absent, some repeat 502, 503 and 504.
@@ -140,6 +141,13 @@ through_control_error!(AuthError, CreateError, SandboxError, ResolveError);
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         SandboxError::from(error).into()
+    }
+}
+
+impl From<KeyError> for ApiError {
+    fn from(error: KeyError) -> Self {
+        tracing::error!(error = %chain(&error), "failed to make an API key");
+        Self::internal()
     }
 }
 
@@ -309,6 +317,25 @@ impl From<NetworkError> for ApiError {
                 Self::not_implemented("an IPv6 address in \"network.allowOut\"")
             }
         }
+    }
+}
+
+impl From<ParseHostMaskError> for ApiError {
+    fn from(error: ParseHostMaskError) -> Self {
+        Self::bad_request(match error {
+            ParseHostMaskError::Invalid(text) => {
+                format!("mask request host is not valid: {text}")
+            }
+            ParseHostMaskError::NotAscii(text) => {
+                format!("mask request host '{text}' is not ASCII, give its punycode form")
+            }
+        })
+    }
+}
+
+impl From<HttpsPortsError> for ApiError {
+    fn from(error: HttpsPortsError) -> Self {
+        Self::bad_request(format!("network.httpsPorts: {error}"))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use soulbox_control::{
     BuildRow, BuildStatus, LimitOverrides, Network, SandboxSpec, SandboxView, TemplateView,
 };
-use soulbox_types::UnixMillis;
+use soulbox_types::{HttpsPorts, Inbound, UnixMillis};
 use soulbox_wire::rest;
 
 use crate::error::ApiError;
@@ -49,6 +49,7 @@ pub(crate) fn spec(
     let env = body.env_vars.unwrap_or_default();
     check_env(&env)?;
     let config = body.network.unwrap_or_default();
+    let inbound = inbound(config.mask_request_host.as_deref(), config.https_ports)?;
     let network = network(body.allow_internet_access, config.outbound, &config.others)?;
     Ok(SandboxSpec {
         template,
@@ -58,6 +59,7 @@ pub(crate) fn spec(
             Generation::V2 => true,
         },
         public_traffic: config.allow_public_traffic.unwrap_or(true),
+        inbound,
         network,
         metadata: body.metadata.unwrap_or_default(),
         env,
@@ -104,6 +106,26 @@ fn refuse_unsupported(body: &rest::NewSandbox) -> Result<(), ApiError> {
         return Ok(());
     };
     Err(ApiError::not_implemented(&format!("field \"{field}\"")))
+}
+
+/// How requests reach the sandbox's ports.
+fn inbound(mask: Option<&str>, https_ports: Option<Vec<i64>>) -> Result<Inbound, ApiError> {
+    Ok(Inbound {
+        mask: mask.map(str::parse).transpose()?,
+        https: HttpsPorts::new(&https_ports.unwrap_or_default())?,
+    })
+}
+
+/// What a sandbox keeps for life cannot be part of an update.
+pub(crate) fn refuse_inbound(others: &BTreeMap<String, serde_json::Value>) -> Result<(), ApiError> {
+    const FOR_LIFE: [&str; 3] = ["allowPublicTraffic", "maskRequestHost", "httpsPorts"];
+    let given = |field: &&str| others.get(*field).is_some_and(means_something);
+    match FOR_LIFE.into_iter().find(given) {
+        Some(field) => Err(ApiError::bad_request(format!(
+            "network.{field} can be set only when the sandbox is created"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The outbound configuration of a create or an update.
@@ -236,12 +258,17 @@ pub(crate) fn detail(view: &SandboxView, domain: Option<&String>) -> rest::Sandb
 /// Absent when all of it is as by default.
 fn network_view(view: &SandboxView) -> Option<rest::NetworkView> {
     let network = &view.row.network;
-    let default =
-        view.row.public_traffic && network.allow_out().is_empty() && network.deny_out().is_empty();
+    let inbound = &view.row.inbound;
+    let default = view.row.public_traffic
+        && **inbound == Inbound::default()
+        && network.allow_out().is_empty()
+        && network.deny_out().is_empty();
     (!default).then(|| rest::NetworkView {
         allow_public_traffic: view.row.public_traffic,
         allow_out: network.allow_out().to_vec(),
         deny_out: network.deny_out().to_vec(),
+        mask_request_host: inbound.mask.as_ref().map(ToString::to_string),
+        https_ports: inbound.https.as_slice().to_vec(),
     })
 }
 

@@ -360,6 +360,7 @@ impl Control {
             team_id: row.team_id.clone(),
             state: state_out,
             traffic,
+            inbound: row.inbound.clone(),
             access_token: self.access_token(&row),
             gone: CancellationToken::new(),
         });

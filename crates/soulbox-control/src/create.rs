@@ -60,6 +60,7 @@ impl Control {
             network: spec.network,
             secure: spec.secure,
             public_traffic: spec.public_traffic,
+            inbound: Arc::new(spec.inbound),
             envd_version: resolved.build.envd_version.clone(),
             created_at: now,
             progress: machine.progress(),

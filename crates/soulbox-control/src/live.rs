@@ -1,6 +1,8 @@
 //! [`LiveSandbox`]: what the ingress needs to know about a sandbox that can be reached now.
 
-use soulbox_types::{SandboxId, SandboxState, TeamId};
+use std::sync::Arc;
+
+use soulbox_types::{Inbound, SandboxId, SandboxState, TeamId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +23,7 @@ pub struct LiveSandbox {
     /// The latest state; anything but `Running` means that requests must be refused.
     pub state: watch::Receiver<SandboxState>,
     pub traffic: Traffic,
+    pub inbound: Arc<Inbound>,
     /// The token that envd demands, if the sandbox is secured.
     pub access_token: Option<String>,
     /// Cancelled the moment its end is decided, before the host is asked: streams into it are then reset.

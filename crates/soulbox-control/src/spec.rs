@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use soulbox_types::Inbound;
+
 use crate::network::Network;
 use crate::store::IdempotencyClaim;
 
@@ -18,6 +20,7 @@ pub struct SandboxSpec {
     pub secure: bool,
     /// Whether its ports may be reached without a token; otherwise it must be secure.
     pub public_traffic: bool,
+    pub inbound: Inbound,
     pub network: Network,
     pub metadata: BTreeMap<String, String>,
     pub env: BTreeMap<String, String>,

@@ -3,10 +3,12 @@
 //! Sandbox rows are changed by compare-and-swap on `(state, epoch)`, so two owners cannot both decide.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use soulbox_types::{
-    BuildId, DeathCause, Epoch, Limits, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis,
+    BuildId, DeathCause, Epoch, Inbound, Limits, SandboxId, SandboxState, TeamId, TemplateId,
+    UnixMillis,
 };
 
 use crate::network::Network;
@@ -130,6 +132,7 @@ pub struct SandboxRow {
     pub network: Network,
     pub secure: bool,
     pub public_traffic: bool,
+    pub inbound: Arc<Inbound>,
     pub envd_version: String,
     pub created_at: UnixMillis,
     pub progress: Progress,
@@ -184,6 +187,24 @@ pub struct Spawns {
     pub last: UnixMillis,
 }
 
+/// What another server changed in shared records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Sandbox(SandboxId),
+    /// A key or a team.
+    Keys,
+    Templates,
+    /// Some changes were not heard of: everything may have changed.
+    Missed,
+}
+
+/// News of shared records, in order.
+#[async_trait]
+pub trait Changes: Send {
+    /// Waits for the next change of another server. A lost connection to the store is made anew, which is told as [`Change::Missed`].
+    async fn next(&mut self) -> Change;
+}
+
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
 #[error("the store failed to {action}")]
@@ -204,14 +225,15 @@ pub trait Store: Send + Sync + 'static {
     async fn ensure_team(&self, team: &TeamRow) -> Result<TeamRow, StoreError>;
     /// The team of this ID.
     async fn team(&self, team_id: &TeamId) -> Result<Option<TeamRow>, StoreError>;
+    /// Every team, by slug.
+    async fn teams(&self) -> Result<Vec<TeamRow>, StoreError>;
+    /// Replaces what may change of a team: all but its ID, slug and age. False when it is not there.
+    async fn update_team(&self, team: &TeamRow) -> Result<bool, StoreError>;
     /// Makes this the one key of its team, kind and name; others of that name stop working.
     async fn replace_key(&self, kind: KeyKind, key: &KeyRow) -> Result<(), StoreError>;
     /// The key of this hash with its team.
     async fn key(&self, kind: KeyKind, hash: &str)
     -> Result<Option<(KeyRow, TeamRow)>, StoreError>;
-    /// Notes when API keys were last used.
-    async fn touch_keys(&self, used: &[(String, UnixMillis)]) -> Result<(), StoreError>;
-
     /// Inserts an API key; its hash is nobody else's.
     async fn insert_api_key(&self, key: &KeyRow) -> Result<(), StoreError>;
     /// The API keys of a team, oldest first.
@@ -225,6 +247,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<bool, StoreError>;
     /// Deletes an API key of the team; false when the team has no such key.
     async fn delete_api_key(&self, team_id: &TeamId, key_id: &str) -> Result<bool, StoreError>;
+    /// Notes when API keys were last used.
+    async fn touch_keys(&self, used: &[(String, UnixMillis)]) -> Result<(), StoreError>;
+
     /// Inserts or updates a template, its aliases and a build, and tags the build `default` unless it is so already.
     async fn register_template(
         &self,
@@ -265,6 +290,14 @@ pub trait Store: Send + Sync + 'static {
     -> Result<Vec<SandboxRow>, StoreError>;
     /// Deletes rows of sandboxes that died, and idempotency keys that were claimed, before this moment; returns how many sandboxes.
     async fn prune(&self, before: UnixMillis) -> Result<u64, StoreError>;
+    /// Whether other servers may change the records meanwhile.
+    fn shared(&self) -> bool {
+        false
+    }
+    /// What other servers change from now on; none when the records are this server's alone.
+    async fn changes(&self) -> Result<Option<Box<dyn Changes>>, StoreError> {
+        Ok(None)
+    }
     /// Work that would otherwise be done by some unlucky write, such as a checkpoint. Called from time to time.
     async fn maintain(&self) -> Result<(), StoreError>;
 }

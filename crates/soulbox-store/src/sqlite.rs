@@ -3,7 +3,7 @@
 //! Two writers: rows of sandboxes are written with `synchronous=NORMAL`, so that no create waits for a disk (a power failure ends
 //! sandboxes anyway); everything else with `FULL`. The first one never checkpoints: [`Store::maintain`] does.
 
-mod rows;
+pub(crate) mod rows;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, CatalogRows, IdempotencyClaim, KeyKind, KeyRow, Network,
     Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
-use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState, TeamId, UnixMillis};
+use soulbox_types::{DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -188,6 +188,35 @@ impl Store for SqliteStore {
             .map_err(failed(ACTION))?
             .map(|row| rows::team(&row).map_err(failed(ACTION)))
             .transpose()
+    }
+
+    async fn teams(&self) -> Result<Vec<TeamRow>, StoreError> {
+        const ACTION: &str = "list teams";
+        sqlx::query("SELECT * FROM teams ORDER BY slug")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed(ACTION))?
+            .iter()
+            .map(|row| rows::team(row).map_err(failed(ACTION)))
+            .collect()
+    }
+
+    async fn update_team(&self, team: &TeamRow) -> Result<bool, StoreError> {
+        sqlx::query(
+            "UPDATE teams SET name = ?, banned = ?, blocked = ?, blocked_reason = ?, max_sandboxes = ?, \
+             max_sandbox_hours = ? WHERE team_id = ?",
+        )
+        .bind(&team.name)
+        .bind(team.banned)
+        .bind(team.blocked)
+        .bind(&team.blocked_reason)
+        .bind(team.max_sandboxes)
+        .bind(team.max_sandbox_hours)
+        .bind(team.team_id.as_str())
+        .execute(&self.durable)
+        .await
+        .map(|done| done.rows_affected() > 0)
+        .map_err(failed("change a team"))
     }
 
     async fn replace_key(&self, kind: KeyKind, key: &KeyRow) -> Result<(), StoreError> {
@@ -584,9 +613,9 @@ async fn insert(
 ) -> Result<bool, sqlx::Error> {
     let inserted = sqlx::query(
         "INSERT INTO sandboxes (sandbox_id, team_id, template_id, build_id, alias, metadata, cpu_milli, memory_mib, \
-         disk_mib, pids, internet_access, allow_out, deny_out, secure, public_traffic, envd_version, created_at, state, epoch, \
-         started_at, deadline, ended_at, cause) \
-         SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? \
+         disk_mib, pids, internet_access, allow_out, deny_out, secure, public_traffic, host_mask, https_ports, envd_version, created_at, \
+         state, epoch, started_at, deadline, ended_at, cause) \
+         SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? \
          WHERE (SELECT count(*) FROM sandboxes WHERE team_id = ? AND state <> 'dead') < ?",
     )
     .bind(row.sandbox_id.as_str())
@@ -604,6 +633,8 @@ async fn insert(
     .bind(rows::list_text(row.network.deny_out()))
     .bind(row.secure)
     .bind(row.public_traffic)
+    .bind(row.inbound.mask.as_ref().map(HostMask::as_str))
+    .bind(rows::ports_text(&row.inbound.https))
     .bind(&row.envd_version)
     .bind(number(row.created_at.0))
     .bind(rows::state_name(row.progress.state))

@@ -10,8 +10,8 @@ use soulbox_control::{
 };
 use soulbox_store::SqliteStore;
 use soulbox_types::{
-    BuildId, DeathCause, Epoch, Limits, MiB, MilliCpu, SandboxId, SandboxState, TeamId, TemplateId,
-    UnixMillis,
+    BuildId, DeathCause, Epoch, HttpsPorts, Inbound, Limits, MiB, MilliCpu, SandboxId,
+    SandboxState, TeamId, TemplateId, UnixMillis,
 };
 
 async fn check<F: Future<Output = ()>>(test: impl Fn(Arc<dyn Store>) -> F) {
@@ -76,6 +76,10 @@ fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
         .expect("a good configuration"),
         secure: true,
         public_traffic: false,
+        inbound: Arc::new(Inbound {
+            mask: Some("app.local:${PORT}".parse().expect("a good mask")),
+            https: HttpsPorts::new(&[8443, 443]).expect("good ports"),
+        }),
         envd_version: "0.6.13".to_owned(),
         created_at: UnixMillis(10),
         progress: Progress {

@@ -4,11 +4,13 @@
 #![forbid(unsafe_code)]
 
 mod id;
+mod inbound;
 mod limits;
 mod network;
 mod sandbox;
 
 pub use id::{BuildId, IdError, SandboxId, TeamId, TemplateId};
+pub use inbound::{HostMask, HttpsPorts, HttpsPortsError, Inbound, ParseHostMaskError};
 pub use limits::{Limits, MiB, MilliCpu};
 pub use network::{Cidr, Egress, ParseCidrError};
 pub use sandbox::{DeathCause, Epoch, SandboxState, UnixMillis};

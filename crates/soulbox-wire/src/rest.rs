@@ -3,13 +3,22 @@
 //! Requests ignore unknown fields; an absent field is `None`. Answers omit what they do not have: official clients fail on null in
 //! most places, so a field is nullable only where the comment says so.
 
+mod keys;
+mod logs;
+mod nodes;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use keys::{CreatedTeamApiKey, KeyMask, NameApiKey, TeamApiKey};
+pub use logs::{LogLevel, SandboxLog, SandboxLogEntry, SandboxLogs, SandboxLogsV2};
+pub use nodes::{MachineInfo, Node, NodeDisk, NodeMetrics, NodeStatus, SetNodeStatus};
+
 /// Every error. `code` is the HTTP status: clients look at it rather than at the status line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Error {
     pub code: u16,
     pub message: String,
@@ -19,6 +28,7 @@ pub struct Error {
 
 /// `POST /sandboxes` and `POST /v2/sandboxes`; the latter has no `secure` and another default of `timeout`.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct NewSandbox {
     #[serde(rename = "templateID")]
@@ -48,16 +58,20 @@ pub struct NewSandbox {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AutoResume {
     pub enabled: bool,
 }
 
 /// Keys that this server does not know are kept as they came.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkConfig {
     /// Null means the default, true.
     pub allow_public_traffic: Option<bool>,
+    pub mask_request_host: Option<String>,
+    pub https_ports: Option<Vec<i64>>,
     #[serde(flatten)]
     pub outbound: OutboundConfig,
     #[serde(flatten)]
@@ -66,6 +80,7 @@ pub struct NetworkConfig {
 
 /// The part of the network configuration that a live sandbox can change.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct OutboundConfig {
     pub allow_out: Option<Vec<String>>,
@@ -76,6 +91,7 @@ pub struct OutboundConfig {
 
 /// `PUT /sandboxes/{id}/network`: all of it is replaced.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UpdateNetwork {
     #[serde(rename = "allow_internet_access")]
     pub allow_internet_access: Option<bool>,
@@ -87,6 +103,7 @@ pub struct UpdateNetwork {
 
 /// `POST /sandboxes/{id}/connect` of both versions; v1 demands `timeout`.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ConnectSandbox {
     /// Seconds.
     pub timeout: Option<i32>,
@@ -96,6 +113,7 @@ pub struct ConnectSandbox {
 
 /// `POST /sandboxes/{id}/timeout`.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SetTimeout {
     /// Seconds from now.
     pub timeout: Option<i32>,
@@ -103,6 +121,7 @@ pub struct SetTimeout {
 
 /// `POST /sandboxes/{id}/refreshes`.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RefreshSandbox {
     /// Seconds from now.
     pub duration: Option<i32>,
@@ -110,6 +129,7 @@ pub struct RefreshSandbox {
 
 /// The answer to create and connect.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
     #[serde(rename = "templateID")]
@@ -132,6 +152,7 @@ pub struct Sandbox {
 
 /// An item of a list; also the common part of [`SandboxDetail`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ListedSandbox {
     #[serde(rename = "templateID")]
@@ -157,6 +178,7 @@ pub struct ListedSandbox {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SandboxState {
     Running,
@@ -165,6 +187,7 @@ pub enum SandboxState {
 
 /// The answer to `GET /sandboxes/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxDetail {
     #[serde(flatten)]
@@ -182,6 +205,7 @@ pub struct SandboxDetail {
 
 /// The part of the network configuration that this server has.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkView {
     pub allow_public_traffic: bool,
@@ -189,9 +213,14 @@ pub struct NetworkView {
     pub allow_out: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub deny_out: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_request_host: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub https_ports: Vec<u16>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Lifecycle {
     pub auto_resume: bool,
@@ -199,6 +228,7 @@ pub struct Lifecycle {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {
     Kill,
@@ -207,6 +237,7 @@ pub enum OnTimeout {
 
 /// An item of `GET /sandboxes/{id}/metrics`; sizes are bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxMetric {
     pub timestamp: String,
@@ -230,12 +261,14 @@ pub struct SandboxMetric {
 
 /// The answer to `GET /sandboxes/metrics`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SandboxesMetrics {
     pub sandboxes: BTreeMap<String, SandboxMetric>,
 }
 
 /// The answer to `POST /admin/teams/{id}/sandboxes/kill`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct KilledAll {
     pub killed_count: u32,
@@ -244,6 +277,7 @@ pub struct KilledAll {
 
 /// An item of `GET /teams/{id}/metrics`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TeamMetric {
     pub timestamp: String,
@@ -255,6 +289,7 @@ pub struct TeamMetric {
 
 /// The answer to `GET /teams/{id}/metrics/max`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MaxTeamMetric {
     pub timestamp: String,
@@ -264,6 +299,7 @@ pub struct MaxTeamMetric {
 
 /// An item of `GET /templates`; also the common part of [`TemplateWithBuilds`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Template {
     #[serde(rename = "templateID")]
@@ -291,6 +327,7 @@ pub struct Template {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum BuildStatus {
     Waiting,
@@ -301,6 +338,7 @@ pub enum BuildStatus {
 
 /// The answer to `GET /templates/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TemplateWithBuilds {
     #[serde(flatten)]
     pub template: Template,
@@ -308,6 +346,7 @@ pub struct TemplateWithBuilds {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TemplateBuild {
     #[serde(rename = "buildID")]
@@ -327,6 +366,7 @@ pub struct TemplateBuild {
 
 /// The answer to `GET /templates/aliases/{alias}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TemplateAlias {
     #[serde(rename = "templateID")]
     pub template_id: String,

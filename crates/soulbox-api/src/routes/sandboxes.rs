@@ -25,6 +25,15 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) const MAX_UNPAGED: usize = 5000;
 pub(crate) const MAX_PAGE: usize = 100;
 
+#[utoipa::path(post, path = "/sandboxes", tag = "sandboxes", summary = "Create a sandbox (old form)",
+    description = "`timeout` is 15 s unless given, and `secure` is false.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key with the same body is the same sandbox; 1 to 255 of `a-z0-9-`", pattern = "^[a-z0-9-]{1,255}$")), request_body = rest::NewSandbox,
+    responses((status = 201, body = rest::Sandbox, description = "Usable at once"),
+        (status = 404, body = rest::Error, description = "No such template or tag"),
+        (status = 409, body = rest::Error, description = "A request of this Idempotency-Key is under way, or its outcome is unknown"),
+        (status = 422, body = rest::Error, description = "The Idempotency-Key had another body"),
+        (status = 501, body = rest::Error, description = "The body asks for something that is not there yet"),
+        (status = 503, body = rest::Error, description = "No capacity, or no node has the template")))]
 pub(crate) async fn create_v1(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -34,6 +43,15 @@ pub(crate) async fn create_v1(
     create(&app, &team, &headers, &body, Generation::V1).await
 }
 
+#[utoipa::path(post, path = "/v2/sandboxes", tag = "sandboxes", summary = "Create a sandbox",
+    description = "`timeout` is 300 s unless given; always secured, whatever `secure` says.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key with the same body is the same sandbox; 1 to 255 of `a-z0-9-`", pattern = "^[a-z0-9-]{1,255}$")), request_body = rest::NewSandbox,
+    responses((status = 201, body = rest::Sandbox, description = "Usable at once"),
+        (status = 404, body = rest::Error, description = "No such template or tag"),
+        (status = 409, body = rest::Error, description = "A request of this Idempotency-Key is under way, or its outcome is unknown"),
+        (status = 422, body = rest::Error, description = "The Idempotency-Key had another body"),
+        (status = 501, body = rest::Error, description = "The body asks for something that is not there yet"),
+        (status = 503, body = rest::Error, description = "No capacity, or no node has the template")))]
 pub(crate) async fn create_v2(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -90,6 +108,12 @@ fn claim(
     }))
 }
 
+#[utoipa::path(post, path = "/sandboxes/{sandbox_id}/connect", tag = "sandboxes", summary = "Connect to a sandbox (old form)",
+    description = "Extends its end to `timeout` from now, which must be given; never shortens it.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = rest::ConnectSandbox,
+    responses((status = 200, body = rest::Sandbox),
+        (status = 404, body = rest::Error, description = "No such sandbox of the team"),
+        (status = 409, body = rest::Error, description = "It is being killed")))]
 pub(crate) async fn connect_v1(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -101,6 +125,12 @@ pub(crate) async fn connect_v1(
     Ok(Json(translate::sandbox(&view, app.domain.as_ref())))
 }
 
+#[utoipa::path(post, path = "/v2/sandboxes/{sandbox_id}/connect", tag = "sandboxes", summary = "Connect to a sandbox",
+    description = "Extends its end to `timeout` (300 s) from now; never shortens it. The body may be absent.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = Option<rest::ConnectSandbox>,
+    responses((status = 200, body = rest::Sandbox),
+        (status = 404, body = rest::Error, description = "No such sandbox of the team"),
+        (status = 409, body = rest::Error, description = "It is being killed")))]
 pub(crate) async fn connect_v2(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -112,6 +142,8 @@ pub(crate) async fn connect_v2(
     Ok(Json(translate::sandbox(&view, app.domain.as_ref())))
 }
 
+#[utoipa::path(get, path = "/sandboxes/{sandbox_id}", tag = "sandboxes", summary = "All about a sandbox", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), responses((status = 200, body = rest::SandboxDetail), (status = 404, body = rest::Error, description = "No such sandbox of the team")))]
 pub(crate) async fn detail(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -121,6 +153,8 @@ pub(crate) async fn detail(
     Ok(Json(translate::detail(&view, app.domain.as_ref())))
 }
 
+#[utoipa::path(delete, path = "/sandboxes/{sandbox_id}", tag = "sandboxes", summary = "Kill a sandbox", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), responses((status = 204, description = "No process of it is left"), (status = 404, body = rest::Error, description = "No such sandbox of the team")))]
 pub(crate) async fn kill(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -130,6 +164,11 @@ pub(crate) async fn kill(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(post, path = "/sandboxes/{sandbox_id}/timeout", tag = "sandboxes", summary = "Move the end of a sandbox",
+    description = "To `timeout` from now, earlier or later; what is beyond the longest life is the longest life; 0 is now.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = rest::SetTimeout,
+    responses((status = 204, description = "Moved"), (status = 404, body = rest::Error, description = "No such sandbox of the team"),
+        (status = 409, body = rest::Error, description = "It is being killed")))]
 pub(crate) async fn set_timeout(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -143,6 +182,12 @@ pub(crate) async fn set_timeout(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(put, path = "/sandboxes/{sandbox_id}/network", tag = "sandboxes", summary = "Replace where a sandbox may connect to",
+    description = "All of it: what is absent is as by default. Holds for new connections.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = rest::UpdateNetwork,
+    responses((status = 204, description = "Replaced"), (status = 404, body = rest::Error, description = "No such sandbox of the team"),
+        (status = 409, body = rest::Error, description = "It is being killed"),
+        (status = 501, body = rest::Error, description = "The body asks for something that is not there yet")))]
 pub(crate) async fn set_network(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -150,11 +195,17 @@ pub(crate) async fn set_network(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let body: rest::UpdateNetwork = body.required()?;
+    translate::refuse_inbound(&body.others)?;
     let network = translate::network(body.allow_internet_access, body.outbound, &body.others)?;
     app.control.set_network(&team, &id, network).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(post, path = "/sandboxes/{sandbox_id}/refreshes", tag = "sandboxes", summary = "Extend the life of a sandbox",
+    description = "By at least 15 s from now; never shortens it. The body may be absent.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = Option<rest::RefreshSandbox>,
+    responses((status = 204, description = "Extended"), (status = 404, body = rest::Error, description = "No such sandbox of the team"),
+        (status = 409, body = rest::Error, description = "It is being killed")))]
 pub(crate) async fn refresh(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -174,6 +225,8 @@ pub(crate) async fn refresh(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[utoipa::path(get, path = "/sandboxes", tag = "sandboxes", summary = "Running sandboxes (old form)", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("metadata" = Option<String>, Query, description = "`key=value&key2=value2`, each part escaped, and the whole escaped once more; all must match")), responses((status = 200, body = [rest::ListedSandbox], description = "Newest first")))]
 pub(crate) async fn list_running(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -201,6 +254,14 @@ pub(crate) async fn list_running(
     Ok(Json(page.items.iter().map(translate::listed).collect()))
 }
 
+#[utoipa::path(get, path = "/v2/sandboxes", tag = "sandboxes", summary = "Sandboxes, by the page", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("metadata" = Option<String>, Query, description = "`key=value&key2=value2`, each part escaped, and the whole escaped once more; all must match"), ("state" = Option<String>, Query, description = "`running`, `paused` or both, separated by a comma", pattern = "^(running|paused)(,(running|paused))*$"),
+        ("order" = Option<String>, Query, description = "`desc` (newest first, the default) or `asc`", pattern = "^(asc|desc)$"),
+        ("startedAfter" = Option<String>, Query, description = "Only those that started then or later", format = DateTime),
+        ("template" = Option<String>, Query, description = "Only those of this template, without a tag"), ("limit" = Option<u32>, Query, description = "100 by default", minimum = 1, maximum = 100), ("nextToken" = Option<String>, Query, description = "The `X-Next-Token` of the page before")),
+    responses((status = 200, body = [rest::ListedSandbox],
+        headers(("X-Next-Token" = String, description = "Absent on the last page"),
+            ("X-Total-Running" = u64, description = "Matches on all pages; only where running ones were asked for")))))]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Caller(team): Caller,

@@ -284,9 +284,9 @@ async fn bad_requests_name_what_is_bad() {
             "field \"volumeMounts\" is not implemented yet",
         ),
         (
-            with(json!({"network": {"maskRequestHost": "a"}})),
+            with(json!({"network": {"dnsServers": ["8.8.8.8"]}})),
             501,
-            "field \"network.maskRequestHost\" is not implemented yet",
+            "field \"network.dnsServers\" is not implemented yet",
         ),
     ];
     for (body, status, message) in cases {

@@ -88,9 +88,9 @@ async fn bad_lists_are_refused_on_create_and_update() {
             "Egress proxy (network.egressProxy)",
         ),
         (
-            json!({"maskRequestHost": "a"}),
+            json!({"dnsServers": ["8.8.8.8"]}),
             501,
-            "network.maskRequestHost",
+            "network.dnsServers",
         ),
     ] {
         let create = json!({"templateID": "base", "network": network});
@@ -136,4 +136,54 @@ async fn what_the_host_did_not_take_is_told_again_at_the_next_start() {
         .epoch = Epoch(1);
     let next = crate::recovery::restart(&server).await;
     eventually("the host has it", || on_host(&next, &id) == Egress::Denied).await;
+}
+
+#[tokio::test]
+async fn what_concerns_requests_into_a_sandbox_is_kept_for_life() {
+    let server = fixture().await;
+    let network = json!({"allowPublicTraffic": null, "maskRequestHost": "app.local:${PORT}", "httpsPorts": [8443, 443]});
+    let create = json!({"templateID": "base", "network": network});
+    let id = server.post("/sandboxes", create).await.status(201).id();
+    let expected = json!({"allowPublicTraffic": true, "maskRequestHost": "app.local:${PORT}", "httpsPorts": [8443, 443]});
+    let shown = async || server.get(&format!("/sandboxes/{id}")).await.body["network"].clone();
+    assert_eq!(shown().await, expected);
+    put(&server, &id, json!({})).await.status(204);
+    assert_eq!(shown().await, expected);
+    for field in ["allowPublicTraffic", "maskRequestHost", "httpsPorts"] {
+        let value = &network[field];
+        let value = if value.is_null() {
+            json!(false)
+        } else {
+            value.clone()
+        };
+        let answer = put(&server, &id, json!({field: value})).await;
+        refused(&answer, 400, "can be set only when the sandbox is created");
+    }
+    assert_eq!(shown().await, expected);
+}
+
+#[tokio::test]
+async fn bad_masks_and_ports_are_refused() {
+    let server = fixture().await;
+    for (network, text) in [
+        (
+            json!({"maskRequestHost": "ex ample"}),
+            "mask request host is not valid: ex ample",
+        ),
+        (
+            json!({"maskRequestHost": "bücher.example"}),
+            "mask request host 'bücher.example' is not ASCII",
+        ),
+        (json!({"maskRequestHost": 7}), "validation error"),
+        (json!({"httpsPorts": [0]}), "httpsPorts: 0 is no port"),
+        (
+            json!({"httpsPorts": [8443, 8443]}),
+            "httpsPorts: port 8443 is named twice",
+        ),
+        (json!({"httpsPorts": [49983]}), "httpsPorts: port 49983"),
+        (json!({"httpsPorts": ["8443"]}), "validation error"),
+    ] {
+        let create = json!({"templateID": "base", "network": network});
+        refused(&server.post("/sandboxes", create).await, 400, text);
+    }
 }

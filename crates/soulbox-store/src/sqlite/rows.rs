@@ -1,14 +1,19 @@
-//! Rows of SQLite to values of control, and the names that columns have for enums.
+//! Rows of either database to values of control, and the names that columns have for enums.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyRow, Network, Progress, SandboxRow, TeamRow,
     TemplateRow,
 };
-use soulbox_types::{DeathCause, Epoch, Limits, MiB, MilliCpu, SandboxState, UnixMillis};
+use soulbox_types::{
+    DeathCause, Epoch, HostMask, HttpsPorts, Inbound, Limits, MiB, MilliCpu, SandboxState,
+    UnixMillis,
+};
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 
 /// A value that the column cannot have.
@@ -19,20 +24,50 @@ struct BadValue {
     value: String,
 }
 
-/// SQLite's integers are signed; no time or size of ours comes near the end.
-pub(super) fn number(value: u64) -> i64 {
+/// What both databases have in a column: signed integers and texts.
+pub(crate) trait Columns {
+    fn text(&self, column: &str) -> Result<String, sqlx::Error>;
+    fn optional_text(&self, column: &str) -> Result<Option<String>, sqlx::Error>;
+    fn integer(&self, column: &str) -> Result<i64, sqlx::Error>;
+    fn optional_integer(&self, column: &str) -> Result<Option<i64>, sqlx::Error>;
+}
+
+macro_rules! columns {
+    ($row:ty) => {
+        impl Columns for $row {
+            fn text(&self, column: &str) -> Result<String, sqlx::Error> {
+                self.try_get(column)
+            }
+            fn optional_text(&self, column: &str) -> Result<Option<String>, sqlx::Error> {
+                self.try_get(column)
+            }
+            fn integer(&self, column: &str) -> Result<i64, sqlx::Error> {
+                self.try_get(column)
+            }
+            fn optional_integer(&self, column: &str) -> Result<Option<i64>, sqlx::Error> {
+                self.try_get(column)
+            }
+        }
+    };
+}
+
+columns!(SqliteRow);
+columns!(PgRow);
+
+/// The databases' integers are signed; no time or size of ours comes near the end.
+pub(crate) fn number(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-pub(super) fn optional(value: Option<UnixMillis>) -> Option<i64> {
+pub(crate) fn optional(value: Option<UnixMillis>) -> Option<i64> {
     value.map(|at| number(at.0))
 }
 
-pub(super) fn flag(row: &SqliteRow, column: &'static str) -> Result<bool, sqlx::Error> {
-    row.try_get::<i64, _>(column).map(|value| value != 0)
+pub(crate) fn flag(row: &impl Columns, column: &'static str) -> Result<bool, sqlx::Error> {
+    row.integer(column).map(|value| value != 0)
 }
 
-pub(super) fn metadata_text(metadata: &BTreeMap<String, String>) -> String {
+pub(crate) fn metadata_text(metadata: &BTreeMap<String, String>) -> String {
     let object = metadata
         .iter()
         .map(|(key, value)| (key.clone(), serde_json::Value::String(value.clone())))
@@ -40,7 +75,7 @@ pub(super) fn metadata_text(metadata: &BTreeMap<String, String>) -> String {
     serde_json::Value::Object(object).to_string()
 }
 
-pub(super) fn state_name(state: SandboxState) -> &'static str {
+pub(crate) fn state_name(state: SandboxState) -> &'static str {
     match state {
         SandboxState::Creating => "creating",
         SandboxState::Running => "running",
@@ -49,11 +84,15 @@ pub(super) fn state_name(state: SandboxState) -> &'static str {
     }
 }
 
-pub(super) fn list_text(list: &[String]) -> String {
+pub(crate) fn list_text(list: &[String]) -> String {
     serde_json::Value::from(list).to_string()
 }
 
-pub(super) fn status_name(status: BuildStatus) -> &'static str {
+pub(crate) fn ports_text(ports: &HttpsPorts) -> String {
+    serde_json::Value::from(ports.as_slice()).to_string()
+}
+
+pub(crate) fn status_name(status: BuildStatus) -> &'static str {
     match status {
         BuildStatus::Waiting => "waiting",
         BuildStatus::Building => "building",
@@ -62,36 +101,36 @@ pub(super) fn status_name(status: BuildStatus) -> &'static str {
     }
 }
 
-pub(super) fn team(row: &SqliteRow) -> Result<TeamRow, sqlx::Error> {
+pub(crate) fn team(row: &impl Columns) -> Result<TeamRow, sqlx::Error> {
     Ok(TeamRow {
         team_id: parsed(row, "team_id")?,
-        name: row.try_get("name")?,
-        slug: row.try_get("slug")?,
+        name: row.text("name")?,
+        slug: row.text("slug")?,
         banned: flag(row, "banned")?,
         blocked: flag(row, "blocked")?,
-        blocked_reason: row.try_get("blocked_reason")?,
-        max_sandboxes: row.try_get("max_sandboxes")?,
-        max_sandbox_hours: row.try_get("max_sandbox_hours")?,
+        blocked_reason: row.optional_text("blocked_reason")?,
+        max_sandboxes: optional_small(row, "max_sandboxes")?,
+        max_sandbox_hours: optional_small(row, "max_sandbox_hours")?,
         created_at: moment(row, "created_at")?,
     })
 }
 
-pub(super) fn key(row: &SqliteRow) -> Result<KeyRow, sqlx::Error> {
+pub(crate) fn key(row: &impl Columns) -> Result<KeyRow, sqlx::Error> {
     Ok(KeyRow {
-        key_id: row.try_get("key_id")?,
+        key_id: row.text("key_id")?,
         team_id: parsed(row, "team_id")?,
-        name: row.try_get("name")?,
-        hash: row.try_get("hash")?,
-        prefix: row.try_get("prefix")?,
-        value_length: row.try_get("value_length")?,
-        mask_prefix: row.try_get("mask_prefix")?,
-        mask_suffix: row.try_get("mask_suffix")?,
+        name: row.text("name")?,
+        hash: row.text("hash")?,
+        prefix: row.text("prefix")?,
+        value_length: small(row, "value_length")?,
+        mask_prefix: row.text("mask_prefix")?,
+        mask_suffix: row.text("mask_suffix")?,
         created_at: moment(row, "created_at")?,
         last_used_at: optional_moment(row, "last_used_at")?,
     })
 }
 
-pub(super) fn template(row: &SqliteRow) -> Result<TemplateRow, sqlx::Error> {
+pub(crate) fn template(row: &impl Columns) -> Result<TemplateRow, sqlx::Error> {
     Ok(TemplateRow {
         template_id: parsed(row, "template_id")?,
         team_id: parsed(row, "team_id")?,
@@ -103,7 +142,7 @@ pub(super) fn template(row: &SqliteRow) -> Result<TemplateRow, sqlx::Error> {
     })
 }
 
-pub(super) fn build(row: &SqliteRow) -> Result<BuildRow, sqlx::Error> {
+pub(crate) fn build(row: &impl Columns) -> Result<BuildRow, sqlx::Error> {
     Ok(BuildRow {
         build_id: parsed(row, "build_id")?,
         template_id: parsed(row, "template_id")?,
@@ -115,48 +154,49 @@ pub(super) fn build(row: &SqliteRow) -> Result<BuildRow, sqlx::Error> {
             _ => None,
         })?,
         limits: limits(row)?,
-        default_user: row.try_get("default_user")?,
-        default_workdir: row.try_get("default_workdir")?,
-        envd_version: row.try_get("envd_version")?,
+        default_user: row.text("default_user")?,
+        default_workdir: row.text("default_workdir")?,
+        envd_version: row.text("envd_version")?,
         created_at: moment(row, "created_at")?,
         updated_at: moment(row, "updated_at")?,
         finished_at: optional_moment(row, "finished_at")?,
     })
 }
 
-pub(super) fn alias(row: &SqliteRow) -> Result<AliasRow, sqlx::Error> {
+pub(crate) fn alias(row: &impl Columns) -> Result<AliasRow, sqlx::Error> {
     Ok(AliasRow {
-        namespace: row.try_get("namespace")?,
-        alias: row.try_get("alias")?,
+        namespace: row.text("namespace")?,
+        alias: row.text("alias")?,
         template_id: parsed(row, "template_id")?,
     })
 }
 
-pub(super) fn assignment(row: &SqliteRow) -> Result<AssignmentRow, sqlx::Error> {
+pub(crate) fn assignment(row: &impl Columns) -> Result<AssignmentRow, sqlx::Error> {
     Ok(AssignmentRow {
-        assignment_id: row.try_get("assignment_id")?,
+        assignment_id: row.text("assignment_id")?,
         template_id: parsed(row, "template_id")?,
         build_id: parsed(row, "build_id")?,
-        tag: row.try_get("tag")?,
+        tag: row.text("tag")?,
         assigned_at: moment(row, "assigned_at")?,
     })
 }
 
-pub(super) fn sandbox(row: &SqliteRow) -> Result<SandboxRow, sqlx::Error> {
-    let metadata: String = row.try_get("metadata")?;
+pub(crate) fn sandbox(row: &impl Columns) -> Result<SandboxRow, sqlx::Error> {
+    let metadata = row.text("metadata")?;
     Ok(SandboxRow {
         sandbox_id: parsed(row, "sandbox_id")?,
         team_id: parsed(row, "team_id")?,
         template_id: parsed(row, "template_id")?,
         build_id: parsed(row, "build_id")?,
-        alias: row.try_get("alias")?,
+        alias: row.optional_text("alias")?,
         metadata: serde_json::from_str(&metadata)
             .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
         limits: limits(row)?,
         network: network(row)?,
         secure: flag(row, "secure")?,
         public_traffic: flag(row, "public_traffic")?,
-        envd_version: row.try_get("envd_version")?,
+        inbound: Arc::new(inbound(row)?),
+        envd_version: row.text("envd_version")?,
         created_at: moment(row, "created_at")?,
         progress: Progress {
             state: named(row, "state", |name| match name {
@@ -170,7 +210,7 @@ pub(super) fn sandbox(row: &SqliteRow) -> Result<SandboxRow, sqlx::Error> {
             started_at: optional_moment(row, "started_at")?,
             deadline: moment(row, "deadline")?,
             ended_at: optional_moment(row, "ended_at")?,
-            cause: match row.try_get::<Option<String>, _>("cause")? {
+            cause: match row.optional_text("cause")? {
                 None => None,
                 Some(_) => Some(named(row, "cause", DeathCause::from_name)?),
             },
@@ -178,56 +218,82 @@ pub(super) fn sandbox(row: &SqliteRow) -> Result<SandboxRow, sqlx::Error> {
     })
 }
 
-fn network(row: &SqliteRow) -> Result<Network, sqlx::Error> {
+fn network(row: &impl Columns) -> Result<Network, sqlx::Error> {
     let list = |column: &'static str| {
-        let text: String = row.try_get(column)?;
+        let text = row.text(column)?;
         serde_json::from_str(&text).map_err(|_| bad(column, &text))
     };
     let internet_access = row
-        .try_get::<Option<i64>, _>("internet_access")?
+        .optional_integer("internet_access")?
         .map(|value| value != 0);
     Network::new(internet_access, list("allow_out")?, list("deny_out")?)
         .map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
-fn limits(row: &SqliteRow) -> Result<Limits, sqlx::Error> {
+fn inbound(row: &impl Columns) -> Result<Inbound, sqlx::Error> {
+    let mask = match row.optional_text("host_mask")? {
+        None => None,
+        Some(_) => Some(parsed::<HostMask>(row, "host_mask")?),
+    };
+    let text = row.text("https_ports")?;
+    let ports: Vec<i64> = serde_json::from_str(&text).map_err(|_| bad("https_ports", &text))?;
+    let https = HttpsPorts::new(&ports).map_err(|_| bad("https_ports", &text))?;
+    Ok(Inbound { mask, https })
+}
+
+fn limits(row: &impl Columns) -> Result<Limits, sqlx::Error> {
     Ok(Limits {
         memory: MiB(unsigned(row, "memory_mib")?),
-        cpu: MilliCpu(row.try_get("cpu_milli")?),
-        pids: row.try_get("pids")?,
+        cpu: MilliCpu(small(row, "cpu_milli")?),
+        pids: small(row, "pids")?,
         disk: MiB(unsigned(row, "disk_mib")?),
     })
 }
 
-fn unsigned(row: &SqliteRow, column: &'static str) -> Result<u64, sqlx::Error> {
-    let value: i64 = row.try_get(column)?;
+fn unsigned(row: &impl Columns, column: &'static str) -> Result<u64, sqlx::Error> {
+    let value = row.integer(column)?;
     u64::try_from(value).map_err(|_| bad(column, &value.to_string()))
 }
 
-fn moment(row: &SqliteRow, column: &'static str) -> Result<UnixMillis, sqlx::Error> {
+fn small(row: &impl Columns, column: &'static str) -> Result<u32, sqlx::Error> {
+    let value = row.integer(column)?;
+    u32::try_from(value).map_err(|_| bad(column, &value.to_string()))
+}
+
+fn optional_small(
+    row: &impl Columns,
+    column: &'static str,
+) -> Result<Option<u32>, sqlx::Error> {
+    match row.optional_integer(column)? {
+        None => Ok(None),
+        Some(_) => small(row, column).map(Some),
+    }
+}
+
+fn moment(row: &impl Columns, column: &'static str) -> Result<UnixMillis, sqlx::Error> {
     unsigned(row, column).map(UnixMillis)
 }
 
 fn optional_moment(
-    row: &SqliteRow,
+    row: &impl Columns,
     column: &'static str,
 ) -> Result<Option<UnixMillis>, sqlx::Error> {
-    match row.try_get::<Option<i64>, _>(column)? {
+    match row.optional_integer(column)? {
         None => Ok(None),
         Some(_) => moment(row, column).map(Some),
     }
 }
 
-fn parsed<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, sqlx::Error> {
+fn parsed<T: FromStr>(row: &impl Columns, column: &'static str) -> Result<T, sqlx::Error> {
     named(row, column, |text| text.parse().ok())
 }
 
 fn named<T>(
-    row: &SqliteRow,
+    row: &impl Columns,
     column: &'static str,
     read: impl FnOnce(&str) -> Option<T>,
 ) -> Result<T, sqlx::Error> {
-    let text: String = row.try_get(column)?;
+    let text = row.text(column)?;
     read(&text).ok_or_else(|| bad(column, &text))
 }
 
