@@ -17,7 +17,9 @@ use soulbox_host::instance::InstanceClaim;
 use soulbox_host::native::NativeRuntime;
 use soulbox_host::{Host, HostSettings, WarmTargets};
 use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+use soulbox_runtime::identity::REFUSED_DNS_PORT;
 use soulbox_runtime::native::Native;
+use soulbox_runtime::network::NetworkPolicy;
 use soulbox_wire::host::FrontSettings;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -102,14 +104,17 @@ async fn serve(start: Start) -> Result<(), Failure> {
         );
     }
     let stop = CancellationToken::new();
-    let service = SocketAddr::new(
-        IpAddr::V4(agent.claim.instance().service_address()),
-        DNS_PORT,
-    );
-    let dns = DnsServer::bind(service)
+    let service =
+        |port| SocketAddr::new(IpAddr::V4(agent.claim.instance().service_address()), port);
+    let no_names = |error| failure("start the name server of the sandboxes")(error);
+    let dns = DnsServer::bind(service(DNS_PORT))
         .await
-        .map_err(|error| failure("start the name server of the sandboxes")(error.into()))?;
+        .map_err(|error| no_names(error.into()))?;
+    let refusals = DnsServer::bind_refusing(service(REFUSED_DNS_PORT))
+        .await
+        .map_err(|error| no_names(error.into()))?;
     let dns = tokio::spawn(dns.serve(stop.clone().cancelled_owned()));
+    let refusals = tokio::spawn(refusals.serve(stop.clone().cancelled_owned()));
 
     let front_settings = FrontSettings {
         listeners: vec![address.to_string()],
@@ -122,6 +127,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
         token_seed: secrets.token_seed,
         max_sandbox_hours: settings.max_sandbox_hours,
         max_sandboxes: settings.max_sandboxes,
+        max_requests: settings.max_requests,
     };
     let handler = Arc::new(handler::Requests::new(
         agent.host.clone(),
@@ -141,7 +147,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
     }
     info!("stopping");
     stop.cancel();
-    for task in [fronts, dns] {
+    for task in [fronts, dns, refusals] {
         if let Err(error) = task.await {
             warn!(%error, "a task of the agent failed");
         }
@@ -175,7 +181,10 @@ impl Agent {
             claim.instance(),
             &guests.directory,
             &run,
-            &settings.egress_allow_internal,
+            &NetworkPolicy {
+                allow_internal: settings.egress_allow_internal.clone(),
+                connections: settings.max_connections,
+            },
         )
         .map_err(|error| {
             Failure::new(anyhow::Error::new(error).context("failed to take the host in use"))
@@ -194,6 +203,7 @@ impl Agent {
                 },
                 default_template: DEFAULT_TEMPLATE.to_owned(),
                 guests: guests.digest,
+                memory_reserve: settings.memory_reserve,
             },
         )
         .await

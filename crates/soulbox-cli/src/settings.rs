@@ -44,8 +44,14 @@ pub struct Settings {
     pub front_uid: u32,
     /// Internal addresses that sandboxes may reach all the same.
     pub egress_allow_internal: Vec<Cidr>,
+    /// Connections to the outside that one sandbox may have at once.
+    pub max_connections: u32,
+    /// Creates are refused when less of the host's memory is available.
+    pub memory_reserve: MiB,
     pub max_sandbox_hours: u64,
     pub max_sandboxes: u32,
+    /// Requests under way into the ports of one sandbox, and as many to its envd.
+    pub max_requests: u32,
     pub log_format: LogFormat,
     /// Filter directives, such as `info` or `warn,soulbox_host=debug`.
     pub log: String,
@@ -86,14 +92,17 @@ pub enum Setting {
     Parked,
     FrontUid,
     EgressAllowInternal,
+    MaxConnections,
+    MemoryReserve,
     MaxSandboxHours,
     MaxSandboxes,
+    MaxRequests,
     LogFormat,
     Log,
 }
 
 impl Setting {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::DataDir,
         Self::Listen,
         Self::Domain,
@@ -105,8 +114,11 @@ impl Setting {
         Self::Parked,
         Self::FrontUid,
         Self::EgressAllowInternal,
+        Self::MaxConnections,
+        Self::MemoryReserve,
         Self::MaxSandboxHours,
         Self::MaxSandboxes,
+        Self::MaxRequests,
         Self::LogFormat,
         Self::Log,
     ];
@@ -125,8 +137,11 @@ impl Setting {
             Self::Parked => "parked",
             Self::FrontUid => "front_uid",
             Self::EgressAllowInternal => "egress_allow_internal",
+            Self::MaxConnections => "max_connections",
+            Self::MemoryReserve => "memory_reserve",
             Self::MaxSandboxHours => "max_sandbox_hours",
             Self::MaxSandboxes => "max_sandboxes",
+            Self::MaxRequests => "max_requests",
             Self::LogFormat => "log_format",
             Self::Log => "log",
         }
@@ -183,8 +198,11 @@ struct Raw {
     parked: u32,
     front_uid: u32,
     egress_allow_internal: Vec<Cidr>,
+    max_connections: u32,
+    memory_reserve: MiB,
     max_sandbox_hours: u64,
     max_sandboxes: u32,
+    max_requests: u32,
     log_format: LogFormat,
     log: String,
 }
@@ -204,8 +222,11 @@ impl Default for Raw {
             // Above what distributions give to people and services, below the range of subordinate users.
             front_uid: 61_357,
             egress_allow_internal: Vec::new(),
+            max_connections: 4096,
+            memory_reserve: MiB(512),
             max_sandbox_hours: 24,
             max_sandboxes: 1000,
+            max_requests: 2000,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
         }
@@ -244,10 +265,13 @@ impl Raw {
                     })
                     .collect::<Result<_, _>>()?;
             }
+            Setting::MaxConnections => self.max_connections = number(text, 1, 1_000_000)?,
+            Setting::MemoryReserve => self.memory_reserve = size(text)?,
             Setting::MaxSandboxHours => {
                 self.max_sandbox_hours = u64::from(number(text, 1, 24 * 365)?)
             }
             Setting::MaxSandboxes => self.max_sandboxes = number(text, 1, 100_000)?,
+            Setting::MaxRequests => self.max_requests = number(text, 1, 100_000)?,
             Setting::LogFormat => {
                 self.log_format = match text {
                     "text" => LogFormat::Text,
@@ -310,8 +334,11 @@ impl Raw {
             parked: self.parked,
             front_uid: self.front_uid,
             egress_allow_internal: self.egress_allow_internal,
+            max_connections: self.max_connections,
+            memory_reserve: self.memory_reserve,
             max_sandbox_hours: self.max_sandbox_hours,
             max_sandboxes: self.max_sandboxes,
+            max_requests: self.max_requests,
             log_format: self.log_format,
             log: self.log,
         })

@@ -57,7 +57,24 @@ pub enum DnsError {
 pub struct DnsServer {
     udp: Arc<UdpSocket>,
     tcp: TcpListener,
-    resolver: Arc<Resolver>,
+    answers: Answers,
+}
+
+/// What is answered to a query.
+#[derive(Debug, Clone)]
+enum Answers {
+    Resolved(Arc<Resolver>),
+    /// A refusal, whatever is asked.
+    Refusal,
+}
+
+impl Answers {
+    async fn to(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        match self {
+            Self::Resolved(resolver) => answer::answer(query, transport, resolver).await,
+            Self::Refusal => answer::refused(query),
+        }
+    }
 }
 
 impl DnsServer {
@@ -68,6 +85,20 @@ impl DnsServer {
 
     /// The same with other files than the host's. Port 0 takes a free one, the same for both.
     pub async fn bind_with(address: SocketAddr, sources: Sources) -> Result<Self, DnsError> {
+        let answers = |bound| Answers::Resolved(Arc::new(Resolver::new(sources, bound)));
+        Self::bind_answering(address, answers).await
+    }
+
+    /// Binds a name server that refuses every query at once: for sandboxes that may not go out, since a name is a message to whoever
+    /// answers for it, and silence would make each program wait for its timeout.
+    pub async fn bind_refusing(address: SocketAddr) -> Result<Self, DnsError> {
+        Self::bind_answering(address, |_| Answers::Refusal).await
+    }
+
+    async fn bind_answering(
+        address: SocketAddr,
+        answers: impl FnOnce(SocketAddr) -> Answers,
+    ) -> Result<Self, DnsError> {
         let failed = |transport| {
             move |source| DnsError::Bind {
                 address,
@@ -81,7 +112,7 @@ impl DnsServer {
         Ok(Self {
             udp: Arc::new(udp),
             tcp,
-            resolver: Arc::new(Resolver::new(sources, bound)),
+            answers: answers(bound),
         })
     }
 
@@ -113,10 +144,10 @@ impl DnsServer {
                 accepted = self.tcp.accept() => match accepted {
                     Ok((stream, from)) => {
                         if let Some(permit) = connections.take(from.ip()) {
-                            let (resolver, queries) = (Arc::clone(&self.resolver), queries.clone());
+                            let (answers, queries) = (self.answers.clone(), queries.clone());
                             tasks.spawn(async move {
                                 // An end of the connection by either side is the normal end.
-                                let _ = converse(stream, from, &resolver, &queries).await;
+                                let _ = converse(stream, from, &answers, &queries).await;
                                 drop(permit);
                             });
                         }
@@ -141,9 +172,9 @@ impl DnsServer {
             }
             return;
         };
-        let (udp, resolver) = (Arc::clone(&self.udp), Arc::clone(&self.resolver));
+        let (udp, answers) = (Arc::clone(&self.udp), self.answers.clone());
         tasks.spawn(async move {
-            if let Some(reply) = answer::answer(&query, Transport::Udp, &resolver).await {
+            if let Some(reply) = answers.to(&query, Transport::Udp).await {
                 let _ = udp.send_to(&reply, from).await;
             }
             drop(permit);
@@ -155,7 +186,7 @@ impl DnsServer {
 async fn converse(
     mut stream: TcpStream,
     from: SocketAddr,
-    resolver: &Resolver,
+    answers: &Answers,
     queries: &Limits,
 ) -> io::Result<()> {
     loop {
@@ -166,7 +197,7 @@ async fn converse(
         let mut query = vec![0; length];
         timeout(IDLE, stream.read_exact(&mut query)).await??;
         let reply = match queries.take(from.ip()) {
-            Some(_permit) => answer::answer(&query, Transport::Tcp, resolver).await,
+            Some(_permit) => answers.to(&query, Transport::Tcp).await,
             None => answer::overloaded(&query),
         };
         let Some(reply) = reply else { return Ok(()) };

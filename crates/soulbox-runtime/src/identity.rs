@@ -19,6 +19,8 @@ const BLOCK_BITS: u32 = 18;
 pub const INNER_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
 /// The gateway of every sandbox, as seen inside; it answers DNS.
 pub const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
+/// Where the service address answers names with a refusal; a sandbox that may not go out is led there from port 53.
+pub const REFUSED_DNS_PORT: u16 = 54;
 /// Length of the prefix that both lie in.
 pub const INNER_PREFIX: u8 = 30;
 /// Hardware address of every sandbox's interface.

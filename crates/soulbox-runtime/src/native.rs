@@ -8,6 +8,7 @@
 //! A slot is used once: what was inside never meets a second sandbox. Dropping a [`Parked`] ends it; dropping a [`Running`] does nothing,
 //! since no fault of the agent may end a sandbox: [`Running::kill`] and [`Native::release`] do that.
 
+pub mod checkpoint;
 mod guards;
 mod programs;
 
@@ -27,7 +28,7 @@ use crate::cgroup::{Cgroup, CgroupError, Hierarchies, REMOVE_TIMEOUT, Usage};
 use crate::dial::Dialer;
 use crate::identity::{Instance, Slot};
 use crate::launch::channel::{Channel, FromLauncher, ToLauncher};
-use crate::network::{Cidr, HostNetwork, NetworkError, Traffic};
+use crate::network::{HostNetwork, NetworkError, NetworkPolicy, Traffic};
 use crate::plan;
 use crate::rootfs::{Mounter, RootError, RootSource};
 use guards::{Attached, Namespaces, Process, open_namespace, process_start_time};
@@ -97,7 +98,7 @@ impl Native {
         instance: Instance,
         guests: &Path,
         run: &Path,
-        allow_internal: &[Cidr],
+        policy: &NetworkPolicy,
     ) -> Result<Self, NativeError> {
         let hierarchies = Hierarchies::discover()?;
         hierarchies.prepare_parent(&instance.cgroup())?;
@@ -109,7 +110,7 @@ impl Native {
             programs: Programs::copy(guests).map_err(io_step("copy the guest programs"))?,
             empty_root,
             hierarchies,
-            network: Arc::new(HostNetwork::start(instance, allow_internal)?),
+            network: Arc::new(HostNetwork::start(instance, policy)?),
             mounter: Mounter::start()?,
             dialer: Dialer::start().map_err(io_step("start the dialer"))?,
         })
@@ -296,6 +297,7 @@ impl Native {
             return Err(NativeError::StillRunning { pid: running.pid });
         }
         self.network.detach(running.slot);
+        self.network.forget_connections(running.slot)?;
         Ok(running.cgroup.remove(REMOVE_TIMEOUT)?)
     }
 
@@ -323,6 +325,9 @@ impl Native {
                 .and_then(|index| Slot::new(self.instance, index))
             {
                 self.network.detach(slot);
+                self.network
+                    .forget_connections(slot)
+                    .map_err(io::Error::other)?;
             }
             let _ = self
                 .hierarchies
@@ -341,6 +346,9 @@ impl Native {
                 .and_then(|index| Slot::new(self.instance, index))
             {
                 self.network.detach(slot);
+                self.network
+                    .forget_connections(slot)
+                    .map_err(io::Error::other)?;
             }
         }
         Ok(swept)
@@ -389,6 +397,24 @@ pub struct Running {
 }
 
 impl Running {
+    /// A tree that CRIU made run. It is kept, as a booted one is.
+    fn restored(
+        slot: Slot,
+        pid: i32,
+        mut process: Process,
+        network_namespace: OwnedFd,
+        cgroup: Cgroup,
+    ) -> Self {
+        process.ends_with_this = false;
+        Self {
+            slot,
+            pid,
+            process,
+            network_namespace,
+            cgroup,
+        }
+    }
+
     /// Which slot it is.
     #[must_use]
     pub fn slot(&self) -> Slot {

@@ -7,6 +7,8 @@
 
 mod lists;
 mod rules;
+pub mod sockets;
+mod tracked;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -37,6 +39,7 @@ const NUD_PERMANENT: u16 = 0x80;
 const NFNL_BATCH_BEGIN: u16 = 0x10;
 const NFNL_BATCH_END: u16 = 0x11;
 const NFT_NEWSETELEM: u16 = (10 << 8) | 12; // NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWSETELEM
+const NFT_GETSETELEM: u16 = (10 << 8) | 13;
 const NFT_DELSETELEM: u16 = (10 << 8) | 14;
 const IFNAMSIZ: usize = 16;
 
@@ -75,6 +78,15 @@ fn failed(step: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
     }
 }
 
+/// What holds for all sandboxes of an installation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// Internal ranges that those may reach who may go out.
+    pub allow_internal: Vec<Cidr>,
+    /// Connections to the outside that one sandbox may have at once, of all protocols.
+    pub connections: u32,
+}
+
 /// The host's side of the network of one installation. Dropping it changes nothing: sandboxes outlive the agent; see [`HostNetwork::remove`].
 #[derive(Debug)]
 pub struct HostNetwork {
@@ -91,9 +103,9 @@ impl HostNetwork {
     ///
     /// # Errors
     /// See [`NetworkError`].
-    pub fn start(instance: Instance, allow_internal: &[Cidr]) -> Result<Self, NetworkError> {
+    pub fn start(instance: Instance, policy: &NetworkPolicy) -> Result<Self, NetworkError> {
         let network = Self::open(instance)?;
-        run_nft(&rules::ruleset(instance, allow_internal))?;
+        run_nft(&rules::ruleset(instance, policy))?;
         network.change_service_address(RTM_NEWADDR, netlink::CREATE | netlink::REPLACE)?;
         write_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
         let held = network
@@ -264,6 +276,30 @@ impl HostNetwork {
         let _ = self.set_lists(slot, Lists::default());
     }
 
+    /// Removes what the host tracks of the connections of the slot's last sandbox: nobody is left to close them, so they would stay for days,
+    /// and the slot's next sandbox has the same address. Without a connection it costs one message; may be repeated after an error.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn forget_connections(&self, slot: Slot) -> Result<(), NetworkError> {
+        let interface = slot.interface();
+        let forget = || -> io::Result<()> {
+            let mut message = Message::new();
+            message
+                .begin(NFT_GETSETELEM, netlink::REQUEST | netlink::ACK, 1)
+                .raw(&[libc::AF_INET as u8, 0, 0, 0]);
+            self.element(&mut message, rules::CONNECTIONS, &interface, None);
+            exchange(&self.netfilter, &message, 1)?;
+            tracked::forget(&self.netfilter, slot.outer_address())?;
+            // Last, since it is what tells that there is something to forget.
+            self.change_element(NFT_DELSETELEM, rules::CONNECTIONS, &interface, None)
+        };
+        match forget() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other.map_err(failed(format!("forget the connections of {interface}"))),
+        }
+    }
+
     /// Deletes the pair of a slot whose sandbox is gone but whose interface is still there.
     ///
     /// # Errors
@@ -349,13 +385,20 @@ impl HostNetwork {
         interface: &str,
         data: Option<&[u8]>,
     ) -> io::Result<()> {
-        let mut key = [0u8; IFNAMSIZ];
-        key[..interface.len()].copy_from_slice(interface.as_bytes());
         let mut message = Message::new();
         begin_batch(&mut message);
         message
             .begin(kind, netlink::REQUEST | netlink::ACK | netlink::CREATE, 1)
             .raw(&[libc::AF_INET as u8, 0, 0, 0]);
+        self.element(&mut message, set, interface, data);
+        end_batch(&mut message, 2);
+        exchange(&self.netfilter, &message, 1).map(drop)
+    }
+
+    /// Names one element of a set whose keys are interfaces.
+    fn element(&self, message: &mut Message, set: &str, interface: &str, data: Option<&[u8]>) {
+        let mut key = [0u8; IFNAMSIZ];
+        key[..interface.len()].copy_from_slice(interface.as_bytes());
         message.text(1, &self.instance.table()).text(2, set); // NFTA_SET_ELEM_LIST_TABLE, _SET
         let elements = message.nest(3); // NFTA_SET_ELEM_LIST_ELEMENTS
         let element = message.nest(1); // NFTA_LIST_ELEM
@@ -368,8 +411,6 @@ impl HostNetwork {
             message.close(nest);
         }
         message.close(element).close(elements);
-        end_batch(&mut message, 2);
-        exchange(&self.netfilter, &message, 1).map(drop)
     }
 }
 

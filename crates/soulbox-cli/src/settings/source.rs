@@ -51,12 +51,21 @@ pub struct ServeFlags {
     /// Internal IPv4 ranges that sandboxes may reach, separated by commas
     #[arg(long, value_name = "RANGES")]
     pub egress_allow_internal: Option<String>,
+    /// Connections to the outside that one sandbox may have at once [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<String>,
+    /// Memory of the host that stays available: with less, creates are refused [default: 512MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_reserve: Option<String>,
     /// Longest life of a sandbox [default: 24]
     #[arg(long, value_name = "HOURS")]
     pub max_sandbox_hours: Option<String>,
     /// Sandboxes at once [default: 1000]
     #[arg(long, value_name = "N")]
     pub max_sandboxes: Option<String>,
+    /// Requests under way into the ports of one sandbox, and as many to its envd [default: 2000]
+    #[arg(long, value_name = "N")]
+    pub max_requests: Option<String>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -81,8 +90,11 @@ impl ServeFlags {
             (Setting::Parked, self.parked),
             (Setting::FrontUid, self.front_uid),
             (Setting::EgressAllowInternal, self.egress_allow_internal),
+            (Setting::MaxConnections, self.max_connections),
+            (Setting::MemoryReserve, self.memory_reserve),
             (Setting::MaxSandboxHours, self.max_sandbox_hours),
             (Setting::MaxSandboxes, self.max_sandboxes),
+            (Setting::MaxRequests, self.max_requests),
             (Setting::LogFormat, self.log_format),
             (Setting::Log, self.log),
         ]

@@ -88,8 +88,11 @@ fn every_key_can_be_set_in_every_place() {
         Setting::Parked => "6",
         Setting::FrontUid => "7",
         Setting::EgressAllowInternal => "10.1.0.0/16, 10.2.0.1/32",
+        Setting::MaxConnections => "10",
+        Setting::MemoryReserve => "11MiB",
         Setting::MaxSandboxHours => "8",
         Setting::MaxSandboxes => "9",
+        Setting::MaxRequests => "9",
         Setting::LogFormat => "json",
         Setting::Log => "warn,soulbox_host=debug",
     };
@@ -135,7 +138,7 @@ fn mistakes_in_the_file_name_their_place() {
         resolve(Some("warm = 1\n  colour = \"red\"\n"), &[], &[]),
         expect![[r#"
             error: soulbox.toml line 2, column 3: unknown setting `colour`
-            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_sandbox_hours, max_sandboxes, log_format, log"#]],
+            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, log_format, log"#]],
     );
     check_failure(
         resolve(Some("warm = 1\nlisten = 3000\n"), &[], &[]),
@@ -153,7 +156,7 @@ fn mistakes_in_the_file_name_their_place() {
         resolve(Some("[pool]\nsize = 1\n"), &[], &[]),
         expect![[r#"
         error: soulbox.toml line 1, column 2: unknown setting `pool`
-        hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_sandbox_hours, max_sandboxes, log_format, log"#]],
+        hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, log_format, log"#]],
     );
     check_failure(
         resolve(Some("log = { a = 1 }\n"), &[], &[]),

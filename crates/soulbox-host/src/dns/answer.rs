@@ -82,6 +82,14 @@ pub(super) fn overloaded(query: &[u8]) -> Option<Vec<u8>> {
     failure(query, ResponseCode::ServFail)
 }
 
+/// What an asker gets that may not ask. None when the bytes deserve no answer.
+pub(super) fn refused(query: &[u8]) -> Option<Vec<u8>> {
+    if query.len() < HEADER || query[2] & 0x80 != 0 {
+        return None;
+    }
+    failure(query, ResponseCode::Refused)
+}
+
 async fn look_up(name: &Name, kind: RecordType, resolver: &Resolver) -> Outcome {
     let mut name = name.clone();
     name.set_fqdn(true);

@@ -9,9 +9,10 @@ use std::net::Ipv4Addr;
 use soulbox_sys::netlink::{self, Family, Message, Socket, attributes};
 use soulbox_types::{Cidr, Egress};
 
-use super::{IFNAMSIZ, NFT_DELSETELEM, NFT_NEWSETELEM, begin_batch, end_batch, rules};
+use super::{
+    IFNAMSIZ, NFT_DELSETELEM, NFT_GETSETELEM, NFT_NEWSETELEM, begin_batch, end_batch, rules,
+};
 
-const NFT_GETSETELEM: u16 = (10 << 8) | 13; // NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;

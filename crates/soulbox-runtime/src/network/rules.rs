@@ -4,9 +4,8 @@
 
 use std::fmt::Write;
 
-use soulbox_types::Cidr;
-
-use crate::identity::{GATEWAY_ADDRESS, INNER_ADDRESS, Instance};
+use super::NetworkPolicy;
+use crate::identity::{GATEWAY_ADDRESS, INNER_ADDRESS, Instance, REFUSED_DNS_PORT, SLOTS};
 
 /// Map: interface name to the slot's own address.
 pub(super) const OWN: &str = "own";
@@ -17,6 +16,10 @@ pub(super) const OPEN: &str = "open";
 /// reached also by an interface that is not in [`OPEN`].
 pub(super) const ALLOW: &str = "allow";
 pub(super) const DENY: &str = "deny";
+
+/// Set: interfaces whose sandbox has had a connection, each with the count of those that the host still tracks. The kernel adds elements; one
+/// keeps the limit of its time until the slot is given back.
+pub(super) const CONNECTIONS: &str = "connections";
 
 /// What no sandbox may reach, whatever its policy: this host's networks, private and shared ranges, link-local with the metadata services,
 /// multicast, and reserved ranges that some networks use inside.
@@ -34,7 +37,11 @@ const REFUSED: [&str; 10] = [
 ];
 
 /// The script that puts the rules in place. Chains are made anew; the elements of the map and the sets, which live slots need, stay.
-pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
+pub(super) fn ruleset(instance: Instance, policy: &NetworkPolicy) -> String {
+    let NetworkPolicy {
+        allow_internal,
+        connections,
+    } = policy;
     let table = instance.table();
     let ours = format!("\"{}*\"", instance.interface_prefix());
     let service = instance.service_address();
@@ -53,10 +60,16 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
             "add set ip {table} {set} {{ type ifname . ipv4_addr; flags interval; }}"
         ));
     }
-    rule(&format!("add chain ip {table} lists"));
-    rule(&format!("flush chain ip {table} lists"));
+    rule(&format!(
+        "add set ip {table} {CONNECTIONS} {{ type ifname; size {SLOTS}; flags dynamic; }}"
+    ));
+    for chain in ["lists", "admit", "surplus"] {
+        rule(&format!("add chain ip {table} {chain}"));
+        rule(&format!("flush chain ip {table} {chain}"));
+    }
     for (chain, hook) in [
         ("arrive", "type filter hook prerouting priority -310"),
+        ("answer", "type filter hook output priority raw"),
         ("leave", "type filter hook postrouting priority 300"),
         ("host", "type filter hook input priority -10"),
         ("pass", "type filter hook forward priority -10"),
@@ -75,28 +88,53 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
     // the address is the slot's.
     add("arrive", &format!("iifname != {ours} return"));
     add("arrive", &format!("ip saddr != {INNER_ADDRESS} drop"));
+    // Names cost no place in the host's table of connections. Those who may not go out get a refusal at once, from another port: silence
+    // would make every program that looks a name up wait.
     for protocol in ["udp", "tcp"] {
+        let asked = format!("ip daddr {GATEWAY_ADDRESS} {protocol} dport 53");
         add(
             "arrive",
-            &format!("ip daddr {GATEWAY_ADDRESS} {protocol} dport 53 ip daddr set {service}"),
+            &format!(
+                "iifname != @{OPEN} {asked} {protocol} dport set {REFUSED_DNS_PORT} ip daddr set {service} notrack"
+            ),
         );
+        add("arrive", &format!("{asked} ip daddr set {service} notrack"));
     }
     add("arrive", &format!("ip saddr set iifname map @{OWN}"));
     add("arrive", &format!("ip saddr {INNER_ADDRESS} drop"));
 
+    for protocol in ["udp", "tcp"] {
+        add(
+            "answer",
+            &format!("ip saddr {service} {protocol} sport {{ 53, {REFUSED_DNS_PORT} }} notrack"),
+        );
+    }
+
     add("leave", &format!("oifname != {ours} return"));
+    for protocol in ["udp", "tcp"] {
+        add(
+            "leave",
+            &format!(
+                "ip saddr {service} {protocol} sport {REFUSED_DNS_PORT} {protocol} sport set 53"
+            ),
+        );
+    }
     add(
         "leave",
         &format!("ip saddr {service} ip saddr set {GATEWAY_ADDRESS}"),
     );
     add("leave", &format!("ip daddr set {INNER_ADDRESS}"));
 
-    // Nothing of the host but DNS, and that only for those who may go out.
+    // Nothing of the host but DNS: names for those who may go out, a refusal for the others.
     add("host", &format!("iifname != {ours} return"));
     for protocol in ["udp", "tcp"] {
         add(
             "host",
             &format!("iifname @{OPEN} ip daddr {service} {protocol} dport 53 accept"),
+        );
+        add(
+            "host",
+            &format!("ip daddr {service} {protocol} dport {REFUSED_DNS_PORT} accept"),
         );
     }
     add("host", "meta l4proto tcp reject with tcp reset");
@@ -118,11 +156,11 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
             .join(", ");
         add(
             "pass",
-            &format!("iifname @{OPEN} ip daddr {{ {list} }} accept"),
+            &format!("iifname @{OPEN} ip daddr {{ {list} }} goto admit"),
         );
         add(
             "pass",
-            &format!("ip daddr {{ {list} }} iifname . ip daddr @{ALLOW} accept"),
+            &format!("ip daddr {{ {list} }} iifname . ip daddr @{ALLOW} goto admit"),
         );
     }
     let refused = REFUSED.join(", ");
@@ -131,11 +169,23 @@ pub(super) fn ruleset(instance: Instance, allow_internal: &[Cidr]) -> String {
         &format!("ip daddr {{ {refused} }} meta l4proto tcp reject with tcp reset"),
     );
     add("pass", &format!("ip daddr {{ {refused} }} drop"));
-    add("pass", &format!("iifname @{OPEN} accept"));
-    add("pass", &format!("iifname . ip daddr @{ALLOW} accept"));
+    add("pass", &format!("iifname @{OPEN} goto admit"));
+    add("pass", &format!("iifname . ip daddr @{ALLOW} goto admit"));
     // A reset instead of silence: a program learns at once that there is no way out.
     add("pass", "meta l4proto tcp reject with tcp reset");
     add("pass", "drop");
+
+    // The host tracks connections in one table: what fills it cuts off all the others. Only the first packet of a connection is counted,
+    // since the count walks through those that there are.
+    add(
+        "admit",
+        &format!(
+            "ct status & confirmed == 0 add @{CONNECTIONS} {{ iifname ct count over {connections} }} goto surplus"
+        ),
+    );
+    add("admit", "accept");
+    add("surplus", "meta l4proto tcp reject with tcp reset");
+    add("surplus", "drop");
 
     add("lists", &format!("iifname . ip daddr @{ALLOW} return"));
     for verdict in ["meta l4proto tcp reject with tcp reset", "drop"] {
@@ -176,7 +226,10 @@ mod tests {
     fn rules_are_as_reviewed() {
         let rules = ruleset(
             Instance::new(2).unwrap(),
-            &["192.168.7.0/24".parse().unwrap()],
+            &NetworkPolicy {
+                allow_internal: vec!["192.168.7.0/24".parse().unwrap()],
+                connections: 4096,
+            },
         );
         expect![[r#"
             add table ip soulbox_2
@@ -184,10 +237,17 @@ mod tests {
             add set ip soulbox_2 open { type ifname; }
             add set ip soulbox_2 allow { type ifname . ipv4_addr; flags interval; }
             add set ip soulbox_2 deny { type ifname . ipv4_addr; flags interval; }
+            add set ip soulbox_2 connections { type ifname; size 2048; flags dynamic; }
             add chain ip soulbox_2 lists
             flush chain ip soulbox_2 lists
+            add chain ip soulbox_2 admit
+            flush chain ip soulbox_2 admit
+            add chain ip soulbox_2 surplus
+            flush chain ip soulbox_2 surplus
             add chain ip soulbox_2 arrive { type filter hook prerouting priority -310; policy accept; }
             flush chain ip soulbox_2 arrive
+            add chain ip soulbox_2 answer { type filter hook output priority raw; policy accept; }
+            flush chain ip soulbox_2 answer
             add chain ip soulbox_2 leave { type filter hook postrouting priority 300; policy accept; }
             flush chain ip soulbox_2 leave
             add chain ip soulbox_2 host { type filter hook input priority -10; policy accept; }
@@ -198,16 +258,24 @@ mod tests {
             flush chain ip soulbox_2 hide
             add rule ip soulbox_2 arrive iifname != "sb2-*" return
             add rule ip soulbox_2 arrive ip saddr != 169.254.0.21 drop
-            add rule ip soulbox_2 arrive ip daddr 169.254.0.22 udp dport 53 ip daddr set 100.72.0.1
-            add rule ip soulbox_2 arrive ip daddr 169.254.0.22 tcp dport 53 ip daddr set 100.72.0.1
+            add rule ip soulbox_2 arrive iifname != @open ip daddr 169.254.0.22 udp dport 53 udp dport set 54 ip daddr set 100.72.0.1 notrack
+            add rule ip soulbox_2 arrive ip daddr 169.254.0.22 udp dport 53 ip daddr set 100.72.0.1 notrack
+            add rule ip soulbox_2 arrive iifname != @open ip daddr 169.254.0.22 tcp dport 53 tcp dport set 54 ip daddr set 100.72.0.1 notrack
+            add rule ip soulbox_2 arrive ip daddr 169.254.0.22 tcp dport 53 ip daddr set 100.72.0.1 notrack
             add rule ip soulbox_2 arrive ip saddr set iifname map @own
             add rule ip soulbox_2 arrive ip saddr 169.254.0.21 drop
+            add rule ip soulbox_2 answer ip saddr 100.72.0.1 udp sport { 53, 54 } notrack
+            add rule ip soulbox_2 answer ip saddr 100.72.0.1 tcp sport { 53, 54 } notrack
             add rule ip soulbox_2 leave oifname != "sb2-*" return
+            add rule ip soulbox_2 leave ip saddr 100.72.0.1 udp sport 54 udp sport set 53
+            add rule ip soulbox_2 leave ip saddr 100.72.0.1 tcp sport 54 tcp sport set 53
             add rule ip soulbox_2 leave ip saddr 100.72.0.1 ip saddr set 169.254.0.22
             add rule ip soulbox_2 leave ip daddr set 169.254.0.21
             add rule ip soulbox_2 host iifname != "sb2-*" return
             add rule ip soulbox_2 host iifname @open ip daddr 100.72.0.1 udp dport 53 accept
+            add rule ip soulbox_2 host ip daddr 100.72.0.1 udp dport 54 accept
             add rule ip soulbox_2 host iifname @open ip daddr 100.72.0.1 tcp dport 53 accept
+            add rule ip soulbox_2 host ip daddr 100.72.0.1 tcp dport 54 accept
             add rule ip soulbox_2 host meta l4proto tcp reject with tcp reset
             add rule ip soulbox_2 host drop
             add rule ip soulbox_2 pass iifname "sb2-*" oifname "sb2-*" drop
@@ -215,14 +283,18 @@ mod tests {
             add rule ip soulbox_2 pass oifname "sb2-*" drop
             add rule ip soulbox_2 pass iifname != "sb2-*" return
             add rule ip soulbox_2 pass jump lists
-            add rule ip soulbox_2 pass iifname @open ip daddr { 192.168.7.0/24 } accept
-            add rule ip soulbox_2 pass ip daddr { 192.168.7.0/24 } iifname . ip daddr @allow accept
+            add rule ip soulbox_2 pass iifname @open ip daddr { 192.168.7.0/24 } goto admit
+            add rule ip soulbox_2 pass ip daddr { 192.168.7.0/24 } iifname . ip daddr @allow goto admit
             add rule ip soulbox_2 pass ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4 } meta l4proto tcp reject with tcp reset
             add rule ip soulbox_2 pass ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4 } drop
-            add rule ip soulbox_2 pass iifname @open accept
-            add rule ip soulbox_2 pass iifname . ip daddr @allow accept
+            add rule ip soulbox_2 pass iifname @open goto admit
+            add rule ip soulbox_2 pass iifname . ip daddr @allow goto admit
             add rule ip soulbox_2 pass meta l4proto tcp reject with tcp reset
             add rule ip soulbox_2 pass drop
+            add rule ip soulbox_2 admit ct status & confirmed == 0 add @connections { iifname ct count over 4096 } goto surplus
+            add rule ip soulbox_2 admit accept
+            add rule ip soulbox_2 surplus meta l4proto tcp reject with tcp reset
+            add rule ip soulbox_2 surplus drop
             add rule ip soulbox_2 lists iifname . ip daddr @allow return
             add rule ip soulbox_2 lists iifname . ip daddr @deny meta l4proto tcp reject with tcp reset
             add rule ip soulbox_2 lists iifname . ip daddr @deny drop

@@ -2,23 +2,21 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, FlockOperation, flock};
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::fs::{FlockOperation, flock};
 use soulbox_pool::{BtrfsPool, PoolOptions};
-use soulbox_runtime::cgroup::Hierarchies;
+use soulbox_runtime::criu::{self, Criu};
 use soulbox_runtime::identity::{INSTANCES, Instance, Slot};
-use soulbox_runtime::native::{self, Native, Running};
-use soulbox_runtime::rootfs::WORK;
-use soulbox_sys::mount::{MountAttributes, set_attributes};
+use soulbox_runtime::native::checkpoint::{After, CheckpointError};
+use soulbox_runtime::native::{self, Native};
+use soulbox_runtime::network::NetworkPolicy;
+use soulbox_runtime::rootfs::{RootSource, WORK};
 use soulbox_types::MiB;
 
 use crate::guest::Guest;
-use crate::{LIMITS, eventually};
+use crate::{LIMITS, PATIENCE};
 
 const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/checkpoint");
 
@@ -26,8 +24,8 @@ pub struct Host {
     pub native: Native,
     pub pool: BtrfsPool,
     pub instance: Instance,
-    criu: PathBuf,
-    guests: PathBuf,
+    criu: Criu,
+    criu_folder: PathBuf,
     place: Place,
 }
 
@@ -51,7 +49,8 @@ impl Host {
         }
         let place = Place::claim();
         let data = &place.data;
-        let native = Native::start(place.instance, &guests, data, &[]).expect("start the runtime");
+        let native = Native::start(place.instance, &guests, data, &NetworkPolicy::default())
+            .expect("start the runtime");
         native.sweep(&[]).expect("sweep what a killed test left");
         let size = Some(MiB(2048));
         let pool = BtrfsPool::open(data, PoolOptions { size }).expect("open a pool");
@@ -60,8 +59,8 @@ impl Host {
             native,
             pool,
             instance,
-            criu,
-            guests,
+            criu: Criu::open(&criu).expect("open CRIU"),
+            criu_folder: criu,
             place,
         }
     }
@@ -76,101 +75,65 @@ impl Host {
 
     fn script(&self, name: &str) -> Command {
         let mut command = Command::new(format!("{HERE}/{name}"));
-        command
-            .env("CRIU", &self.criu)
-            .env("PLACE", &self.place.data);
+        command.env("CRIU", &self.criu_folder);
         command.stdin(Stdio::null());
         command
     }
 
     /// Makes `layer` the least root that the launcher, envd and the test's programs need.
     pub fn fill(&self, layer: &Path) {
-        run(self.script("root.sh").arg(layer), None);
+        run(self.script("root.sh").arg(layer));
     }
 
-    /// The guest programs, mounted as a sandbox gets them.
-    pub fn guests(&self) -> OwnedFd {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let guests = open_tree(CWD, &self.guests, flags).expect("clone the guest programs");
-        let attributes = MountAttributes {
-            no_suid: true,
-            ..MountAttributes::READ_ONLY
-        };
-        set_attributes(guests.as_fd(), attributes).expect("make the guest programs read-only");
-        guests
-    }
-
-    /// Dumps into the new folder `images`.
-    pub fn dump(&self, guest: &Guest, images: &str, options: &[&str]) {
-        // What was dialled from here has its other end outside of what is dumped.
-        eventually("envd closes our connections", || !guest.is_connected());
+    /// Dumps into the new folder `images`, and copies the upper `from` to `to` while all stands still.
+    pub fn dump(
+        &self,
+        guest: &Guest,
+        images: &str,
+        after: After,
+        copy: [&str; 2],
+    ) -> Result<(), CheckpointError> {
         let images = self.path(images);
         fs::create_dir(&images).expect("make a folder for images");
-        let mut command = self.script("criu.sh");
-        command
-            .arg("dump")
-            .arg(&images)
-            .arg(guest.running.pid().to_string())
-            .args(options);
-        run(&mut command, Some(&images.join("dump.log")));
+        let [from, to] = copy;
+        self.native.dump(
+            &self.criu,
+            &guest.running,
+            &images,
+            after,
+            PATIENCE,
+            &mut || {
+                self.snapshot(from, to);
+                Ok(())
+            },
+        )
     }
 
-    /// Copies the upper `from`, to which nothing writes any more. overlayfs refuses a used work directory.
-    pub fn snapshot(&self, from: &str, to: &str) {
+    /// Copies the upper `from`, to which nothing writes. overlayfs refuses a used work directory.
+    fn snapshot(&self, from: &str, to: &str) {
         let (from, to) = (self.uppers().join(from), self.uppers().join(to));
-        run(
-            Command::new("btrfs")
-                .args(["subvolume", "snapshot"])
-                .arg(from)
-                .arg(&to),
-            None,
-        );
+        run(Command::new("btrfs")
+            .args(["subvolume", "snapshot"])
+            .arg(from)
+            .arg(&to));
         fs::remove_dir_all(to.join(WORK)).expect("delete the work directory");
         fs::create_dir(to.join(WORK)).expect("make a work directory");
     }
 
-    /// Starts a restore with these mounts: root, shm, guests. CRIU stays, as parent of the restored tree.
-    pub fn restore(&self, slot: Slot, images: &str, mounts: [OwnedFd; 3]) -> Child {
-        let hierarchies = Hierarchies::discover().expect("find the cgroups");
-        let mut cgroup = hierarchies
-            .create(&slot.cgroup(), &LIMITS)
-            .expect("make cgroups");
-        cgroup.leave(); // `Host::drop` and `Native::release` remove it.
-        let mut descriptors = Vec::from(mounts);
-        descriptors.extend(cgroup.join_files().expect("open the cgroups"));
-        let mut command = self.script("criu.sh");
-        command.arg("restore").arg(self.path(images));
-        for descriptor in &descriptors {
-            fcntl_setfd(descriptor, FdFlags::empty()).expect("pass a descriptor on");
-            command.arg(descriptor.as_raw_fd().to_string());
-        }
-        command.spawn().expect("start CRIU")
-    }
-
-    /// Waits for the restored tree and takes it over as a server does with a sandbox of an earlier one.
-    pub fn restored(&self, slot: Slot, images: &str, criu: &mut Child) -> Running {
-        let file = self.path("pid");
-        eventually("the restored tree runs", || {
-            if let Some(status) = criu.try_wait().expect("look for CRIU") {
-                panic!(
-                    "restore: {status}\n{}",
-                    errors(&self.path(images).join("restore.log"))
-                );
-            }
-            file.exists()
-        });
-        let pid = fs::read_to_string(file).expect("read the pid");
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).expect("read stat");
-        let start_time = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.split(' ').nth(19));
-        let start_time = start_time
-            .and_then(|text| text.parse().ok())
-            .expect("a start time");
-        let running = self
+    /// Restores the images into the slot, on that root.
+    pub fn restore(
+        &self,
+        slot: Slot,
+        images: &str,
+        source: RootSource,
+    ) -> Result<Guest<'_>, CheckpointError> {
+        let own = self.path(&format!("{images}-{}", slot.index()));
+        criu::remap(&self.path(images), &own, slot.id_base()).expect("remap the images");
+        let restored = self
             .native
-            .adopt(slot, pid.trim().parse().expect("a pid"), start_time);
-        running.expect("adopt the restored tree")
+            .restore(&self.criu, slot, &LIMITS, source, &own, PATIENCE);
+        fs::remove_dir_all(own).expect("remove the images of the restore");
+        Ok(Guest::new(&self.native, restored?))
     }
 }
 
@@ -232,18 +195,11 @@ impl Drop for Place {
     }
 }
 
-/// Runs to the end; a failure shows what was said, and the errors in CRIU's `log`.
-fn run(command: &mut Command, log: Option<&Path>) {
+/// Runs to the end; a failure shows what was said.
+fn run(command: &mut Command) {
     let output = command.output();
     let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
-    let log = log.map(errors).unwrap_or_default();
     let status = output.status;
-    assert!(status.success(), "{command:?}: {status}\n{said}\n{log}");
-}
-
-fn errors(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_else(|error| format!("Error: no log: {error}"));
-    let lines: Vec<&str> = text.lines().filter(|line| line.contains("Error")).collect();
-    lines.join("\n")
+    assert!(status.success(), "{command:?}: {status}\n{said}");
 }
