@@ -3,11 +3,13 @@
 //! | module | owns |
 //! |---|---|
 //! | [`host`] | the map of live sandboxes; create, dial, list; start and stop of it all |
-//! | [`sandbox`] | one sandbox: deadline, kill, end |
+//! | [`lifecycle`] | what is decided of one sandbox, purely |
+//! | [`sandbox`] | one sandbox: performs what is decided |
 //! | [`warm`] | slots made ahead |
 //! | [`workshop`] | the order of steps that makes and unmakes a sandbox |
 //! | [`runtime`], [`native`] | the seam to the isolation tier, and the first tier |
 //! | [`record`], [`instance`] | what outlives the agent |
+//! | [`memory`] | whether the host has memory for one more |
 //! | [`dns`] | the gateway's name server |
 //!
 //! It parses nothing from the internet and nothing from a guest: bytes of sandboxes never pass through it, only connected sockets.
@@ -16,6 +18,8 @@
 pub mod dns;
 pub mod host;
 pub mod instance;
+mod memory;
+pub mod lifecycle;
 pub mod native;
 pub mod record;
 pub mod runtime;

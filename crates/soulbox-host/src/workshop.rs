@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use soulbox_pool::{Pool, PoolError, TemplateManifest};
 use soulbox_types::Limits;
 
+use crate::memory::MemoryError;
 use crate::runtime::{DialError, GuestSettings, RootFiles, Runtime, RuntimeError};
 use crate::slots::Slots;
 
@@ -23,6 +24,8 @@ const END_TIMEOUT: Timespec = Timespec {
 pub(crate) enum MakeError {
     #[error("all slots are in use")]
     NoSlot,
+    #[error("the host is short of memory")]
+    Memory(#[source] MemoryError),
     #[error("failed to prepare slot {slot}")]
     Prepare {
         slot: u16,

@@ -7,7 +7,7 @@
 //!   layers/<sha256>/           a tree that never changes again; owners on disk are 0..65535
 //!   drafts/<name>/             a layer in the making, locked by its maker
 //!   templates/<name>.json      a [`TemplateManifest`]
-//!   uppers/<name>/{u,w,s}      a subvolume with a quota: overlayfs's upper and work directories, and /dev/shm
+//!   uppers/<name>/{u,w}        a subvolume with a quota: overlayfs's upper and work directories
 //! ```
 //!
 //! Flow: `soulbox-build` fills a [`LayerDraft`] and puts a manifest; the host agent makes an [`Upper`] for every slot and

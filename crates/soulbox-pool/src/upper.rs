@@ -32,12 +32,6 @@ impl Upper {
     pub fn work_dir(&self) -> PathBuf {
         self.path.join("w")
     }
-
-    /// What becomes /dev/shm: 1777.
-    #[must_use]
-    pub fn shm_dir(&self) -> PathBuf {
-        self.path.join("s")
-    }
 }
 
 /// A checked name, so that it is one component of a path and nothing else.
@@ -77,17 +71,13 @@ pub(crate) fn create(uppers: &Path, name: &str, quota: Option<MiB>) -> Result<Up
 }
 
 fn furnish(upper: &Upper, quota: Option<MiB>) -> Result<(), PoolError> {
-    for (directory, mode) in [
-        (upper.upper_dir(), 0o755),
-        (upper.work_dir(), 0o755),
-        (upper.shm_dir(), 0o1777),
-    ] {
+    for directory in [upper.upper_dir(), upper.work_dir()] {
         // The mode is set apart from mkdir(2), since the umask of the server is not ours to trust: a root of 0700 would lock out `user`.
         DirBuilder::new()
-            .mode(mode)
+            .mode(0o755)
             .create(&directory)
             .map_err(PoolError::io("create", &directory))?;
-        fs::set_permissions(&directory, Permissions::from_mode(mode))
+        fs::set_permissions(&directory, Permissions::from_mode(0o755))
             .map_err(PoolError::io("set the mode of", &directory))?;
     }
     match quota {

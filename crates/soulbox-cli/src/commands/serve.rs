@@ -6,11 +6,16 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{process_environment, require_root};
 use crate::credentials::{self, Credentials, Secrets};
 use crate::failure::Failure;
 use crate::settings::{ServeFlags, Settings};
+
+/// When an agent is killed, its front holds the listener until it notices.
+const LISTENER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Run the server
 #[derive(Debug, clap::Args)]
@@ -76,7 +81,7 @@ fn data_dir_failure(path: &Path, doing: &str, error: io::Error) -> Failure {
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let bound = TcpListener::bind(address).and_then(|listener| {
+    let bound = bind_soon(address, Instant::now() + LISTENER_PATIENCE).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
@@ -95,6 +100,18 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
+/// Waits for an address that is in use until `deadline`.
+fn bind_soon(address: SocketAddr, deadline: Instant) -> io::Result<TcpListener> {
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
@@ -110,6 +127,18 @@ mod tests {
             error: failed to listen on ADDRESS: Address already in use (os error 98)
             hint: another program has that port: end it, or choose another one with --listen"#]]
         .assert_eq(&failure.to_string().replace(&address.to_string(), "ADDRESS"));
+    }
+
+    #[test]
+    fn a_port_that_becomes_free_is_taken() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = taken.local_addr().expect("address");
+        let front = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            drop(taken);
+        });
+        listen(address).expect("free after a moment");
+        front.join().expect("ends");
     }
 
     #[test]

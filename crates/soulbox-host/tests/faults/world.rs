@@ -46,6 +46,7 @@ struct State {
     /// SIGKILL has no effect.
     immortal: bool,
     reserve_reached: bool,
+    boot_takes: Duration,
 }
 
 /// The shared state of one fake host; clones are the same host, also for a second agent.
@@ -113,6 +114,11 @@ impl World {
         self.state().reserve_reached = full;
     }
 
+    /// Every boot takes so long from now on.
+    pub fn slow_boot(&self, takes: Duration) {
+        self.state().boot_takes = takes;
+    }
+
     /// The sandbox of a slot ends by itself.
     pub fn end(&self, slot: u16) {
         self.state().lives.remove(&slot);
@@ -134,6 +140,7 @@ impl World {
             warm: WarmTargets { booted, parked },
             default_template: "base".to_owned(),
             guests: "digest".to_owned(),
+            memory_reserve: MiB(0),
         };
         Host::start(self.clone(), Arc::new(FakePool(self.clone())), settings)
             .await
@@ -208,6 +215,8 @@ impl Runtime for World {
         _: &GuestSettings,
     ) -> Result<Running, RuntimeError> {
         self.step("boot")?;
+        let takes = self.state().boot_takes;
+        std::thread::sleep(takes);
         let slot = parked.slot.take().expect("booted once");
         let (life, end) = UnixStream::pair().expect("socket pair");
         let mut state = self.state();
