@@ -46,6 +46,23 @@ impl FromRequestParts<Arc<App>> for Caller {
     }
 }
 
+/// The team whose keys the request handles, on routes of [`Scheme::KeyOwner`].
+pub(crate) struct KeyOwner(pub(crate) Arc<TeamRow>);
+
+impl FromRequestParts<Arc<App>> for KeyOwner {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let route = parts
+            .extensions
+            .get::<MatchedPath>()
+            .map_or("", MatchedPath::as_str);
+        customer(app, &parts.headers, &parts.method, route, Scheme::KeyOwner)
+            .await
+            .map(Self)
+    }
+}
+
 /// Proof that the request is the administrator's, on routes of [`Scheme::Admin`].
 pub(crate) struct Administrator;
 

@@ -24,6 +24,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     }
 }
 
+/// All parameters of a path that has several, in order.
+pub(crate) struct Segments<const N: usize>(pub(crate) [String; N]);
+
+impl<S: Send + Sync, const N: usize> FromRequestParts<S> for Segments<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let malformed = || ApiError::invalid("a parameter in the path is malformed");
+        let Path(segments) = Path::<Vec<String>>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| malformed())?;
+        segments.try_into().map(Self).map_err(|_| malformed())
+    }
+}
+
 /// The sandbox that a path names, in its legacy spelling too.
 pub(crate) struct SandboxPath(pub(crate) SandboxId);
 

@@ -8,6 +8,7 @@ mod auth;
 mod error;
 mod input;
 mod layers;
+mod openapi;
 mod query;
 mod routes;
 mod time;
@@ -31,5 +32,12 @@ pub struct App {
 
 /// Every route with its layers. Bodies are limited to 16 MiB, requests to 70 s.
 pub fn router(app: Arc<App>) -> Router {
-    layers::wrap(routes::all()).with_state(app)
+    let (routes, _) = routes::all();
+    layers::wrap(routes).with_state(app)
+}
+
+/// The description of every route, as `/openapi.json` has it.
+#[must_use]
+pub fn description() -> utoipa::openapi::OpenApi {
+    routes::all().1
 }

@@ -1,6 +1,8 @@
 //! The route table: what is there, and what answers 501 until it is.
 
 mod admin;
+mod described;
+mod keys;
 mod metrics;
 mod sandboxes;
 mod templates;
@@ -10,84 +12,82 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, delete, get, on, post, put};
+use axum::routing::{MethodFilter, on};
 use http::{HeaderMap, Method, StatusCode, Uri};
+use utoipa::openapi::HttpMethod;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::App;
 use crate::auth::{self, Scheme};
 use crate::error::ApiError;
+use crate::openapi;
 
-pub(crate) fn all() -> Router<Arc<App>> {
-    let router = Router::new()
-        .route("/health", get(health))
-        .route(
-            "/sandboxes",
-            post(sandboxes::create_v1).get(sandboxes::list_running),
-        )
-        .route(
-            "/v2/sandboxes",
-            post(sandboxes::create_v2).get(sandboxes::list),
-        )
-        .route(
-            "/sandboxes/{sandbox_id}",
-            get(sandboxes::detail).merge(delete(sandboxes::kill)),
-        )
-        .route(
-            "/sandboxes/{sandbox_id}/connect",
-            post(sandboxes::connect_v1),
-        )
-        .route(
-            "/v2/sandboxes/{sandbox_id}/connect",
-            post(sandboxes::connect_v2),
-        )
-        .route(
-            "/sandboxes/{sandbox_id}/timeout",
-            post(sandboxes::set_timeout),
-        )
-        .route(
-            "/sandboxes/{sandbox_id}/refreshes",
-            post(sandboxes::refresh),
-        )
-        .route(
-            "/sandboxes/{sandbox_id}/network",
-            put(sandboxes::set_network),
-        )
-        .route("/sandboxes/metrics", get(metrics::of_sandboxes))
-        .route("/sandboxes/{sandbox_id}/metrics", get(metrics::of_sandbox))
-        .route(
-            "/admin/teams/{team_id}/sandboxes/kill",
-            post(admin::kill_sandboxes),
-        )
-        .route(
-            "/admin/sandboxes/running-counts",
-            get(admin::running_counts),
-        )
-        .route("/teams/{team_id}/metrics", get(metrics::of_team))
-        .route("/teams/{team_id}/metrics/max", get(metrics::max_of_team))
-        .route("/templates", get(templates::list_all))
-        .route("/v2/templates", get(templates::list))
-        .route("/templates/{template_id}", get(templates::detail))
-        .route("/templates/aliases/{alias}", get(templates::by_alias));
-    NOT_YET
+/// The routes, and the description of all of them: what a route takes and answers stands at its handler.
+pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
+    let (router, described) = OpenApiRouter::new()
+        .routes(routes!(health))
+        .routes(routes!(sandboxes::create_v1, sandboxes::list_running))
+        .routes(routes!(sandboxes::create_v2, sandboxes::list))
+        .routes(routes!(sandboxes::detail, sandboxes::kill))
+        .routes(routes!(sandboxes::connect_v1))
+        .routes(routes!(sandboxes::connect_v2))
+        .routes(routes!(sandboxes::set_timeout))
+        .routes(routes!(sandboxes::refresh))
+        .routes(routes!(sandboxes::set_network))
+        .routes(routes!(metrics::of_sandboxes))
+        .routes(routes!(metrics::of_sandbox))
+        .routes(routes!(metrics::of_team))
+        .routes(routes!(metrics::max_of_team))
+        .routes(routes!(templates::list_all))
+        .routes(routes!(templates::list))
+        .routes(routes!(templates::detail))
+        .routes(routes!(templates::by_alias))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::rename, keys::delete))
+        .routes(routes!(keys::create_for_team))
+        .routes(routes!(keys::delete_of_team))
+        .routes(routes!(admin::kill_sandboxes))
+        .routes(routes!(admin::running_counts))
+        .split_for_parts();
+    let router = NOT_YET
         .iter()
-        .fold(router, |router, &(method, path, scheme)| {
+        .fold(router, |router, (method, path, scheme)| {
+            let (path, scheme) = (*path, *scheme);
             let answer = move |State(app): State<Arc<App>>, request: Request| async move {
                 not_yet(&app, scheme, request.headers(), request.method(), path).await
             };
-            router.route(path, on(method, answer))
-        })
+            router.route(path, on(filter(method), answer))
+        });
+    let described = openapi::complete(described, NOT_YET);
+    let router = described::serve(router, &described)
         .fallback(unknown)
-        .method_not_allowed_fallback(wrong_method)
+        .method_not_allowed_fallback(wrong_method);
+    (router, described)
 }
 
-const GET: MethodFilter = MethodFilter::GET;
-const POST: MethodFilter = MethodFilter::POST;
-const PUT: MethodFilter = MethodFilter::PUT;
-const PATCH: MethodFilter = MethodFilter::PATCH;
-const DELETE: MethodFilter = MethodFilter::DELETE;
+/// The methods that routes have.
+fn filter(method: &HttpMethod) -> MethodFilter {
+    match method {
+        HttpMethod::Get => MethodFilter::GET,
+        HttpMethod::Post => MethodFilter::POST,
+        HttpMethod::Put => MethodFilter::PUT,
+        HttpMethod::Patch => MethodFilter::PATCH,
+        HttpMethod::Delete => MethodFilter::DELETE,
+        HttpMethod::Options => MethodFilter::OPTIONS,
+        HttpMethod::Head => MethodFilter::HEAD,
+        HttpMethod::Trace => MethodFilter::TRACE,
+    }
+}
+
+const GET: HttpMethod = HttpMethod::Get;
+const POST: HttpMethod = HttpMethod::Post;
+const PUT: HttpMethod = HttpMethod::Put;
+const PATCH: HttpMethod = HttpMethod::Patch;
+const DELETE: HttpMethod = HttpMethod::Delete;
 
 /// Routes that E2B has and this server does not have yet.
-const NOT_YET: &[(MethodFilter, &str, Scheme)] = &[
+const NOT_YET: &[(HttpMethod, &str, Scheme)] = &[
     (GET, "/sandboxes/{sandbox_id}/logs", Scheme::Customer),
     (GET, "/v2/sandboxes/{sandbox_id}/logs", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/pause", Scheme::Customer),
@@ -148,22 +148,12 @@ const NOT_YET: &[(MethodFilter, &str, Scheme)] = &[
     ),
     (GET, "/default-templates", Scheme::Customer),
     (GET, "/teams", Scheme::AccessToken),
-    (GET, "/api-keys", Scheme::KeyOwner),
-    (POST, "/api-keys", Scheme::KeyOwner),
-    (PATCH, "/api-keys/{api_key_id}", Scheme::KeyOwner),
-    (DELETE, "/api-keys/{api_key_id}", Scheme::KeyOwner),
     (POST, "/access-tokens", Scheme::KeyOwner),
     (DELETE, "/access-tokens/{access_token_id}", Scheme::KeyOwner),
     (GET, "/nodes", Scheme::Admin),
     (GET, "/nodes/{node_id}", Scheme::Admin),
     (POST, "/nodes/{node_id}", Scheme::Admin),
     (POST, "/admin/teams/{team_id}/builds/cancel", Scheme::Admin),
-    (POST, "/admin/teams/{team_id}/api-keys", Scheme::Admin),
-    (
-        DELETE,
-        "/admin/teams/{team_id}/api-keys/{api_key_id}",
-        Scheme::Admin,
-    ),
     (GET, "/volumes", Scheme::Customer),
     (POST, "/volumes", Scheme::Customer),
     (GET, "/volumes/{volume_id}", Scheme::Customer),
@@ -202,6 +192,9 @@ async fn not_yet(
     }
 }
 
+#[utoipa::path(get, path = "/health", tag = "server", summary = "Whether the server takes requests",
+    responses((status = 200, body = String, content_type = "text/plain; charset=utf-8", description = "It does"),
+        (status = 503, body = String, content_type = "text/plain; charset=utf-8", description = "It is about to stop")))]
 async fn health(State(app): State<Arc<App>>) -> Response {
     if app.draining.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "Service is unavailable").into_response()

@@ -21,6 +21,10 @@ const MAX_SANDBOXES: usize = 100;
 /// What a team sees when it names no start.
 const TEAM_WINDOW_MILLIS: u64 = 7 * 24 * 3600 * 1000;
 
+#[utoipa::path(get, path = "/sandboxes/{sandbox_id}/metrics", tag = "metrics", summary = "What a sandbox used over time",
+    description = "Nothing for a sandbox that is not known.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path), ("start" = Option<u64>, Query, description = "Unix seconds", maximum = 253402300799u64), ("end" = Option<u64>, Query, description = "Unix seconds", maximum = 253402300799u64)),
+    responses((status = 200, body = [rest::SandboxMetric])))]
 pub(crate) async fn of_sandbox(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -35,6 +39,10 @@ pub(crate) async fn of_sandbox(
     Ok(Json(points))
 }
 
+#[utoipa::path(get, path = "/sandboxes/metrics", tag = "metrics", summary = "What sandboxes use now",
+    description = "Sandboxes that are not known are absent.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_ids" = String, Query, description = "Up to 100 IDs, separated by commas")),
+    responses((status = 200, body = rest::SandboxesMetrics)))]
 pub(crate) async fn of_sandboxes(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -63,6 +71,10 @@ pub(crate) async fn of_sandboxes(
     Ok(Json(rest::SandboxesMetrics { sandboxes }))
 }
 
+#[utoipa::path(get, path = "/teams/{team_id}/metrics", tag = "metrics", summary = "How many sandboxes a team had over time",
+    description = "The last seven days unless `start` says otherwise.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("team_id" = String, Path, pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"), ("start" = Option<u64>, Query, description = "Unix seconds", maximum = 253402300799u64), ("end" = Option<u64>, Query, description = "Unix seconds", maximum = 253402300799u64)),
+    responses((status = 200, body = [rest::TeamMetric])))]
 pub(crate) async fn of_team(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -80,6 +92,10 @@ pub(crate) async fn of_team(
     Ok(Json(points.collect()))
 }
 
+#[utoipa::path(get, path = "/teams/{team_id}/metrics/max", tag = "metrics", summary = "The most sandboxes that a team had",
+    security(("api_key" = []), ("admin_token" = [], "team_id" = [])), params(("team_id" = String, Path, pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"), ("start" = Option<u64>, Query, description = "Unix seconds", maximum = 253402300799u64), ("end" = Option<u64>, Query, description = "Unix seconds", maximum = 253402300799u64),
+        ("metric" = String, Query, description = "`concurrent_sandboxes` or `sandbox_start_rate`", pattern = "^(concurrent_sandboxes|sandbox_start_rate)$")),
+    responses((status = 200, body = rest::MaxTeamMetric)))]
 pub(crate) async fn max_of_team(
     State(app): State<Arc<App>>,
     Caller(team): Caller,

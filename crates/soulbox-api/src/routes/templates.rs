@@ -18,6 +18,9 @@ use crate::query::Params;
 use crate::time;
 use crate::translate;
 
+#[utoipa::path(get, path = "/templates", tag = "templates", summary = "Templates of the team", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("teamID" = Option<String>, Query, description = "The team of the key, if given")),
+    responses((status = 200, body = [rest::Template], description = "Newest first")))]
 pub(crate) async fn list_all(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -33,6 +36,9 @@ pub(crate) async fn list_all(
     Ok(Json(page.items.iter().map(translate::template).collect()))
 }
 
+#[utoipa::path(get, path = "/v2/templates", tag = "templates", summary = "Templates of the team, by the page", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("teamID" = Option<String>, Query, description = "The team of the key, if given"), ("limit" = Option<u32>, Query, description = "100 by default", minimum = 1, maximum = 100), ("nextToken" = Option<String>, Query, description = "The `X-Next-Token` of the page before")),
+    responses((status = 200, body = [rest::Template], description = "Newest first", headers(("X-Next-Token" = String, description = "Absent on the last page")))))]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -45,6 +51,10 @@ pub(crate) async fn list(
     Ok(paged(Json(items).into_response(), page.next.as_ref()))
 }
 
+#[utoipa::path(get, path = "/templates/{template_id}", tag = "templates", summary = "A template with its builds", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("template_id" = String, Path, description = "An ID, not an alias"), ("limit" = Option<u32>, Query, description = "100 by default", minimum = 1, maximum = 100), ("nextToken" = Option<String>, Query, description = "The `X-Next-Token` of the page before")),
+    responses((status = 200, body = rest::TemplateWithBuilds, description = "Builds newest first", headers(("X-Next-Token" = String, description = "Absent on the last page"))),
+        (status = 404, body = rest::Error, description = "No such template")))]
 pub(crate) async fn detail(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -82,6 +92,9 @@ pub(crate) async fn detail(
     Ok(paged(Json(answer).into_response(), builds.next.as_ref()))
 }
 
+#[utoipa::path(get, path = "/templates/aliases/{alias}", tag = "templates", summary = "The template of an alias", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("alias" = String, Path, description = "`alias`, `namespace/alias` with the slash escaped, either with `:tag`")),
+    responses((status = 200, body = rest::TemplateAlias), (status = 404, body = rest::Error, description = "No such template")))]
 pub(crate) async fn by_alias(
     State(app): State<Arc<App>>,
     Caller(team): Caller,

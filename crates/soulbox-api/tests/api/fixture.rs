@@ -311,6 +311,15 @@ impl Fixture {
         team
     }
 
+    /// The team and the ID of a key.
+    pub(crate) async fn store_key(&self, key: &str) -> (TeamRow, String) {
+        let bytes = hex::decode(key.trim_start_matches("e2b_")).expect("hex");
+        let hash = format!("$sha256${}", STANDARD_NO_PAD.encode(Sha256::digest(bytes)));
+        let found = self.store.key(KeyKind::ApiKey, &hash).await;
+        let (row, team) = found.expect("the store").expect("a key");
+        (team, row.key_id)
+    }
+
     /// With the default team's key. The path may have a query.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.call("GET", path, &[("x-api-key", KEY)], None).await

@@ -2,8 +2,10 @@
 
 mod auth;
 mod create;
+mod description;
 mod faults;
 mod fixture;
+mod keys;
 mod life;
 mod list;
 mod network;
