@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use buffa_types::google::protobuf::Timestamp;
-use soulbox_envd_proto::{InitRequest, SandboxLimits};
+use soulbox_envd_proto::{InitRequest, SandboxLimits, sign_init};
 
 /// How the daemon was started; fixed for its life.
 #[derive(Debug, Default)]
@@ -63,10 +63,16 @@ impl Settings {
             "E2B_SANDBOX".to_owned(),
             startup.init_secret.is_some().to_string(),
         )]);
+        // Made ahead and nobody's yet: until the first `/init` says otherwise, the token is one that nobody is told.
+        // tests/security: an agent that nobody has claimed.
+        let unclaimed = startup
+            .init_secret
+            .as_deref()
+            .map(|secret| sign_init(secret, b"unclaimed"));
         Self {
             init_secret: startup.init_secret,
             state: Mutex::new(State {
-                access_token: None,
+                access_token: unclaimed,
                 variables: BTreeMap::new(),
                 own_variables,
                 default_user: startup.default_user.unwrap_or_else(|| "root".to_owned()),
@@ -281,6 +287,7 @@ mod tests {
             init_secret: Some(b"k".to_vec()),
             ..Startup::default()
         });
+        assert!(!settings.token_matches(None));
         assert_eq!(
             settings.apply(&request(r#"{"accessToken":"a"}"#)),
             Ok(Applied::Yes)

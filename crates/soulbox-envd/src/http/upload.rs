@@ -33,6 +33,7 @@ const INLINE: usize = 64 << 10;
 const BATCH: usize = 96 << 10;
 /// Compressed input is expanded in pieces of this, so that a bomb does not fill the memory.
 const GZIP_PIECE: usize = 4 << 10;
+const O_NONBLOCK: i32 = 0o4000;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct WrittenFile {
@@ -256,6 +257,8 @@ pub(crate) fn open(path: &str, user: &User) -> Result<File, HttpError> {
         .create(true)
         .truncate(true)
         .mode(0o666)
+        // A FIFO that nobody reads, or nobody reads fast, is refused: waiting for it would hold the daemon.
+        .custom_flags(O_NONBLOCK)
         .open(path)
         .map_err(|error| failed("opening file", error))?;
     // A new file is the daemon's, which is root.

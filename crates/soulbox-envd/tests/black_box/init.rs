@@ -24,6 +24,10 @@ fn init(daemon: &Daemon, request: &serde_json::Value, secret: &[u8]) -> u16 {
 fn only_the_holder_of_the_secret_may_call_it() {
     let daemon = Daemon::start_with_secret(SECRET);
     let request = json!({"accessToken": "first"});
+    // Until then it is nobody's, and takes orders from nobody.
+    assert_eq!(daemon.get("/envs", &[]).status(), 401);
+    assert_eq!(daemon.get("/files?path=/etc/passwd", &[]).status(), 401);
+    assert_eq!(daemon.get("/health", &[]).status(), 204);
     assert_eq!(
         daemon
             .post("/init", &[], request.to_string().as_bytes())
