@@ -17,7 +17,8 @@ use crate::lifecycle::{Effect, Event, Machine};
 use crate::list::{self, Cursor, ListQuery, Order, Page};
 use crate::live::{LiveSandbox, Traffic};
 use crate::metrics::Metrics;
-use crate::owner::{Creation, DeadlineChange, Ends, INBOX, Owner, Request, Surroundings};
+use crate::owner::{Creation, Ends, INBOX, Owner, Request, Surroundings};
+use crate::ownership::DeadlineChange;
 use crate::registry::{Handle, Registry};
 use crate::settings::ControlSettings;
 use crate::spec::TemplateReference;
@@ -120,6 +121,14 @@ impl Control {
     #[must_use]
     pub fn live(&self, sandbox_id: &SandboxId) -> Option<Arc<LiveSandbox>> {
         self.registry().live(sandbox_id)
+    }
+
+    /// The running sandbox whose access token is the one sought, for which all are looked at.
+    #[must_use]
+    pub fn whose(&self, is_sought: impl Fn(&str) -> bool) -> Option<SandboxId> {
+        let sought = |live: &Arc<LiveSandbox>| live.access_token.as_deref().is_some_and(&is_sought);
+        let found = self.registry().all_live().into_iter().find(sought);
+        found.map(|live| live.sandbox_id.clone())
     }
 
     /// Tells the owner what happened to its sandbox. Events of sandboxes without an owner are of the past.
@@ -381,11 +390,11 @@ impl Control {
             self.shared.around.clone(),
             row,
             live,
-            machine,
+            (machine, first),
             ends,
             creation,
         );
-        self.registry().owners().spawn(owner.run(first));
+        self.registry().owners().spawn(owner.run());
     }
 
     pub(crate) fn registry(&self) -> &Registry {

@@ -97,12 +97,13 @@ pub enum HostFailure {
 }
 
 impl HostFailure {
-    /// Whether something of a sandbox may be left on the host after its create failed so.
+    /// Whether something of a sandbox may be left on the host after its create failed so. IDs are never used twice, so what exists
+    /// already is of this very create.
     #[must_use]
     pub fn may_leave_a_sandbox(&self) -> bool {
         matches!(
             self,
-            Self::Init(_) | Self::Unreachable(_) | Self::StaleEpoch
+            Self::Init(_) | Self::Unreachable(_) | Self::StaleEpoch | Self::AlreadyExists
         )
     }
 }

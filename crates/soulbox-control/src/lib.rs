@@ -1,6 +1,7 @@
 //! Decides: authentication, quota, lifecycle, desired state. Performs nothing itself but through [`Hosts`] and [`Store`].
 //!
-//! [`Control`] is the entry. One task owns a sandbox; it feeds events to the pure [`lifecycle::step`] and performs the effects.
+//! [`Control`] is the entry. One task owns a sandbox; it feeds events to the pure [`ownership`], which is [`lifecycle::step`] and who is
+//! answered when, and performs what comes out. What follows from the records of a predecessor is [`reconcile`]'s.
 //! Everybody else sends it requests or watches its state. [`Control::live`] is what the ingress looks up.
 #![forbid(unsafe_code)]
 
@@ -19,7 +20,9 @@ mod live;
 mod metrics;
 mod network;
 mod owner;
+pub mod ownership;
 mod random;
+pub mod reconcile;
 mod recovery;
 mod registry;
 mod settings;

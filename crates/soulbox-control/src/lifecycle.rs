@@ -19,7 +19,7 @@ use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
 use crate::store::Progress;
 
 /// Longest wait in `Reserving` and `Starting` beyond what the performer allows its calls: a safety net, never the normal way out.
-const GRACE_MILLIS: u64 = 5_000;
+pub(crate) const GRACE_MILLIS: u64 = 5_000;
 /// A start that took longer than this moves the deadline, so that the caller does not pay for it.
 const START_LAG_MILLIS: u64 = 1_000;
 /// How long an attempt to kill is waited for; the performer gives up earlier and says so.

@@ -1,8 +1,9 @@
-//! The task that owns one sandbox: performs the effects of [`lifecycle::step`](crate::lifecycle::step) and feeds back what came of them.
+//! The task that owns one sandbox: performs what [`Ownership`] says and feeds back what came of it.
 //!
 //! Requests come in by a bounded channel with a reply each; the latest progress goes out by a watch. Host calls run beside the
 //! inbox, so a kill never waits for a start; writes to the store run in line, so rows change in order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +19,14 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::error::{CreateError, SandboxError};
 use crate::hosts::{HostCreate, HostFailure};
-use crate::lifecycle::{self, Effect, Event, Machine, Phase};
+use crate::lifecycle::{Effect, Event, Machine};
 use crate::live::LiveSandbox;
+use crate::ownership::{
+    Answer, DeadlineChange, Ownership, Reserving, Saving, Task, Ticket, after_create,
+    after_deadline, after_kill,
+};
 use crate::registry::Registry;
-use crate::store::{IdempotencyClaim, Progress, Reservation, SandboxRow, Store, Swap};
+use crate::store::{IdempotencyClaim, Progress, Reservation, SandboxRow, Store, StoreError, Swap};
 use crate::{Hosts, settings::ControlSettings};
 
 /// Requests that may wait for an owner; beyond that callers wait.
@@ -44,12 +49,6 @@ pub(crate) enum Request {
     },
     /// The host told of its end, or does not know it.
     Ended(Event),
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum DeadlineChange {
-    Set(UnixMillis),
-    Extend(UnixMillis),
 }
 
 /// What an owner needs of the rest of control.
@@ -78,21 +77,33 @@ pub(crate) struct Creation {
     pub(crate) reply: oneshot::Sender<Result<Progress, Refusal>>,
 }
 
+/// Where an answer goes.
+enum Waiter {
+    Create(oneshot::Sender<Result<Progress, Refusal>>),
+    Kill(oneshot::Sender<()>),
+    Deadline(oneshot::Sender<Result<(), SandboxError>>),
+}
+
 pub(crate) struct Owner {
     around: Arc<Surroundings>,
     row: Arc<SandboxRow>,
     live: Arc<LiveSandbox>,
-    machine: Machine,
-    /// State and epoch of the row in the store.
-    saved: (SandboxState, Epoch),
+    ownership: Ownership,
     inbox: mpsc::Receiver<Request>,
     progress: watch::Sender<Progress>,
     state: watch::Sender<SandboxState>,
     under_way: FuturesUnordered<BoxFuture<'static, Fed>>,
-    creation: Option<Creation>,
+    order: Option<Order>,
     refusal: Option<Refusal>,
-    kills: Vec<oneshot::Sender<()>>,
-    deadlines: Vec<(Epoch, oneshot::Sender<Result<(), SandboxError>>)>,
+    waiters: HashMap<Ticket, Waiter>,
+    last_ticket: Ticket,
+}
+
+/// What is left of a [`Creation`] without its caller.
+struct Order {
+    command: HostCreate,
+    limit: u32,
+    claim: Option<IdempotencyClaim>,
 }
 
 /// The outcome of a host call: an event, and for a failed create why.
@@ -122,35 +133,53 @@ impl Owner {
         around: Arc<Surroundings>,
         row: Arc<SandboxRow>,
         live: Arc<LiveSandbox>,
-        machine: Machine,
+        decided: (Machine, Vec<Effect>),
         ends: Ends,
         creation: Option<Creation>,
     ) -> Self {
+        let mut waiters = HashMap::new();
+        let last_ticket = Ticket(0);
+        let (ownership, order) = match creation {
+            Some(creation) => {
+                let ownership = Ownership::create(decided, last_ticket, creation.claim.is_some());
+                waiters.insert(last_ticket, Waiter::Create(creation.reply));
+                let order = Order {
+                    command: creation.command,
+                    limit: creation.limit,
+                    claim: creation.claim,
+                };
+                (ownership, Some(order))
+            }
+            None => (Ownership::resume(decided, &row.progress), None),
+        };
         Self {
-            saved: (row.progress.state, row.progress.epoch),
             around,
             row,
             live,
-            machine,
+            ownership,
             inbox: ends.inbox,
             progress: ends.progress,
             state: ends.state,
             under_way: FuturesUnordered::new(),
-            creation,
+            order,
             refusal: None,
-            kills: Vec::new(),
-            deadlines: Vec::new(),
+            waiters,
+            last_ticket,
         }
     }
 
     /// Owns the sandbox until it is over and its row says so, or until the server stops, which leaves it running.
-    pub(crate) async fn run(mut self, first: Vec<Effect>) {
+    pub(crate) async fn run(mut self) {
         let stopping = self.around.registry.stopping();
-        self.perform(first).await;
-        while !self.machine.is_over() {
-            let wake = self.machine.wake_at().map_or(LONGEST_SLEEP_MILLIS, |at| {
-                at.millis_since(clock::now()).min(LONGEST_SLEEP_MILLIS)
-            });
+        self.perform().await;
+        while !self.ownership.machine().is_over() {
+            let wake = self
+                .ownership
+                .machine()
+                .wake_at()
+                .map_or(LONGEST_SLEEP_MILLIS, |at| {
+                    at.millis_since(clock::now()).min(LONGEST_SLEEP_MILLIS)
+                });
             tokio::select! {
                 biased;
                 Some(fed) = self.under_way.next() => {
@@ -169,330 +198,229 @@ impl Owner {
         while let Some(request) = self.inbox.recv().await {
             self.take(request).await;
         }
-        info!(sandbox_id = %self.row.sandbox_id, cause = self.machine.cause.map(DeathCause::as_str), "sandbox is over");
+        let cause = self.ownership.machine().cause.map(DeathCause::as_str);
+        info!(sandbox_id = %self.row.sandbox_id, cause, "sandbox is over");
     }
 
     async fn take(&mut self, request: Request) {
+        let now = clock::now();
         match request {
             Request::Kill { cause, reply } => {
-                self.kills.push(reply);
-                self.feed(Event::Kill { cause }).await;
+                let ticket = self.wait(Waiter::Kill(reply));
+                self.ownership.kill(now, cause, ticket);
             }
-            Request::Ended(event) => self.feed(event).await,
+            Request::Ended(event) => self.ownership.feed(now, event),
             Request::Deadline { change, reply } => {
-                let before = self.machine.epoch;
-                if self.machine.state() == SandboxState::Running {
-                    self.feed(match change {
-                        DeadlineChange::Set(deadline) => Event::SetDeadline { deadline },
-                        DeadlineChange::Extend(deadline) => Event::Extend { deadline },
-                    })
-                    .await;
-                }
-                match self.machine.state() {
-                    SandboxState::Running if self.machine.epoch == before => answer(reply, Ok(())),
-                    // Its time is over now, which control sees to itself; the host's answer would come too late.
-                    SandboxState::Running if self.machine.deadline <= clock::now() => {
-                        answer(reply, Ok(()));
-                    }
-                    SandboxState::Running => self.deadlines.push((self.machine.epoch, reply)),
-                    SandboxState::Killing => answer(
-                        reply,
-                        Err(SandboxError::BeingKilled {
-                            sandbox_id: self.row.sandbox_id.clone(),
-                        }),
-                    ),
-                    SandboxState::Creating | SandboxState::Dead => {
-                        answer(
-                            reply,
-                            Err(SandboxError::NotFound {
-                                sandbox_id: self.row.sandbox_id.clone(),
-                            }),
-                        );
-                    }
-                }
+                let ticket = self.wait(Waiter::Deadline(reply));
+                self.ownership.move_deadline(now, change, ticket);
             }
         }
+        self.perform().await;
     }
 
     async fn feed(&mut self, event: Event) {
-        let (machine, effects) = lifecycle::step(&self.machine, clock::now(), event);
-        self.machine = machine;
-        self.settle_deadlines(event);
-        self.perform(effects).await;
+        self.ownership.feed(clock::now(), event);
+        self.perform().await;
     }
 
-    /// Performs effects in order; what the in-line ones lead to is performed before the next one.
-    async fn perform(&mut self, effects: Vec<Effect>) {
+    fn wait(&mut self, waiter: Waiter) -> Ticket {
+        self.last_ticket.0 += 1;
+        self.waiters.insert(self.last_ticket, waiter);
+        self.last_ticket
+    }
+
+    async fn perform(&mut self) {
         self.publish();
-        let mut queue: std::collections::VecDeque<_> = effects.into();
-        while let Some(effect) = queue.pop_front() {
-            let event = match effect {
-                Effect::Reserve => Some(self.reserve().await),
-                Effect::Save => Some(self.save().await),
-                Effect::Cut => {
-                    self.live.gone.cancel();
-                    None
+        while let Some(task) = self.ownership.next(clock::now()) {
+            // A step may have come between two tasks.
+            self.publish();
+            match task {
+                Task::Answer(ticket, answer) => self.answer(ticket, answer),
+                Task::Perform(Effect::Reserve) => {
+                    let outcome = self.reserve().await;
+                    self.ownership.reserved(clock::now(), outcome);
                 }
+                Task::Perform(Effect::Save) => {
+                    let outcome = self.save().await;
+                    self.ownership.saved(clock::now(), outcome);
+                }
+                Task::Perform(Effect::Cut) => self.live.gone.cancel(),
                 // Publishing the state is the announcement.
-                Effect::Announce => None,
-                Effect::HostCreate => {
-                    self.host_create();
-                    None
-                }
-                Effect::HostKill { epoch } => {
-                    self.host_kill(epoch);
-                    None
-                }
-                Effect::HostDeadline { epoch, deadline } => {
+                Task::Perform(Effect::Announce) => {}
+                Task::Perform(Effect::HostCreate) => self.host_create(),
+                Task::Perform(Effect::HostKill { epoch }) => self.host_kill(epoch),
+                Task::Perform(Effect::HostDeadline { epoch, deadline }) => {
                     self.host_deadline(epoch, deadline);
-                    None
                 }
-            };
-            if let Some(event) = event {
-                let (machine, more) = lifecycle::step(&self.machine, clock::now(), event);
-                self.machine = machine;
-                for effect in more.into_iter().rev() {
-                    queue.push_front(effect);
-                }
-                self.publish();
             }
+            self.publish();
         }
-        self.settle().await;
     }
 
     fn publish(&self) {
-        self.progress.send_replace(self.machine.progress());
-        self.state.send_if_modified(|state| {
-            std::mem::replace(state, self.machine.state()) != self.machine.state()
-        });
+        let machine = self.ownership.machine();
+        self.progress.send_replace(machine.progress());
+        self.state
+            .send_if_modified(|state| std::mem::replace(state, machine.state()) != machine.state());
     }
 
-    /// Answers those who wait for something that has come about.
-    async fn settle(&mut self) {
-        match self.machine.phase {
-            Phase::Reserving | Phase::Starting => {}
-            Phase::Running { .. } => {
-                if self.saved.0 == SandboxState::Creating {
-                    // Its row does not say that it runs: the next start of the server would kill it, so nobody may rely on it.
-                    if self.creation.is_some() {
-                        self.feed_boxed(Event::Kill {
-                            cause: DeathCause::FailedToStart,
-                        })
-                        .await;
-                    }
-                    return;
-                }
-                let Some(creation) = self.creation.take() else {
-                    return;
-                };
-                let kept = creation.claim.is_some();
-                if creation.reply.send(Ok(self.machine.progress())).is_err() && !kept {
-                    // The caller has gone away without learning the ID, so nobody could ever use or end it.
-                    info!(sandbox_id = %self.row.sandbox_id, "nobody waited for the created sandbox");
-                    self.feed_boxed(Event::Kill {
-                        cause: DeathCause::Killed,
-                    })
-                    .await;
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        let sandbox_id = self.row.sandbox_id.clone();
+        match (self.waiters.remove(&ticket), answer) {
+            (Some(Waiter::Create(reply)), Answer::Created(progress)) => {
+                if reply.send(Ok(progress)).is_err() {
+                    info!(%sandbox_id, "nobody waited for the created sandbox");
+                    self.ownership.creator_gone(clock::now());
                 }
             }
-            Phase::Killing { .. } | Phase::Dead => {
-                if let Some(creation) = self.creation.take() {
-                    let refusal = self
-                        .refusal
-                        .take()
-                        .unwrap_or(Refusal::Failed(CreateError::Ended));
-                    // A caller that has gone away needs no answer.
-                    drop(creation.reply.send(Err(refusal)));
-                }
-                if self.machine.phase == Phase::Dead {
-                    for reply in self.kills.drain(..) {
-                        // Whoever has gone away needs no answer.
-                        let _gone = reply.send(());
-                    }
-                }
+            // Any other caller that has gone away needs no answer.
+            (Some(Waiter::Create(reply)), _) => {
+                let refusal = self.refusal.take();
+                let refusal = refusal.unwrap_or(Refusal::Failed(CreateError::Ended));
+                drop(reply.send(Err(refusal)));
             }
+            (Some(Waiter::Kill(reply)), _) => drop(reply.send(())),
+            (Some(Waiter::Deadline(reply)), answer) => {
+                drop(reply.send(match answer {
+                    Answer::DeadlineUnconfirmed => Err(SandboxError::TimedOut),
+                    Answer::BeingKilled => Err(SandboxError::BeingKilled { sandbox_id }),
+                    Answer::Missing => Err(SandboxError::NotFound { sandbox_id }),
+                    Answer::DeadlineMoved
+                    | Answer::Created(_)
+                    | Answer::NotCreated
+                    | Answer::Killed => Ok(()),
+                }));
+            }
+            (None, _) => {}
         }
     }
 
-    /// [`Owner::feed`] for those whom it calls.
-    fn feed_boxed(&mut self, event: Event) -> BoxFuture<'_, ()> {
-        self.feed(event).boxed()
-    }
-
-    fn settle_deadlines(&mut self, event: Event) {
-        let over = self.machine.state() != SandboxState::Running;
-        let mut waiting = Vec::new();
-        for (epoch, reply) in self.deadlines.drain(..) {
-            match event {
-                _ if over => answer(
-                    reply,
-                    Err(SandboxError::NotFound {
-                        sandbox_id: self.row.sandbox_id.clone(),
-                    }),
-                ),
-                // A later deadline stands for an earlier one.
-                Event::DeadlineTaken { epoch: taken } if epoch <= taken => answer(reply, Ok(())),
-                Event::DeadlineFailed { epoch: failed } if epoch <= failed => {
-                    answer(reply, Err(SandboxError::TimedOut));
-                }
-                _ => waiting.push((epoch, reply)),
-            }
-        }
-        self.deadlines = waiting;
-    }
-
-    async fn reserve(&mut self) -> Event {
-        let Some(creation) = &self.creation else {
-            return Event::NotReserved;
+    async fn reserve(&mut self) -> Reserving {
+        let Some(order) = &self.order else {
+            return Reserving::Refused;
         };
         let within = self.around.settings.command_within;
-        let call = self
-            .around
-            .store
-            .reserve(&self.row, creation.limit, creation.claim.as_ref());
-        let (refusal, event) = match timeout(within, call).await {
-            Ok(Ok(Reservation::Made)) => return Event::Reserved,
+        let store = &self.around.store;
+        let call = store.reserve(&self.row, order.limit, order.claim.as_ref());
+        let (refusal, outcome) = match timeout(within, call).await {
+            Ok(Ok(Reservation::Made)) => return Reserving::Made,
             Ok(Ok(Reservation::LimitReached)) => {
-                let limit = creation.limit;
-                (
-                    Refusal::Failed(CreateError::LimitReached { limit }),
-                    Event::NotReserved,
-                )
+                let limit = order.limit;
+                let refused = CreateError::LimitReached { limit };
+                (Refusal::Failed(refused), Reserving::Refused)
             }
             Ok(Ok(Reservation::AlreadyClaimed {
                 fingerprint,
                 sandbox,
-            })) => (
-                Refusal::Claimed {
+            })) => {
+                let claimed = Refusal::Claimed {
                     fingerprint,
                     sandbox,
-                },
-                Event::NotReserved,
-            ),
+                };
+                (claimed, Reserving::Refused)
+            }
             Ok(Err(failure)) => (
                 Refusal::Failed(CreateError::Store(failure)),
-                Event::NotReserved,
+                Reserving::Refused,
             ),
-            // The row may be in, so it has to be marked dead.
-            Err(_) => {
-                let cause = DeathCause::FailedToStart;
-                (
-                    Refusal::Failed(CreateError::TimedOut),
-                    Event::Kill { cause },
-                )
-            }
+            Err(_) => (Refusal::Failed(CreateError::TimedOut), Reserving::Unknown),
         };
         self.refusal = Some(refusal);
-        event
+        outcome
     }
 
-    async fn save(&mut self) -> Event {
-        let progress = self.machine.progress();
+    async fn save(&mut self) -> Saving {
+        let (expected, progress) = self.ownership.to_save();
         let id = &self.row.sandbox_id;
         let within = self.around.settings.command_within;
-        match timeout(within, self.around.store.advance(id, self.saved, &progress)).await {
-            Ok(Ok(Swap::Done)) => {
-                self.saved = (progress.state, progress.epoch);
-                Event::Saved
+        let store = &self.around.store;
+        let outcome = timeout(within, async {
+            match store.advance(id, expected, &progress).await? {
+                Swap::Done => Ok(Saving::Done),
+                Swap::Conflict => {
+                    let found = store.sandbox(id).await?;
+                    let found = found.map(|row| (row.progress.state, row.progress.epoch));
+                    Ok(Saving::Conflict { found })
+                }
             }
-            Ok(Ok(Swap::Conflict)) => {
-                // There is one owner, so this is a defect or another server on this database. The host's word stands, ours is not written.
-                error!(sandbox_id = %id, "the row was changed by somebody else");
-                self.saved = (progress.state, progress.epoch);
-                Event::Saved
+        });
+        match outcome.await {
+            Ok(Ok(outcome)) => {
+                if let Saving::Conflict { found } = outcome {
+                    warn!(sandbox_id = %id, ?expected, ?found, "the row is not as it was left");
+                }
+                outcome
             }
             Ok(Err(failure)) => {
+                let failure: StoreError = failure;
                 error!(sandbox_id = %id, error = %crate::chain(&failure), "failed to write the row, trying again");
-                Event::SaveFailed
+                Saving::Failed
             }
             Err(_) => {
                 error!(sandbox_id = %id, "writing the row took too long, trying again");
-                Event::SaveFailed
+                Saving::Failed
             }
         }
     }
 
     fn host_create(&mut self) {
-        let Some(creation) = &self.creation else {
+        let Some(order) = &self.order else {
             return;
         };
-        let (hosts, command) = (self.around.hosts.clone(), creation.command.clone());
+        let (hosts, command) = (self.around.hosts.clone(), order.command.clone());
         let within = self.around.settings.start_within;
-        self.under_way.push(
-            async move {
-                let sandbox_id = &command.sandbox_id;
-                match timeout(within, hosts.create(&command)).await {
-                    Ok(Ok(started)) => Event::Started {
-                        started_at: started.started_at,
-                    }
-                    .into(),
-                    Ok(Err(failure)) => {
-                        warn!(%sandbox_id, error = %failure, "the host did not start the sandbox");
-                        let leftover = failure.may_leave_a_sandbox();
-                        let refusal = Some(CreateError::Host(failure));
-                        Fed {
-                            event: Event::StartFailed { leftover },
-                            refusal,
-                        }
-                    }
-                    Err(_) => {
-                        warn!(%sandbox_id, "the host did not start the sandbox in time");
-                        let event = Event::StartFailed { leftover: true };
-                        Fed {
-                            event,
-                            refusal: Some(CreateError::TimedOut),
-                        }
-                    }
-                }
+        let call = async move {
+            let answer = timeout(within, hosts.create(&command)).await.ok();
+            let event = after_create(answer.as_ref());
+            let refusal = match answer {
+                Some(Ok(_)) => None,
+                Some(Err(failure)) => Some(CreateError::Host(failure)),
+                None => Some(CreateError::TimedOut),
+            };
+            if let Some(refusal) = &refusal {
+                let error = crate::chain(refusal);
+                warn!(sandbox_id = %command.sandbox_id, error, "the sandbox was not started");
             }
-            .boxed(),
-        );
+            Fed { event, refusal }
+        };
+        self.under_way.push(call.boxed());
     }
 
     fn host_kill(&mut self, epoch: Epoch) {
         let (hosts, id) = (self.around.hosts.clone(), self.row.sandbox_id.clone());
         let within = self.around.settings.command_within;
-        self.under_way.push(
-            async move {
-                match timeout(within, hosts.kill(&id, epoch)).await {
-                    Ok(Ok(()) | Err(HostFailure::NotFound)) => Event::HostGone,
-                    Ok(Err(failure)) => {
-                        warn!(sandbox_id = %id, error = %failure, "kill failed, trying again");
-                        Event::KillFailed
-                    }
-                    Err(_) => {
-                        warn!(sandbox_id = %id, "kill took too long, trying again");
-                        Event::KillFailed
-                    }
-                }
-                .into()
+        let call = async move {
+            let answer = timeout(within, hosts.kill(&id, epoch)).await.ok();
+            let event = after_kill(answer.as_ref());
+            if event == Event::KillFailed {
+                warn!(sandbox_id = %id, error = why(answer), "kill failed, trying again");
             }
-            .boxed(),
-        );
+            event.into()
+        };
+        self.under_way.push(call.boxed());
     }
 
     fn host_deadline(&mut self, epoch: Epoch, deadline: UnixMillis) {
         let (hosts, id) = (self.around.hosts.clone(), self.row.sandbox_id.clone());
         let within = self.around.settings.command_within;
-        self.under_way.push(
-            async move {
-                match timeout(within, hosts.set_deadline(&id, epoch, deadline)).await {
-                    Ok(Ok(())) => Event::DeadlineTaken { epoch },
-                    Ok(Err(HostFailure::NotFound)) => Event::Lost,
-                    Ok(Err(failure)) => {
-                        warn!(sandbox_id = %id, error = %failure, "the host did not take the deadline");
-                        Event::DeadlineFailed { epoch }
-                    }
-                    Err(_) => Event::DeadlineFailed { epoch },
-                }
-                .into()
+        let call = async move {
+            let told = hosts.set_deadline(&id, epoch, deadline);
+            let answer = timeout(within, told).await.ok();
+            let event = after_deadline(epoch, answer.as_ref());
+            if matches!(event, Event::DeadlineFailed { .. }) {
+                warn!(sandbox_id = %id, error = why(answer), "the host did not take the deadline");
             }
-            .boxed(),
-        );
+            event.into()
+        };
+        self.under_way.push(call.boxed());
     }
 }
 
-/// A caller that has gone away needs no answer.
-fn answer(reply: oneshot::Sender<Result<(), SandboxError>>, result: Result<(), SandboxError>) {
-    drop(reply.send(result));
+/// Why a host did not do it, for the log.
+fn why(answer: Option<Result<(), HostFailure>>) -> String {
+    match answer {
+        Some(Ok(())) => String::new(),
+        Some(Err(failure)) => failure.to_string(),
+        None => "no answer in time".to_owned(),
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState};
+use soulbox_types::{Epoch, SandboxId};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -14,9 +14,10 @@ use crate::clock;
 use crate::control::{Control, default_team};
 use crate::error::RecoverError;
 use crate::hosts::{HostFailure, HostSandbox, HostTemplate};
-use crate::lifecycle::{Event, Machine};
+use crate::lifecycle::Event;
 use crate::owner::Request;
 use crate::random;
+use crate::reconcile::{self, Found, Listed};
 use crate::settings::Credentials;
 use crate::store::{
     AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyKind, SandboxRow, TeamRow, TemplateRow,
@@ -28,8 +29,8 @@ const ROUND: Duration = Duration::from_secs(5);
 const COMPARE_ROUNDS: u64 = 4;
 /// Rows are pruned in every so many rounds, first in the first.
 const PRUNE_ROUNDS: u64 = 360;
-/// A sandbox that the host does not list is lost only if it is older than this: the list may be of before its start.
-const SETTLED_MILLIS: u64 = 10_000;
+/// Rows without an owner are looked for in every so many rounds.
+const ABANDONED_ROUNDS: u64 = 12;
 
 /// What was found at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -120,7 +121,7 @@ impl Control {
                 warn!(error = %crate::chain(&failure), "the store failed to tidy up");
             }
             if round.is_multiple_of(COMPARE_ROUNDS) {
-                self.compare().await;
+                self.compare(round.is_multiple_of(ABANDONED_ROUNDS)).await;
                 self.flush_counters().await;
                 if let Err(failure) = self.refresh_templates(Duration::ZERO).await {
                     warn!(error = %crate::chain(&failure), "failed to read the host's templates");
@@ -234,35 +235,15 @@ impl Control {
     }
 
     fn reconcile(&self, row: SandboxRow, on_host: Option<&HostSandbox>, found: &mut Recovered) {
-        let now = clock::now();
-        let row = Arc::new(row);
-        let (machine, effects) = match (row.progress.state, on_host) {
-            (SandboxState::Running, Some(host)) => {
-                found.adopted += 1;
-                let started_at = row.progress.started_at.unwrap_or(host.started_at);
-                Machine::adopt(&row.progress, host.epoch, host.deadline, started_at, now)
-            }
-            // Nobody was told of it, and its agent may not have been initialised.
-            (SandboxState::Creating, _) => {
-                found.orphans += 1;
-                Machine::resume_kill(&row.progress, DeathCause::FailedToStart, now)
-            }
-            (SandboxState::Killing | SandboxState::Dead, _) => {
-                found.orphans += 1;
-                Machine::resume_kill(&row.progress, DeathCause::Killed, now)
-            }
-            (SandboxState::Running, None) => {
-                found.lost += 1;
-                let expired = now >= row.progress.deadline;
-                let cause = if expired {
-                    DeathCause::Expired
-                } else {
-                    DeathCause::Lost
-                };
-                Machine::resume_kill(&row.progress, cause, now)
-            }
-        };
-        self.own(row, machine, effects, None);
+        let listed = on_host.map(listed);
+        let (what, (machine, effects)) =
+            reconcile::take_up(&row.progress, listed.as_ref(), clock::now());
+        match what {
+            Found::Adopted => found.adopted += 1,
+            Found::Lost => found.lost += 1,
+            Found::Unfinished => found.orphans += 1,
+        }
+        self.own(Arc::new(row), machine, effects, None);
     }
 
     async fn listed(&self) -> Result<Vec<HostSandbox>, RecoverError> {
@@ -276,8 +257,8 @@ impl Control {
             })
     }
 
-    /// Compares the host's list with the owners.
-    async fn compare(&self) {
+    /// Compares the host's list with the owners, and the rows as well if that is asked for.
+    async fn compare(&self, rows: bool) {
         let asked_at = clock::now();
         let listed = match self.listed().await {
             Ok(listed) => listed,
@@ -288,17 +269,17 @@ impl Control {
         };
         for handle in self.registry().all() {
             let progress = *handle.progress.borrow();
-            let settled = progress
-                .started_at
-                .is_some_and(|at| asked_at.millis_since(at) > SETTLED_MILLIS);
             let known = listed
                 .iter()
                 .any(|sandbox| sandbox.sandbox_id == handle.row.sandbox_id);
-            if progress.state == SandboxState::Running && settled && !known {
+            if !known && reconcile::is_lost(&progress, asked_at) {
                 warn!(sandbox_id = %handle.row.sandbox_id, "the host does not know the sandbox any more");
                 // An owner that has gone needs no event.
                 drop(handle.requests.send(Request::Ended(Event::Lost)).await);
             }
+        }
+        if rows {
+            self.take_up_abandoned(&listed).await;
         }
         for sandbox in listed {
             if let Some(handle) = self.registry().get(&sandbox.sandbox_id) {
@@ -307,13 +288,37 @@ impl Control {
                 }
             } else {
                 match self.store().sandbox(&sandbox.sandbox_id).await {
-                    // Another server's.
-                    Ok(Some(row)) if row.progress.state != SandboxState::Dead => {}
-                    Ok(_) => self.kill_orphan(&sandbox.sandbox_id, sandbox.epoch).await,
+                    Ok(row) => {
+                        if reconcile::is_orphan(row.as_ref().map(|row| &row.progress)) {
+                            self.kill_orphan(&sandbox.sandbox_id, sandbox.epoch).await;
+                        }
+                    }
                     Err(failure) => {
                         warn!(error = %crate::chain(&failure), "failed to look up a sandbox of the host");
                     }
                 }
+            }
+        }
+    }
+
+    /// Owns the rows that nobody does.
+    async fn take_up_abandoned(&self, on_host: &[HostSandbox]) {
+        let rows = match self.store().live_sandboxes(None).await {
+            Ok(rows) => rows,
+            Err(failure) => {
+                warn!(error = %crate::chain(&failure), "failed to look for rows without an owner");
+                return;
+            }
+        };
+        let now = clock::now();
+        let start_within = clock::millis(self.settings().start_within);
+        for row in rows {
+            let abandoned =
+                reconcile::is_abandoned(&row.progress, row.created_at, start_within, now);
+            if abandoned && self.registry().get(&row.sandbox_id).is_none() {
+                warn!(sandbox_id = %row.sandbox_id, "taking up a row that nobody owns");
+                let host = on_host.iter().find(|it| it.sandbox_id == row.sandbox_id);
+                self.reconcile(row, host, &mut Recovered::default());
             }
         }
     }
@@ -339,5 +344,13 @@ impl Control {
             Ok(count) => info!(count, "pruned rows of dead sandboxes"),
             Err(failure) => warn!(error = %crate::chain(&failure), "failed to prune"),
         }
+    }
+}
+
+fn listed(sandbox: &HostSandbox) -> Listed {
+    Listed {
+        epoch: sandbox.epoch,
+        started_at: sandbox.started_at,
+        deadline: sandbox.deadline,
     }
 }

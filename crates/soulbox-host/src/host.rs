@@ -20,9 +20,11 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::chain;
+use crate::memory::{self, MemoryError};
+use crate::lifecycle::{self, Answer, Effect, Fences, Machine};
 use crate::record::{Record, Records};
 use crate::runtime::{DialError, ProcessName, Runtime, RuntimeError};
-use crate::sandbox::{self, Ended, Request, now};
+use crate::sandbox::{self, Ended, Owned, Reply, Request, answer_as_result, now};
 use crate::slots::Slots;
 use crate::warm::{Booted, Warm, WarmTargets, default_limits};
 use crate::workshop::{Made, MakeError, Workshop};
@@ -45,6 +47,8 @@ pub struct HostSettings {
     pub default_template: String,
     /// Digest of the guest programs that new sandboxes run.
     pub guests: String,
+    /// Creates are refused when less of the host's memory is available.
+    pub memory_reserve: MiB,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,8 @@ struct Inner<R: Runtime> {
     warm: Arc<Warm<R>>,
     records: Records,
     sandboxes: Mutex<HashMap<String, Entry<R>>>,
+    /// Locked after `sandboxes` where both are.
+    fences: Mutex<Fences<String>>,
     templates: Mutex<Arc<[TemplateManifest]>>,
     starts: Semaphore,
     events: Mutex<Option<mpsc::Sender<Event>>>,
@@ -98,8 +104,14 @@ struct Inner<R: Runtime> {
 
 enum Entry<R: Runtime> {
     /// The ID is taken; a start is under way.
-    Starting,
+    Starting(Starting),
     Live(Live<R>),
+}
+
+struct Starting {
+    machine: Machine,
+    /// Kills that came meanwhile.
+    waiting: Vec<Reply>,
 }
 
 struct Live<R: Runtime> {
@@ -162,6 +174,7 @@ impl<R: Runtime> Host<R> {
                 warm: Arc::clone(&warm),
                 records,
                 sandboxes: Mutex::new(HashMap::new()),
+                fences: Mutex::default(),
                 templates: Mutex::new(templates),
                 starts: Semaphore::new(CONCURRENT_STARTS),
                 events: Mutex::new(None),
@@ -176,7 +189,9 @@ impl<R: Runtime> Host<R> {
             let sandbox_id = record.sandbox_id.clone();
             let adopt = || -> io::Result<()> {
                 let ended = workshop.runtime.ended(&running)?;
-                host.inner.adopt(record, Arc::new(running), ended);
+                let machine = Machine::adopt(Epoch(record.epoch), UnixMillis(record.deadline));
+                let first = (machine, Vec::new(), Vec::new());
+                host.inner.adopt(record, Arc::new(running), ended, first);
                 Ok(())
             };
             adopt().map_err(|source| StartError::Adopt { sandbox_id, source })?;
@@ -198,7 +213,7 @@ impl<R: Runtime> Host<R> {
     /// Starts a sandbox. The descriptor is a TCP connection to its envd.
     ///
     /// # Errors
-    /// Kinds `AlreadyExists`, `TemplateMissing`, `NoCapacity` (nothing was changed) and `Failed` (nothing is left).
+    /// Kinds `AlreadyExists`, `StaleEpoch` (a kill came before it), `TemplateMissing`, `NoCapacity` and `Failed` (nothing is left).
     pub async fn create(&self, request: Create) -> Result<(Created, OwnedFd), HostError> {
         let inner = &self.inner;
         let _under_way = inner.creations.token();
@@ -208,19 +223,11 @@ impl<R: Runtime> Host<R> {
                 message: "the host agent is stopping".to_owned(),
             });
         }
+        memory::check(inner.settings.memory_reserve)
+            .map_err(|error| failure(&MakeError::Memory(error)))?;
         let template = inner.template(&request.build_id).await?;
-        if !inner.reserve_id(&request.sandbox_id) {
-            let message = format!("sandbox {} exists already", request.sandbox_id);
-            return Err(HostError {
-                kind: HostErrorKind::AlreadyExists,
-                message,
-            });
-        }
-        let sandbox_id = request.sandbox_id.clone();
+        inner.reserve_id(&request)?;
         let created = inner.clone().start_sandbox(request, template).await;
-        if created.is_err() {
-            lock(&inner.sandboxes).remove(&sandbox_id);
-        }
         inner.warm.refill();
         created
     }
@@ -230,9 +237,10 @@ impl<R: Runtime> Host<R> {
     /// # Errors
     /// Kinds `NotFound`, `StaleEpoch`, and `Failed` when the kernel does not end it.
     pub async fn kill(&self, sandbox_id: &str, epoch: Epoch) -> Result<(), HostError> {
-        let inbox = self.inner.live(sandbox_id, |live| live.inbox.clone())?;
         let (reply, answer) = oneshot::channel();
-        if inbox.send(Request::Kill { epoch, reply }).await.is_err() {
+        if let Some((inbox, reply)) = self.inner.kill(sandbox_id, epoch, reply)
+            && inbox.send(Request::Kill { epoch, reply }).await.is_err()
+        {
             return Err(not_found(sandbox_id));
         }
         // The task ends with the sandbox: when somebody else ended it first, that is what was wanted.
@@ -316,7 +324,7 @@ impl<R: Runtime> Host<R> {
         lock(&self.inner.sandboxes)
             .values()
             .filter_map(|entry| match entry {
-                Entry::Starting => None,
+                Entry::Starting(_) => None,
                 Entry::Live(live) => {
                     let record = lock(&live.record);
                     Some(HostSandbox {
@@ -340,7 +348,7 @@ impl<R: Runtime> Host<R> {
         let live: Vec<_> = lock(&self.inner.sandboxes)
             .values()
             .filter_map(|entry| match entry {
-                Entry::Starting => None,
+                Entry::Starting(_) => None,
                 Entry::Live(live) => Some((Arc::clone(&live.running), Arc::clone(&live.record))),
             })
             .collect();
@@ -451,13 +459,87 @@ impl<R: Runtime> Host<R> {
 }
 
 impl<R: Runtime> Inner<R> {
-    fn reserve_id(&self, sandbox_id: &str) -> bool {
+    fn reserve_id(&self, request: &Create) -> Result<(), HostError> {
+        let sandbox_id = &request.sandbox_id;
         let mut sandboxes = lock(&self.sandboxes);
         if sandboxes.contains_key(sandbox_id) {
-            return false;
+            return Err(HostError {
+                kind: HostErrorKind::AlreadyExists,
+                message: format!("sandbox {sandbox_id} exists already"),
+            });
         }
-        sandboxes.insert(sandbox_id.to_owned(), Entry::Starting);
-        true
+        let epoch = Epoch(request.epoch);
+        if lock(&self.fences).bars(sandbox_id, epoch) {
+            return Err(HostError {
+                kind: HostErrorKind::StaleEpoch,
+                message: format!("sandbox {sandbox_id} has ended before this create came"),
+            });
+        }
+        let starting = Starting {
+            machine: Machine::create(epoch, UnixMillis(request.deadline)),
+            waiting: Vec::new(),
+        };
+        sandboxes.insert(sandbox_id.clone(), Entry::Starting(starting));
+        Ok(())
+    }
+
+    /// Takes a kill: the inbox of the owner that it is for, with its reply, or else all is done with the reply.
+    fn kill(
+        &self,
+        sandbox_id: &str,
+        epoch: Epoch,
+        reply: Reply,
+    ) -> Option<(mpsc::Sender<Request>, Reply)> {
+        match lock(&self.sandboxes).get_mut(sandbox_id) {
+            Some(Entry::Live(live)) => Some((live.inbox.clone(), reply)),
+            Some(Entry::Starting(starting)) => {
+                let event = lifecycle::Event::Kill { epoch };
+                let (machine, effects) = lifecycle::step(&starting.machine, now(), event);
+                starting.machine = machine;
+                match effects[..] {
+                    [Effect::Answer(answer)] => {
+                        let result = answer_as_result(answer, sandbox_id, machine.epoch);
+                        // Whoever has gone away needs no answer.
+                        drop(reply.send(result));
+                    }
+                    _ => starting.waiting.push(reply),
+                }
+                None
+            }
+            None => {
+                // Its create may be under way to here.
+                lock(&self.fences).bar(&sandbox_id.to_owned(), epoch, now());
+                drop(reply.send(Err(not_found(sandbox_id))));
+                None
+            }
+        }
+    }
+
+    fn is_doomed(&self, sandbox_id: &str) -> bool {
+        matches!(
+            lock(&self.sandboxes).get(sandbox_id),
+            Some(Entry::Starting(starting)) if starting.machine.is_doomed()
+        )
+    }
+
+    /// What the start under way has come to, and the kills that wait for it.
+    fn leave_starting(
+        &self,
+        sandbox_id: &str,
+        event: lifecycle::Event,
+    ) -> Option<(Machine, Vec<Effect>, Vec<Reply>)> {
+        let mut sandboxes = lock(&self.sandboxes);
+        let Some(Entry::Starting(starting)) = sandboxes.get_mut(sandbox_id) else {
+            return None;
+        };
+        let (machine, effects) = lifecycle::step(&starting.machine, now(), event);
+        let waiting = std::mem::take(&mut starting.waiting);
+        starting.machine = machine;
+        if effects.contains(&Effect::Forget) {
+            lock(&self.fences).bar(&sandbox_id.to_owned(), machine.epoch, now());
+            sandboxes.remove(sandbox_id);
+        }
+        Some((machine, effects, waiting))
     }
 
     fn live<T>(&self, sandbox_id: &str, take: impl FnOnce(&Live<R>) -> T) -> Result<T, HostError> {
@@ -505,6 +587,49 @@ impl<R: Runtime> Inner<R> {
         request: Create,
         template: TemplateManifest,
     ) -> Result<(Created, OwnedFd), HostError> {
+        let sandbox_id = request.sandbox_id.clone();
+        let (record, made, envd) = match self.clone().make_ready(request, template).await {
+            Ok(ready) => ready,
+            Err(error) => {
+                let left = self.leave_starting(&sandbox_id, lifecycle::Event::StartFailed);
+                for reply in left.into_iter().flat_map(|(_, _, waiting)| waiting) {
+                    // Whoever has gone away needs no answer.
+                    drop(reply.send(Ok(())));
+                }
+                return Err(error);
+            }
+        };
+        let created = Created {
+            started_at: record.started_at,
+            init_secret: made.init_secret,
+        };
+        let (machine, mut effects, waiting) = self
+            .leave_starting(&sandbox_id, lifecycle::Event::Started)
+            .unwrap_or_else(|| {
+                // The agent has stopped meanwhile and let go of everything.
+                let machine = Machine::adopt(Epoch(record.epoch), UnixMillis(record.deadline));
+                (machine, vec![Effect::Answer(Answer::Done)], Vec::new())
+            });
+        let answer = match effects.first() {
+            Some(Effect::Answer(answer)) => *answer,
+            _ => Answer::Done,
+        };
+        effects.retain(|effect| !matches!(effect, Effect::Answer(_)));
+        self.adopt(
+            record,
+            made.running,
+            made.ended,
+            (machine, effects, waiting),
+        );
+        answer_as_result(answer, &sandbox_id, machine.epoch).map(|()| (created, envd))
+    }
+
+    /// A sandbox with its record. On an error nothing of it is left.
+    async fn make_ready(
+        self: Arc<Self>,
+        request: Create,
+        template: TemplateManifest,
+    ) -> Result<(Record, Made<R>, OwnedFd), HostError> {
         let (booted, dead) = self.warm.take_booted(&request.build_id);
         self.discard_booted(dead);
         let (made, envd) = match booted {
@@ -515,6 +640,14 @@ impl<R: Runtime> Inner<R> {
                     .acquire()
                     .await
                     .map_err(|error| failed(&error))?;
+                if self.is_doomed(&request.sandbox_id) {
+                    return answer_as_result(
+                        Answer::StaleEpoch,
+                        &request.sandbox_id,
+                        Epoch(request.epoch).next(),
+                    )
+                    .and_then(|()| Err(not_found(&request.sandbox_id)));
+                }
                 let inner = Arc::clone(&self);
                 let made = spawn_blocking(move || inner.make(&template)).await;
                 let made = made
@@ -528,26 +661,19 @@ impl<R: Runtime> Inner<R> {
                 {
                     Ok(envd) => (made, envd),
                     Err(error) => {
-                        self.discard_later(made);
+                        self.discard_now(made).await;
                         return Err(failed(&MakeError::Dial(error)));
                     }
                 }
             }
         };
-        let started_at = now();
-        let record = match self.hand_over(&request, &made, started_at) {
-            Ok(record) => record,
+        match self.hand_over(&request, &made, now()) {
+            Ok(record) => Ok((record, made, envd)),
             Err(error) => {
-                self.discard_later(made);
-                return Err(failure(&error));
+                self.discard_now(made).await;
+                Err(failure(&error))
             }
-        };
-        let created = Created {
-            started_at: started_at.0,
-            init_secret: made.init_secret,
-        };
-        self.adopt(record, made.running, made.ended);
-        Ok((created, envd))
+        }
     }
 
     /// A sandbox of any template, from a parked slot or from nothing. Blocks.
@@ -620,8 +746,14 @@ impl<R: Runtime> Inner<R> {
         Ok(record)
     }
 
-    /// Puts a running sandbox into the map and gives it its task.
-    fn adopt(self: &Arc<Self>, record: Record, running: Arc<R::Running>, ended: OwnedFd) {
+    /// Puts a running sandbox into the map and gives it its task, which begins with what was decided before.
+    fn adopt(
+        self: &Arc<Self>,
+        record: Record,
+        running: Arc<R::Running>,
+        ended: OwnedFd,
+        (machine, first, waiting): (Machine, Vec<Effect>, Vec<Reply>),
+    ) {
         let sandbox_id = record.sandbox_id.clone();
         let record = Arc::new(Mutex::new(record));
         let (inbox, requests) = mpsc::channel(16);
@@ -631,18 +763,17 @@ impl<R: Runtime> Inner<R> {
             record: Arc::clone(&record),
         };
         lock(&self.sandboxes).insert(sandbox_id, Entry::Live(live));
+        let owned = Owned {
+            machine,
+            first,
+            waiting,
+            record: Arc::clone(&record),
+            inbox: requests,
+        };
         let inner = Arc::clone(self);
         self.tasks.spawn(async move {
-            match sandbox::own(
-                &inner.workshop.runtime,
-                Arc::clone(&running),
-                ended,
-                Arc::clone(&record),
-                &inner.records,
-                requests,
-            )
-            .await
-            {
+            let runtime = &inner.workshop.runtime;
+            match sandbox::own(runtime, Arc::clone(&running), ended, &inner.records, owned).await {
                 Ok(None) => {
                     inner.left.fetch_add(1, Ordering::SeqCst);
                 }
@@ -652,42 +783,46 @@ impl<R: Runtime> Inner<R> {
                     tracing::error!(%error, "failed to watch a sandbox");
                     inner.workshop.runtime.kill(&running);
                     let record = lock(&record).clone();
-                    inner.bury(
-                        Ended {
-                            cause: DeathCause::AgentDied,
-                            record,
-                            reply: None,
-                        },
-                        running,
-                    );
+                    let ended = Ended {
+                        cause: DeathCause::AgentDied,
+                        epoch: Epoch(record.epoch),
+                        record,
+                        waiting: Vec::new(),
+                    };
+                    inner.bury(ended, running);
                 }
             }
         });
     }
 
-    /// Forgets an ended sandbox, tells who waits, and gives back what it had.
+    /// Performs [`Effect::Bury`]: forgets an ended sandbox, tells who waits, and gives back what it had.
     fn bury(self: &Arc<Self>, ended: Ended, running: Arc<R::Running>) {
         let Ended {
             cause,
             record,
-            reply,
+            epoch,
+            waiting,
         } = ended;
         // Before the ID is free: its next user has a record of the same name.
         self.records.delete(&record.sandbox_id);
-        lock(&self.sandboxes).remove(&record.sandbox_id);
-        match reply {
-            Some(reply) => drop(reply.send(Ok(()))),
-            None => {
-                let event = Event::Exited {
-                    sandbox_id: record.sandbox_id.clone(),
-                    epoch: record.epoch,
-                    cause: cause.as_str().to_owned(),
-                };
-                // A front that is away or behind asks for the list when it is back.
-                if let Some(events) = &*lock(&self.events) {
-                    let _ = events.try_send(event);
-                }
+        let mut sandboxes = lock(&self.sandboxes);
+        lock(&self.fences).bar(&record.sandbox_id, epoch, now());
+        sandboxes.remove(&record.sandbox_id);
+        drop(sandboxes);
+        if waiting.is_empty() {
+            let event = Event::Exited {
+                sandbox_id: record.sandbox_id.clone(),
+                epoch: record.epoch,
+                cause: cause.as_str().to_owned(),
+            };
+            // A front that is away or behind asks for the list when it is back.
+            if let Some(events) = &*lock(&self.events) {
+                let _ = events.try_send(event);
             }
+        }
+        for reply in waiting {
+            // Whoever has gone away needs no answer.
+            drop(reply.send(Ok(())));
         }
         tracing::info!(
             sandbox_id = record.sandbox_id,
@@ -697,6 +832,15 @@ impl<R: Runtime> Inner<R> {
         let workshop = Arc::clone(&self.workshop);
         self.tasks
             .spawn_blocking(move || workshop.release(running, record.upper, record.slot));
+    }
+
+    /// Ends a sandbox that was not handed over; no process of it is left when this returns.
+    async fn discard_now(&self, made: Made<R>) {
+        let workshop = Arc::clone(&self.workshop);
+        let discarded = self.tasks.spawn_blocking(move || workshop.discard(made));
+        if let Err(error) = discarded.await {
+            tracing::error!(%error, "failed to give a slot back");
+        }
     }
 
     fn discard_later(&self, made: Made<R>) {
@@ -756,9 +900,9 @@ fn failed(error: &dyn std::error::Error) -> HostError {
 
 fn failure(error: &MakeError) -> HostError {
     let kind = match error {
-        MakeError::NoSlot | MakeError::Upper(PoolError::ReserveReached { .. }) => {
-            HostErrorKind::NoCapacity
-        }
+        MakeError::NoSlot
+        | MakeError::Memory(MemoryError::Short { .. })
+        | MakeError::Upper(PoolError::ReserveReached { .. }) => HostErrorKind::NoCapacity,
         MakeError::LayerMissing(_) => HostErrorKind::TemplateMissing,
         _ => HostErrorKind::Failed,
     };

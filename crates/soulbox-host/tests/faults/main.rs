@@ -75,14 +75,22 @@ async fn a_create_that_fails_at_any_step_leaves_nothing() {
             .await;
         assert_eq!(records(data.path()), BTreeSet::new(), "step {number}");
         assert!(host.list().is_empty(), "step {number}");
-        // The ID is free again, and so is every slot.
+        // A repetition of that create comes too late, as its caller was told that nothing is left.
+        let late = host.create(request("one")).await.map(drop);
+        assert_eq!(
+            late.expect_err("too late").kind,
+            HostErrorKind::StaleEpoch,
+            "step {number}"
+        );
+        // The ID is free for a later decision, and so is every slot.
         for index in 0..SLOTS {
-            let id = if index == 0 {
-                "one".to_owned()
+            let mut again = if index == 0 {
+                request("one")
             } else {
-                format!("more-{index}")
+                request(&format!("more-{index}"))
             };
-            host.create(request(&id))
+            again.epoch += u64::from(index == 0);
+            host.create(again)
                 .await
                 .unwrap_or_else(|error| panic!("step {number}: {error}"));
         }
@@ -109,7 +117,7 @@ async fn a_record_that_cannot_be_written_fails_the_create() {
         .until("nothing is left", |objects| *objects == Objects::default())
         .await;
     std::fs::create_dir(&directory).expect("made");
-    host.create(request("one")).await.expect("created");
+    host.create(request("two")).await.expect("created");
 }
 
 #[tokio::test]
@@ -170,7 +178,13 @@ async fn slot_stays_until_given_back(call: &'static str) {
     world.break_call(None);
     // What is left over is tried again every 10 s.
     let deadline = Instant::now() + Duration::from_secs(25);
-    while host.create(request("next")).await.is_err() {
+    for epoch in 2.. {
+        // Each attempt is a decision of its own.
+        let mut next = request("next");
+        next.epoch = epoch;
+        if host.create(next).await.is_ok() {
+            break;
+        }
         assert!(
             Instant::now() < deadline,
             "{call}: the slot does not come back"
@@ -220,6 +234,43 @@ async fn concurrent_kills_all_succeed_and_one_of_an_older_epoch_does_not() {
         events.try_recv().is_err(),
         "who asked has the answer, so there is no event"
     );
+    assert_eq!(records(data.path()), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_kill_that_overtakes_its_create_wins() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    let early = host.kill("one", Epoch(2)).await.expect_err("not there");
+    assert_eq!(early.kind, HostErrorKind::NotFound);
+    let late = host.create(request("one")).await.map(drop);
+    assert_eq!(late.expect_err("late").kind, HostErrorKind::StaleEpoch);
+    assert_eq!(world.objects(), Objects::default());
+}
+
+#[tokio::test]
+async fn a_kill_during_the_start_is_answered_when_nothing_is_left() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    world.slow_boot(Duration::from_millis(300));
+    let create = tokio::spawn({
+        let host = host.clone();
+        async move { host.create(request("one")).await.map(drop) }
+    });
+    world
+        .until("it is being started", |objects| objects.parked.len() == 1)
+        .await;
+    host.kill("one", Epoch(2)).await.expect("killed");
+    assert_eq!(world.lives(), BTreeSet::new(), "no process is left");
+    let created = create.await.expect("no panic");
+    assert_eq!(created.expect_err("killed").kind, HostErrorKind::StaleEpoch);
+    world
+        .until("all is given back", |objects| {
+            *objects == Objects::default()
+        })
+        .await;
     assert_eq!(records(data.path()), BTreeSet::new());
 }
 
@@ -380,8 +431,15 @@ async fn processes_that_do_not_end_are_reported_and_keep_their_slot() {
         .expect_err("it does not end");
     assert_eq!(error.kind, HostErrorKind::Failed);
     assert_eq!(world.objects().booted.len(), 1);
+    // It is not over, so it is still known, and so is its ID.
+    assert_eq!(host.list().len(), 1);
+    let taken = host.create(request("one")).await.map(drop);
+    assert_eq!(taken.expect_err("taken").kind, HostErrorKind::AlreadyExists);
     let slot = *world.lives().first().expect("alive");
     world.end(slot);
+    host.kill("one", Epoch(2)).await.unwrap_or_else(|error| {
+        assert_eq!(error.kind, HostErrorKind::NotFound, "{error}");
+    });
     assert_eq!(host.stop().await, 0);
     assert_eq!(world.objects(), Objects::default());
 }
