@@ -224,6 +224,23 @@ impl Hierarchies {
         }
     }
 
+    /// Processes in the cgroup `name`, of any hierarchy; none when it is absent.
+    pub(crate) fn processes(&self, name: &str) -> Vec<i32> {
+        let mut found: Vec<i32> = self
+            .mounts
+            .iter()
+            .filter_map(|(mount, _)| fs::read_to_string(mount.join(name).join("cgroup.procs")).ok())
+            .flat_map(|text| {
+                text.lines()
+                    .filter_map(|line| line.parse().ok())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     /// Removes the cgroup `name` in every hierarchy; absent is fine, one that still has processes stays.
     pub fn remove(&self, name: &str) {
         for (mount, _) in &self.mounts {

@@ -9,8 +9,10 @@ use std::thread;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use soulbox_sys::socket::set_mark;
 
 use crate::identity::INNER_ADDRESS;
+use crate::network::sockets::DIALLED;
 
 /// Where a server inside may listen, in the order in which to try: 127.0.0.1, ::1, the address of eth0. The first two also reach servers
 /// on 0.0.0.0 and ::.
@@ -90,15 +92,22 @@ fn make(job: &Job) -> io::Result<OwnedFd> {
         job.network_namespace.as_fd(),
         Some(LinkNameSpaceType::Network),
     )?;
-    let family = if job.ipv6 {
+    marked_socket(job.ipv6)
+}
+
+/// A socket in the thread's network namespace that can be told from those of the programs inside: before a dump it is reset.
+pub(crate) fn marked_socket(ipv6: bool) -> io::Result<OwnedFd> {
+    let family = if ipv6 {
         AddressFamily::INET6
     } else {
         AddressFamily::INET
     };
-    Ok(socket_with(
+    let socket = socket_with(
         family,
         SocketType::STREAM,
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
-    )?)
+    )?;
+    set_mark(socket.as_fd(), DIALLED)?;
+    Ok(socket)
 }

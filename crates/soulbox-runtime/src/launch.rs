@@ -1,4 +1,4 @@
-//! The launcher: one static program with three lives.
+//! The launcher: one static program with three lives, and two errands for a sandbox that is dumped or restored ([`criu`], [`furnish`]).
 //!
 //! 1. *Outside*: started by the host agent as root, with the control socket as its standard input. It puts itself into the cgroups, clones
 //!    a child into new namespaces, writes the child's ID maps and ends.
@@ -10,13 +10,16 @@
 //! The control socket is a SEQPACKET pair; each message is one packet of JSON with its descriptors. See [`channel`].
 
 pub mod channel;
+pub mod criu;
+mod furnish;
 pub mod init;
 mod outside;
 mod parked;
 
 use std::io;
 
-use channel::{Channel, FromLauncher};
+use channel::{Channel, FromLauncher, ToLauncher};
+use soulbox_sys::namespace::close_all_on_exec;
 
 /// A step of the launcher that failed; the agent gets it over the control socket.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,21 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
+/// What the first message asks for.
+fn serve(control: &Channel) -> Result<(), LaunchError> {
+    // Nothing started here may inherit what the agent's own parent forgot to close.
+    close_all_on_exec().step("mark descriptors as closed on exec")?;
+    match control.receive::<ToLauncher>(None).step("read a plan")? {
+        None => Ok(()),
+        Some((ToLauncher::Setup(plan), cgroups)) => outside::run(control, &plan, cgroups),
+        Some((ToLauncher::Criu(plan), descriptors)) => criu::run(control, &plan, descriptors),
+        Some((ToLauncher::Furnish(plan), descriptors)) => {
+            furnish::run(control, plan.as_ref(), descriptors)
+        }
+        Some(_) => Err(io::Error::from_raw_os_error(libc::EPROTO)).step("read a plan"),
+    }
+}
+
 /// The program's main: `soulbox-launch` with the control socket as standard input, or `soulbox-launch init PID`. Returns the exit code.
 #[must_use]
 pub fn main(arguments: &[String]) -> i32 {
@@ -66,7 +84,7 @@ pub fn main(arguments: &[String]) -> i32 {
                     return 2;
                 }
             };
-            match outside::run(&control) {
+            match serve(&control) {
                 Ok(()) => 0,
                 Err(error) => {
                     // When the agent is gone nobody is left to tell.

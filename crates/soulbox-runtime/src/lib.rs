@@ -10,12 +10,14 @@
 //! | [`network`] | veth pairs, addresses, the nftables rules on the host's side |
 //! | [`rootfs`] | ID-mapped overlays |
 //! | [`dial`] | connecting to a port inside |
-//! | [`native`] | the slot: prepare, boot, adopt, release |
+//! | [`criu`] | conversations with CRIU; its images |
+//! | [`native`] | the slot: prepare, boot, adopt, dump, restore, release |
 //!
 //! Synchronous throughout; callers use threads of their own and bound the time. Needs root on the host.
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
+pub mod criu;
 pub mod dial;
 pub mod identity;
 pub mod launch;

@@ -28,6 +28,7 @@ use crate::cgroup::{Cgroup, CgroupError, Hierarchies, REMOVE_TIMEOUT, Usage};
 use crate::dial::Dialer;
 use crate::identity::{Instance, Slot};
 use crate::launch::channel::{Channel, FromLauncher, ToLauncher};
+use crate::network::found::slot_of;
 use crate::network::{HostNetwork, NetworkError, NetworkPolicy, Traffic};
 use crate::plan;
 use crate::rootfs::{Mounter, RootError, RootSource};
@@ -307,49 +308,39 @@ impl Native {
     /// # Errors
     /// The kernel's.
     pub fn sweep(&self, keep: &[Slot]) -> io::Result<usize> {
-        let kept = |index: &str| keep.iter().any(|slot| slot.index().to_string() == index);
+        let left = |slot: &Slot| !keep.contains(slot);
         let mut swept = 0;
         let parent = self.instance.cgroup();
-        for name in self
-            .hierarchies
-            .children(&parent)
-            .into_iter()
-            .filter(|name| !kept(name))
-        {
+        let names = self.hierarchies.children(&parent);
+        let slots = names
+            .iter()
+            .filter_map(|name| slot_of(self.instance, name))
+            .filter(left);
+        for slot in slots {
             swept += 1;
-            self.hierarchies.kill_processes(&format!("{parent}/{name}"));
+            self.hierarchies.kill_processes(&slot.cgroup());
             // While the cgroup tells of the slot: its interface may be gone already.
-            if let Some(slot) = name
-                .parse()
-                .ok()
-                .and_then(|index| Slot::new(self.instance, index))
-            {
-                self.network.detach(slot);
-                self.network
-                    .forget_connections(slot)
-                    .map_err(io::Error::other)?;
-            }
+            self.network.detach(slot);
+            self.network
+                .forget_connections(slot)
+                .map_err(io::Error::other)?;
             let _ = self
                 .hierarchies
-                .adopt(&format!("{parent}/{name}"))
+                .adopt(&slot.cgroup())
                 .remove(REMOVE_TIMEOUT);
         }
         let prefix = self.instance.interface_prefix();
-        for interface in self.network.interfaces()? {
-            let Some(index) = interface.strip_prefix(&prefix).filter(|index| !kept(index)) else {
-                continue;
-            };
-            self.network.delete_interface(&interface)?;
-            if let Some(slot) = index
-                .parse()
-                .ok()
-                .and_then(|index| Slot::new(self.instance, index))
-            {
-                self.network.detach(slot);
-                self.network
-                    .forget_connections(slot)
-                    .map_err(io::Error::other)?;
-            }
+        let interfaces = self.network.interfaces()?;
+        let slots = interfaces
+            .iter()
+            .filter_map(|name| slot_of(self.instance, name.strip_prefix(&prefix)?))
+            .filter(left);
+        for slot in slots {
+            self.network.delete_interface(&slot.interface())?;
+            self.network.detach(slot);
+            self.network
+                .forget_connections(slot)
+                .map_err(io::Error::other)?;
         }
         Ok(swept)
     }

@@ -8,6 +8,7 @@
 mod lists;
 mod rules;
 pub mod sockets;
+pub mod sockets;
 mod tracked;
 
 use std::collections::HashMap;

@@ -117,3 +117,19 @@ pub fn close_all_on_exec() -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// Moves this process, which has one thread, into new namespaces of the kinds in `flags` (`CLONE_NEW*`).
+///
+/// # Errors
+/// `EBUSY` when there is more than one thread, where /proc can tell. Otherwise the kernel's.
+/// Source: unshare(2)
+pub fn unshare(flags: libc::c_int) -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() != 1) {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: the process has one thread, so no other one shares what is split off; no descriptor table is (CLONE_FILES is no CLONE_NEW*).
+    match unsafe { libc::unshare(flags & !libc::CLONE_FILES) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -35,6 +35,8 @@ const HEADER_LEN: usize = 16;
 pub enum Family {
     Route,
     Netfilter,
+    /// Sockets of other processes: sock_diag(7).
+    Sockets,
 }
 
 /// One or more messages under construction. Values are in host byte order unless written as bytes.
@@ -141,6 +143,7 @@ impl Socket {
         let protocol: Option<Protocol> = match family {
             Family::Route => None, // NETLINK_ROUTE is protocol 0.
             Family::Netfilter => Some(netlink::NETFILTER),
+            Family::Sockets => Some(netlink::SOCK_DIAG),
         };
         let fd = socket_with(
             AddressFamily::NETLINK,

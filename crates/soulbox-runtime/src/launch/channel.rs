@@ -14,6 +14,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::network::sockets::Connections;
 use crate::plan::{BootPlan, SetupPlan};
 
 /// The longest message; a boot plan with its filter has some 8 KiB.
@@ -30,6 +31,23 @@ pub enum ToLauncher {
     NetworkReady,
     /// With three descriptors: the root (a detached overlay), /dev/shm, and the directory of guest programs.
     Boot(BootPlan),
+    /// First message: become CRIU. With a tmpfs for /run, CRIU's socket, and cgroup files to join.
+    Criu(CriuPlan),
+    /// To the launcher that becomes CRIU, for a restore: the same three descriptors as with a boot.
+    Mounts,
+    /// First message: work in the namespaces of a sandbox. With its user and network namespace. A plan for those of a restored one.
+    Furnish(Option<SetupPlan>),
+    /// End connections there.
+    Reset(Connections),
+}
+
+/// How to run CRIU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CriuPlan {
+    /// Program and arguments; the launcher appends `swrk FD`.
+    pub program: Vec<String>,
+    /// For a restore: first ID on the host and number of IDs.
+    pub ids: Option<(u32, u32)>,
 }
 
 /// From the launcher.
@@ -45,6 +63,10 @@ pub enum FromLauncher {
     Parked,
     /// envd is started, all privileges are dropped; the last message.
     Booted,
+    /// With a user namespace that has the IDs of a restore.
+    Mapped,
+    /// The namespaces are as told.
+    Furnished,
     Failed {
         step: String,
         errno: i32,

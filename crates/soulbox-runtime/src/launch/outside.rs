@@ -1,30 +1,23 @@
 //! The launcher's first life, as root of the host.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use soulbox_sys::namespace::{Cloned, clone_into_namespaces, close_all_on_exec};
+use soulbox_sys::namespace::{Cloned, clone_into_namespaces};
 
-use super::channel::{Channel, FromLauncher, ToLauncher};
+use super::channel::{Channel, FromLauncher};
 use super::{LaunchError, Step, parked};
 use crate::plan::SetupPlan;
 
 /// Joins the cgroups, makes the child, maps its IDs. In the child this does not return.
-pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
-    // Neither init nor envd may inherit what the agent's own parent forgot to close.
-    close_all_on_exec().step("mark descriptors as closed on exec")?;
-    let Some((message, cgroups)) = control
-        .receive::<ToLauncher>(None)
-        .step("read the setup plan")?
-    else {
-        return Ok(());
-    };
-    let ToLauncher::Setup(plan) = message else {
-        return Err(io::Error::from_raw_os_error(libc::EPROTO)).step("read the setup plan");
-    };
+pub(super) fn run(
+    control: &Channel,
+    plan: &SetupPlan,
+    cgroups: Vec<OwnedFd>,
+) -> Result<(), LaunchError> {
     for cgroup in cgroups {
         // A single-threaded process that writes `0` to `tasks` moves itself without the threadgroup lock, whose grace period costs 11-20 ms.
         fs::File::from(cgroup)
@@ -43,10 +36,10 @@ pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
     match clone_into_namespaces().step("clone into new namespaces")? {
         Cloned::Child => {
             drop(tell_mapped);
-            std::process::exit(child(control, &plan, empty_root, mapped));
+            std::process::exit(child(control, plan, empty_root, mapped));
         }
         Cloned::Parent { child, pid } => {
-            write_maps(pid, &plan)?;
+            write_maps(pid, plan.id_base, plan.id_count)?;
             control
                 .send(&FromLauncher::Cloned { pid }, &[child.as_fd()])
                 .step("report the child")?;
@@ -57,8 +50,8 @@ pub(super) fn run(control: &Channel) -> Result<(), LaunchError> {
 }
 
 /// Maps the slot's range to 0 and up. Only the host's root can write more than one ID.
-fn write_maps(pid: i32, plan: &SetupPlan) -> Result<(), LaunchError> {
-    let map = format!("0 {} {}\n", plan.id_base, plan.id_count);
+pub(super) fn write_maps(pid: i32, base: u32, count: u32) -> Result<(), LaunchError> {
+    let map = format!("0 {base} {count}\n");
     for name in ["uid_map", "gid_map"] {
         // The kernel takes a map in one write only.
         fs::write(format!("/proc/{pid}/{name}"), &map).step(format!("write {name}"))?;

@@ -46,9 +46,7 @@ pub(super) fn run(
     )
     .step("make all mounts private")?;
     let file_systems = make_file_systems(plan)?;
-    for (name, value) in &plan.sysctls {
-        fs::write(format!("/proc/sys/{name}"), value).step(format!("set sysctl {name}"))?;
-    }
+    write_sysctls(plan)?;
     // Over the host's /proc, which every host has and nobody needs any more in here.
     move_mount(
         &empty_root,
@@ -101,12 +99,20 @@ pub(super) fn run(
 
 /// Takes the mapped IDs: the process still has those of the host's root, which are unmapped here. A clone into a user namespace holds every
 /// capability there.
-fn become_root() -> Result<(), LaunchError> {
+pub(super) fn become_root() -> Result<(), LaunchError> {
     use rustix::process::{Gid, Uid};
     rustix::thread::set_thread_groups(&[]).step("drop supplementary groups")?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).step("become group 0")?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step("become user 0")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(())
+}
+
+/// Into the namespaces that this process is in.
+pub(super) fn write_sysctls(plan: &SetupPlan) -> Result<(), LaunchError> {
+    for (name, value) in &plan.sysctls {
+        fs::write(format!("/proc/sys/{name}"), value).step(format!("set sysctl {name}"))?;
+    }
     Ok(())
 }
 

@@ -53,7 +53,7 @@ impl<'host> Guest<'host> {
         lines.chain(cgroups.lines()).collect::<Vec<_>>().join("\n")
     }
 
-    fn connect(&self) -> io::Result<TcpStream> {
+    pub fn connect(&self) -> io::Result<TcpStream> {
         let stream = TcpStream::from(self.native.socket(&self.running, false)?);
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -97,16 +97,6 @@ impl<'host> Guest<'host> {
                 return rest[..end].parse().expect("a pid");
             }
         }
-    }
-
-    /// Whether envd has a connection of ours that is not closed on both sides.
-    pub fn is_connected(&self) -> bool {
-        let port = format!(":{ENVD_PORT:04X}");
-        let table = fs::read_to_string(self.proc("net/tcp")).expect("read the connections");
-        table.lines().any(|line| {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            fields[1].ends_with(&port) && ["01", "08"].contains(&fields[3]) // ESTABLISHED, CLOSE_WAIT
-        })
     }
 
     pub fn wait_for_end(&self) {

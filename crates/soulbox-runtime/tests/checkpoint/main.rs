@@ -2,20 +2,23 @@
 //! descriptors keep the rules for that.
 //!
 //! As root, on a loop-file pool of its own, with the programs that `cargo xtask guests` and
-//! `scripts/setup.sh criu` make. CRIU is driven by hand (`criu.sh`): nothing pauses a sandbox yet; this
-//! guards that it can come.
+//! `scripts/setup.sh criu` make.
 
 mod guest;
 mod host;
 
-use std::fs::File;
+use std::fs;
+use std::io::{self, Read};
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use soulbox_pool::Pool;
 use soulbox_runtime::identity::Slot;
+use soulbox_runtime::native::checkpoint::After;
 use soulbox_runtime::plan;
-use soulbox_runtime::rootfs::{Mounter, RootSource, UPPER};
+use soulbox_runtime::rootfs::{RootSource, UPPER};
 use soulbox_types::{Limits, MiB, MilliCpu};
 
 use guest::{Guest, numbers};
@@ -70,39 +73,51 @@ fn a_sandbox_is_dumped_and_goes_on_elsewhere() {
     let privileges = [1, 2, counter].map(|pid| guest.privileges(pid));
     assert!(privileges.iter().all(|text| text.contains("Seccomp:\t2")));
 
-    // A dump that leaves it running.
-    host.dump(&guest, "fork", &["--leave-running"]);
+    // A dump that leaves it running, with a connection of ours open.
+    let idle = guest.connect().expect("connect to envd");
+    host.dump(&guest, "fork", After::GoOn, ["first", "forked"])
+        .expect("dump and go on");
     let sent = guest.numbers("received").len();
     eventually("the counter goes on after a dump", || {
         guest.numbers("received").len() > sent + 5
     });
     assert!(guest.is_healthy());
+    assert!(is_reset(idle));
 
-    // A dump that ends it, after which its slot is given back. Its user namespace stays for the IDs.
-    let user_namespace = File::open(guest.proc("ns/user")).expect("open the user namespace");
-    host.dump(&guest, "pause", &[]);
+    // A copy of it beside it, with other IDs, cgroups and outside address. Each counts for itself.
+    let elsewhere = Slot::new(host.instance, 1).expect("slot 1");
+    let copy = host.restore(elsewhere, "fork", source("forked"));
+    let copy = copy.expect("restore beside the first");
+    assert!(copy.is_healthy());
+    for guest in [&guest, &copy] {
+        goes_on(guest, sent);
+    }
+    assert_eq!(
+        fs::metadata(copy.proc("root")).unwrap().uid(),
+        elsewhere.id_base()
+    );
+    // Settings are those of whoever reads them, so one inside does.
+    copy.start(
+        "cd /proc/sys; cat user/max_user_namespaces net/ipv4/ip_no_pmtu_disc \
+         net/ipv4/ping_group_range > /tmp/settings.new; mv /tmp/settings.new /tmp/settings",
+    );
+    eventually("settings are as in a new one", || {
+        copy.read("tmp/settings") == "0\n1\n0\t65535\n"
+    });
+    end(&host, &copy);
+
+    // A dump that ends it, after which its slot is given back.
+    host.dump(&guest, "pause", After::End, ["first", "second"])
+        .expect("dump and end");
     guest.wait_for_end();
     host.native.release(&guest.running).expect("release");
-    let counted = numbers(&host.uppers().join("first").join(UPPER).join("tmp/counted")).len();
-    host.snapshot("first", "second");
-
-    // A new root on the snapshot, for the same range of IDs; new cgroups, a new network.
-    let mounter = Mounter::start().expect("start a mounter");
-    let root = mounter.mount(slot, user_namespace.into(), source("second"));
-    let root = root.expect("mount the new root");
-    let mut criu = host.restore(slot, "pause", [root.overlay, root.shm, host.guests()]);
-    let guest = Guest::new(&host.native, host.restored(slot, "pause", &mut criu));
+    let counted = numbers(&host.uppers().join("second").join(UPPER).join("tmp/counted")).len();
 
     // All goes on where it was: envd, the program with its pid and memory, its files, its connection.
+    let guest = host.restore(slot, "pause", source("second"));
+    let guest = guest.expect("restore");
     eventually("the restored envd answers", || guest.is_healthy());
-    for file in ["counted", "received"] {
-        eventually("the counter goes on", || {
-            guest.numbers(file).len() > counted + 20
-        });
-        let numbers = guest.numbers(file);
-        let is_whole = numbers.iter().copied().eq(1..=numbers.len());
-        assert!(is_whole, "gaps or repeats in `{file}`: {numbers:?}");
-    }
+    goes_on(&guest, counted);
     assert!(guest.command_line(counter).contains("count=0"));
     let restored = [1, 2, counter].map(|pid| guest.privileges(pid));
     assert_eq!(restored, privileges);
@@ -111,15 +126,37 @@ fn a_sandbox_is_dumped_and_goes_on_elsewhere() {
         guest.read("tmp/started") == "started\n"
     });
     // Fails when init has become a process that may not be inspected.
-    host.dump(&guest, "again", &["--leave-running"]);
+    host.dump(&guest, "again", After::GoOn, ["second", "third"])
+        .expect("dump a restored one");
     assert!(guest.is_healthy());
 
-    guest.running.kill();
-    guest.wait_for_end();
-    criu.wait().expect("reap CRIU");
-    host.native.release(&guest.running).expect("release");
+    end(&host, &guest);
     let left = host.native.sweep(&[]).expect("sweep");
     assert_eq!(left, 0, "something of the slot was left");
+}
+
+/// Its counter counts past `count`, in both files, without gaps or repeats.
+fn goes_on(guest: &Guest, count: usize) {
+    for file in ["counted", "received"] {
+        eventually("the counter goes on", || {
+            guest.numbers(file).len() > count + 20
+        });
+        let numbers = guest.numbers(file);
+        let is_whole = numbers.iter().copied().eq(1..=numbers.len());
+        assert!(is_whole, "gaps or repeats in `{file}`: {numbers:?}");
+    }
+}
+
+fn is_reset(mut stream: TcpStream) -> bool {
+    let error = stream.read(&mut [0; 1]).expect_err("reset");
+    error.kind() == io::ErrorKind::ConnectionAborted
+        || error.kind() == io::ErrorKind::ConnectionReset
+}
+
+fn end(host: &Host, guest: &Guest) {
+    guest.running.kill();
+    guest.wait_for_end();
+    host.native.release(&guest.running).expect("release");
 }
 
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

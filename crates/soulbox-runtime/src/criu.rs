@@ -1,0 +1,279 @@
+//! CRIU, the program that writes process trees to files and makes them run again: where it is, and one conversation with it.
+//!
+//! A [`Session`] is one `criu swrk`: a child of this process that serves one request over a SEQPACKET socket and tells of each stage
+//! before it goes on. It is started through the launcher ([`crate::launch`]), which gives it a mount namespace of its own and, for a
+//! restore, the cgroups and mounts that the tree shall have. The restored tree is a child of this process too.
+
+mod images;
+mod wire;
+
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, open_tree,
+};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
+
+use crate::launch::channel::{Channel, CriuPlan, ToLauncher};
+
+pub use images::{ImagesError, remap};
+pub(crate) use wire::{Options, Request, RequestKind, Response};
+
+/// Answers are small: an error message is the longest part.
+const MAX_MESSAGE: usize = 64 << 10;
+/// What a dump writes its complaints to, in the folder of its images.
+pub const DUMP_LOG: &str = "dump.log";
+/// The same of a restore.
+pub const RESTORE_LOG: &str = "restore.log";
+
+#[derive(Debug, thiserror::Error)]
+pub enum CriuError {
+    #[error("there is no CRIU at `{0}`")]
+    Missing(PathBuf),
+    #[error("failed to {step}")]
+    Io {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("CRIU ended in the middle")]
+    Ended,
+    #[error("CRIU sent what is no answer")]
+    Malformed(#[source] prost::DecodeError),
+    /// It was ended; what it worked on may be spoilt.
+    #[error("CRIU was not done within {0:?}")]
+    TimedOut(Duration),
+}
+
+pub(crate) fn io_step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> CriuError {
+    move |source| CriuError::Io {
+        step,
+        source: source.into(),
+    }
+}
+
+/// An installed CRIU.
+#[derive(Debug)]
+pub struct Criu {
+    program: Vec<String>,
+    /// Its /run: a detached tmpfs, where it keeps what it found out about the kernel (56 ms the first time, 12 afterwards).
+    run: OwnedFd,
+}
+
+impl Criu {
+    /// The CRIU of a folder into which its packages were unpacked, run with that folder's own loader and libraries.
+    ///
+    /// # Errors
+    /// [`CriuError::Missing`], or a tmpfs that cannot be made. Needs root.
+    pub fn open(folder: &Path) -> Result<Self, CriuError> {
+        let program = folder.join("usr/sbin/criu");
+        if !program.is_file() {
+            return Err(CriuError::Missing(program));
+        }
+        let libraries = folder.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+        let loader = fs::read_dir(&libraries)
+            .map_err(io_step("look through the libraries of CRIU"))?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with("ld-linux"))
+            })
+            .ok_or_else(|| CriuError::Missing(libraries.join("ld-linux")))?;
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Ok(Self {
+            program: vec![
+                text(&loader),
+                "--library-path".to_owned(),
+                text(&libraries),
+                text(&program),
+            ],
+            run: make_run().map_err(io_step("make a tmpfs for CRIU"))?,
+        })
+    }
+
+    fn clone_run(&self) -> io::Result<OwnedFd> {
+        Ok(open_tree(
+            &self.run,
+            "",
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH,
+        )?)
+    }
+}
+
+fn make_run() -> io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // Root of a restored tree passes through here to its mounts, as its own user.
+    for (key, value) in [("source", "criu"), ("mode", "755"), ("size", "4m")] {
+        fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    Ok(fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?)
+}
+
+/// One running CRIU. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    process: Child,
+    socket: OwnedFd,
+    /// To the launcher that becomes CRIU.
+    pub(crate) control: Channel,
+    started: Instant,
+    within: Duration,
+}
+
+impl Session {
+    /// Starts CRIU for one request, by way of `launcher`. With `ids` (first, count), for a restore, the launcher answers with a user
+    /// namespace that has them and waits for mounts; `cgroups` are then joined.
+    pub(crate) fn start(
+        criu: &Criu,
+        launcher: &Path,
+        ids: Option<(u32, u32)>,
+        cgroups: &[OwnedFd],
+        within: Duration,
+    ) -> Result<Self, CriuError> {
+        let (socket, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(io_step("make a socket for CRIU"))?;
+        let (control, end) = Channel::pair().map_err(io_step("make a control socket"))?;
+        let run = criu.clone_run().map_err(io_step("clone the tmpfs"))?;
+        let process = Command::new(launcher)
+            .env_clear()
+            .stdin(Stdio::from(end))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(io_step("start the launcher"))?;
+        let session = Self {
+            process,
+            socket,
+            control,
+            started: Instant::now(),
+            within,
+        };
+        let plan = CriuPlan {
+            program: criu.program.clone(),
+            ids,
+        };
+        let mut descriptors = vec![run.as_fd(), theirs.as_fd()];
+        descriptors.extend(cgroups.iter().map(AsFd::as_fd));
+        session
+            .control
+            .send(&ToLauncher::Criu(plan), &descriptors)
+            .map_err(io_step("tell the launcher"))?;
+        Ok(session)
+    }
+
+    pub(crate) fn send(&self, request: &Request) -> Result<(), CriuError> {
+        send(&self.socket, &request.encode_to_vec(), SendFlags::NOSIGNAL)
+            .map_err(io_step("ask CRIU"))?;
+        Ok(())
+    }
+
+    /// Lets CRIU go on after a notification; `well` false makes it give up.
+    pub(crate) fn acknowledge(&self, well: bool) -> Result<(), CriuError> {
+        self.send(&Request {
+            kind: RequestKind::Notify.into(),
+            notify_success: Some(well),
+            ..Request::default()
+        })
+    }
+
+    /// The next answer or notification.
+    pub(crate) fn receive(&self) -> Result<Response, CriuError> {
+        let left = self.within.saturating_sub(self.started.elapsed());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
+        let polled = loop {
+            match poll(&mut ready, Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => break other.map_err(io_step("wait for CRIU"))?,
+            }
+        };
+        if polled == 0 {
+            return Err(CriuError::TimedOut(self.within));
+        }
+        let mut buffer = [MaybeUninit::uninit(); MAX_MESSAGE];
+        let ((message, _), _) = match recv(&self.socket, &mut buffer, RecvFlags::empty()) {
+            Err(rustix::io::Errno::CONNRESET) => return Err(CriuError::Ended),
+            other => other.map_err(io_step("hear from CRIU"))?,
+        };
+        if message.is_empty() {
+            return Err(CriuError::Ended);
+        }
+        Response::decode(&*message).map_err(CriuError::Malformed)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // After its last answer it ends by itself, in no time; one that hangs is of no more use.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A folder of images, open: CRIU reaches it through this process's descriptors.
+pub(crate) fn open_images(path: &Path) -> Result<OwnedFd, CriuError> {
+    fs::File::open(path)
+        .map(OwnedFd::from)
+        .map_err(io_step("open the folder of images"))
+}
+
+/// What both requests have in common.
+pub(crate) fn options(images: &OwnedFd, log: &str) -> Options {
+    Options {
+        images_dir_fd: images.as_raw_fd(),
+        shell_job: Some(true),
+        file_locks: Some(true),
+        log_level: Some(4),
+        log_file: Some(log.to_owned()),
+        notify_scripts: Some(true),
+        // Each restore gets cgroups of its own, joined before CRIU starts.
+        manage_cgroups_mode: Some(wire::CGROUPS_IGNORE),
+        // The network is made anew; within the tree connections live on.
+        empty_ns: Some(libc::CLONE_NEWNET.cast_unsigned()),
+        tcp_established: Some(true),
+        network_lock: Some(wire::NETWORK_LOCK_SKIP),
+        ..Options::default()
+    }
+}
+
+/// The reason in the log of a failed run: the last errors, on one line each.
+pub(crate) fn complaint(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let errors: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_once("Error ").map(|(_, rest)| rest))
+        .collect();
+    if errors.is_empty() {
+        return "CRIU gave no reason".to_owned();
+    }
+    // The first error is the cause, those after it are consequences.
+    errors[..errors.len().min(3)].join("; ")
+}

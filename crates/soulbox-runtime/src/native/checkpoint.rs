@@ -1,0 +1,467 @@
+//! Dump and restore of a running slot by CRIU.
+//!
+//! A dump leaves files in a folder: memory, processes, descriptors. What is on disk is the caller's to copy while the tree is stopped. A
+//! restore makes the same processes run in any slot, with that slot's IDs, cgroups, network and a root of the same content.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use soulbox_types::Limits;
+
+use super::guards::{Attached, Process, open_namespace};
+use super::{Native, NativeError, Running, expect, io_step};
+use crate::criu::{
+    self, Criu, CriuError, DUMP_LOG, ImagesError, Options, RESTORE_LOG, Request, RequestKind,
+    Session,
+};
+use crate::identity::{ID_COUNT, Slot};
+use crate::launch::channel::{Channel, FromLauncher, ToLauncher};
+use crate::launch::criu::MOUNTS;
+use crate::network::sockets::Connections;
+use crate::plan::{self, GUEST_DIR};
+use crate::rootfs::RootSource;
+
+/// CRIU gives up by itself when the tree does not stop within these seconds.
+const STOP_SECONDS: u32 = 10;
+/// The most that is kept of a file that is deleted but open.
+const GHOST_LIMIT: u32 = 1 << 30;
+/// Names of the mounts that are made anew.
+const GUESTS: &str = "guests";
+const SHM: &str = "shm";
+const NULL: &str = "null";
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Found before anything was stopped.
+    #[error("it cannot be saved: {0}")]
+    Unsupported(String),
+    /// The tree goes on as if nothing had been.
+    #[error("CRIU could not save it: {0}")]
+    Dump(String),
+    /// Nothing is left of the restored tree.
+    #[error("CRIU could not restore it: {0}")]
+    Restore(String),
+    #[error("failed to copy its files while it stood still")]
+    Copy(#[source] io::Error),
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    #[error(transparent)]
+    Images(#[from] ImagesError),
+    #[error(transparent)]
+    Native(#[from] NativeError),
+}
+
+impl CheckpointError {
+    /// Whether the tree may be damaged: CRIU was ended, or ended, while it had hold of it.
+    #[must_use]
+    pub fn may_have_harmed(&self) -> bool {
+        matches!(self, Self::Criu(CriuError::TimedOut(_) | CriuError::Ended))
+    }
+}
+
+/// What becomes of the tree after a dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    GoOn,
+    End,
+}
+
+impl Native {
+    /// Writes the sandbox's processes into `images`, an empty folder. `stopped` is called while none of them runs and all is written:
+    /// what it copies of the disk belongs to these images. When it fails, so does the dump. Connections that were dialled are reset.
+    /// Blocks for at most `within`.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`]: unless [`CheckpointError::may_have_harmed`], the sandbox goes on.
+    pub fn dump(
+        &self,
+        criu: &Criu,
+        running: &Running,
+        images: &Path,
+        after: After,
+        within: Duration,
+        stopped: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), CheckpointError> {
+        let external = self.preflight(running)?;
+        let visitor = Visitor::enter(self, running.pid, None)?;
+        visitor.reset(Connections::Dialled)?;
+        drop(visitor);
+        let folder = criu::open_images(images)?;
+        let session = Session::start(criu, &self.launcher, None, &[], within)?;
+        session.send(&Request {
+            kind: RequestKind::Dump.into(),
+            options: Some(Options {
+                pid: Some(running.pid),
+                leave_running: Some(after == After::GoOn),
+                link_remap: Some(true),
+                ghost_limit: Some(GHOST_LIMIT),
+                tcp_skip_in_flight: Some(true),
+                timeout: Some(STOP_SECONDS),
+                external,
+                ..criu::options(&folder, DUMP_LOG)
+            }),
+            notify_success: None,
+        })?;
+        let mut copied = Ok(());
+        loop {
+            let response = session.receive()?;
+            if response.kind != i32::from(RequestKind::Notify) {
+                copied.map_err(CheckpointError::Copy)?;
+                return if response.success {
+                    Ok(())
+                } else {
+                    Err(CheckpointError::Dump(criu::complaint(
+                        &images.join(DUMP_LOG),
+                    )))
+                };
+            }
+            let stage = response.notify.and_then(|it| it.script).unwrap_or_default();
+            if stage == "post-dump" {
+                copied = stopped();
+            }
+            session.acknowledge(copied.is_ok())?;
+        }
+    }
+
+    /// Looks for what CRIU cannot save, before anything is stopped; gives the mounts that it shall leave out.
+    fn preflight(&self, running: &Running) -> Result<Vec<String>, CheckpointError> {
+        let path = format!("/proc/{}/mountinfo", running.pid);
+        let mounts = fs::read_to_string(path).map_err(io_step("read the mounts of the sandbox"))?;
+        let external = external(&mounts).map_err(CheckpointError::Unsupported)?;
+        for pid in self.hierarchies.processes(&running.slot.cgroup()) {
+            // One that has just ended is no obstacle.
+            let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+                continue;
+            };
+            if let Some(obstacle) = obstacle(&status) {
+                return Err(CheckpointError::Unsupported(obstacle));
+            }
+        }
+        Ok(external)
+    }
+
+    /// Makes the dumped tree run in `slot`. `source` has what was on disk at the dump; `images` is a folder of this restore's own, made by
+    /// [`criu::remap`] for this slot. Its network is closed until [`Native::set_egress`]; connections to the outside are gone.
+    /// Blocks for at most `within`.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`]; nothing is left of the slot then.
+    pub fn restore(
+        &self,
+        criu: &Criu,
+        slot: Slot,
+        limits: &Limits,
+        source: RootSource,
+        images: &Path,
+        within: Duration,
+    ) -> Result<Running, CheckpointError> {
+        let mut cgroup = self
+            .hierarchies
+            .create(&slot.cgroup(), limits)
+            .map_err(NativeError::from)?;
+        let joins = cgroup.join_files().map_err(NativeError::from)?;
+        let folder = criu::open_images(images)?;
+        let ids = (slot.id_base(), ID_COUNT);
+        let session = Session::start(criu, &self.launcher, Some(ids), &joins, within)?;
+        drop(joins);
+        let (_, mut descriptors) = expect(&session.control, "map its IDs", |message| {
+            matches!(message, FromLauncher::Mapped)
+        })?;
+        let user_namespace = descriptors
+            .pop()
+            .ok_or(NativeError::LauncherEnded("report a user namespace"))?;
+        let root = self
+            .mounter
+            .mount(slot, user_namespace, source)
+            .map_err(NativeError::from)?;
+        let guests = self
+            .programs
+            .mount()
+            .map_err(io_step("mount the guest programs"))?;
+        session
+            .control
+            .send(
+                &ToLauncher::Mounts,
+                &[root.overlay.as_fd(), root.shm.as_fd(), guests.as_fd()],
+            )
+            .map_err(io_step("send the mounts"))?;
+        drop((root, guests));
+
+        let [at_root, at_shm, at_guests] = MOUNTS;
+        session.send(&Request {
+            kind: RequestKind::Restore.into(),
+            options: Some(Options {
+                root: Some(at_root.to_owned()),
+                rst_sibling: Some(true),
+                external: vec![
+                    format!("mnt[{GUESTS}]:{at_guests}"),
+                    format!("mnt[{SHM}]:{at_shm}"),
+                    format!("mnt[{NULL}]:/dev/null"),
+                ],
+                ..criu::options(&folder, RESTORE_LOG)
+            }),
+            notify_success: None,
+        })?;
+        let mut surroundings = None;
+        match self.attend(&session, slot, &mut surroundings) {
+            Ok(pid) => {
+                let Some(Surroundings {
+                    attached, process, ..
+                }) = surroundings
+                else {
+                    return Err(NativeError::LauncherEnded("furnish the namespaces").into());
+                };
+                let network_namespace =
+                    open_namespace(pid, "net").map_err(io_step("open a network namespace"))?;
+                attached.leave();
+                cgroup.leave();
+                Ok(Running::restored(
+                    slot,
+                    pid,
+                    process,
+                    network_namespace,
+                    cgroup,
+                ))
+            }
+            Err(error) => {
+                drop(session);
+                // What CRIU had made of the tree by then.
+                self.hierarchies.kill_processes(&slot.cgroup());
+                Err(match error {
+                    Attendance::Refused => {
+                        CheckpointError::Restore(criu::complaint(&images.join(RESTORE_LOG)))
+                    }
+                    Attendance::Failed(error) => error,
+                })
+            }
+        }
+    }
+
+    /// Serves CRIU's stages until its answer: the pid of the restored init.
+    fn attend(
+        &self,
+        session: &Session,
+        slot: Slot,
+        surroundings: &mut Option<Surroundings>,
+    ) -> Result<i32, Attendance> {
+        let mut failure = None;
+        loop {
+            let response = session.receive()?;
+            if response.kind != i32::from(RequestKind::Notify) {
+                return match (failure, response.restore) {
+                    (Some(failure), _) => Err(Attendance::Failed(failure)),
+                    (None, Some(restored)) if response.success => Ok(restored.pid),
+                    (None, _) => Err(Attendance::Refused),
+                };
+            }
+            let notification = response.notify.unwrap_or_default();
+            let done = match notification.script.as_deref().unwrap_or_default() {
+                "setup-namespaces" => self
+                    .furnish(slot, notification.pid.unwrap_or_default())
+                    .map(|made| *surroundings = Some(made)),
+                // Before any program runs: else it would talk to a peer that knows nothing of this copy.
+                "post-restore" => match surroundings {
+                    Some(made) => made.visitor.reset(Connections::Outside),
+                    None => Err(NativeError::LauncherEnded("furnish the namespaces").into()),
+                },
+                _ => Ok(()),
+            };
+            session.acknowledge(done.is_ok())?;
+            failure = failure.or(done.err());
+        }
+    }
+
+    /// Gives the new network namespace of process `pid` its interface and settings.
+    fn furnish(&self, slot: Slot, pid: i32) -> Result<Surroundings, CheckpointError> {
+        let process = Process {
+            pidfd: pid_descriptor(pid).map_err(io_step("open the restored init"))?,
+            ends_with_this: true,
+        };
+        let plan = plan::setup(slot, &self.empty_root.to_string_lossy());
+        let visitor = Visitor::enter(self, pid, Some(plan))?;
+        expect(&visitor.control, "change settings", |message| {
+            matches!(message, FromLauncher::Inside)
+        })?;
+        let attached = Attached::make(&self.network, slot, pid).map_err(NativeError::from)?;
+        visitor
+            .control
+            .send(&ToLauncher::NetworkReady, &[])
+            .map_err(io_step("tell the launcher"))?;
+        visitor.furnished()?;
+        Ok(Surroundings {
+            visitor,
+            attached,
+            process,
+        })
+    }
+}
+
+/// What a tree that is being restored has; dropping it ends the tree.
+struct Surroundings {
+    visitor: Visitor,
+    attached: Attached,
+    process: Process,
+}
+
+/// Why a restore did not end well.
+enum Attendance {
+    /// The reason is in its log.
+    Refused,
+    Failed(CheckpointError),
+}
+
+impl From<CriuError> for Attendance {
+    fn from(error: CriuError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+fn pid_descriptor(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// A launcher in the namespaces of a sandbox; it ends with this.
+struct Visitor {
+    process: Child,
+    control: Channel,
+}
+
+impl Visitor {
+    fn enter(
+        native: &Native,
+        pid: i32,
+        plan: Option<plan::SetupPlan>,
+    ) -> Result<Self, CheckpointError> {
+        let namespaces = [open_namespace(pid, "user"), open_namespace(pid, "net")];
+        let [user, net] = namespaces.map(|opened| opened.map_err(io_step("open a namespace")));
+        let (user, net) = (user?, net?);
+        let (control, theirs) = Channel::pair().map_err(io_step("make a control socket"))?;
+        let process = Command::new(&native.launcher)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|source| NativeError::Launcher {
+                path: native.launcher.clone(),
+                source,
+            })?;
+        let has_plan = plan.is_some();
+        let visitor = Self { process, control };
+        visitor
+            .control
+            .send(&ToLauncher::Furnish(plan), &[user.as_fd(), net.as_fd()])
+            .map_err(io_step("tell the launcher"))?;
+        if !has_plan {
+            visitor.furnished()?;
+        }
+        Ok(visitor)
+    }
+
+    fn furnished(&self) -> Result<(), CheckpointError> {
+        expect(&self.control, "furnish namespaces", |message| {
+            matches!(message, FromLauncher::Furnished)
+        })?;
+        Ok(())
+    }
+
+    fn reset(&self, which: Connections) -> Result<(), CheckpointError> {
+        self.control
+            .send(&ToLauncher::Reset(which), &[])
+            .map_err(io_step("tell the launcher"))?;
+        self.furnished()
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The mounts of ours that CRIU shall not save but find again, by name; the reason when there is one that nobody can save.
+fn external(mountinfo: &str) -> Result<Vec<String>, String> {
+    let mut external = Vec::new();
+    for line in mountinfo.lines() {
+        // 36 35 98:0 /root /target rw,noatime - ext3 source options
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let mut left = left.split(' ').skip(3);
+        let (Some(root), Some(target)) = (left.next(), left.next()) else {
+            continue;
+        };
+        let kind = right.split(' ').next().unwrap_or_default();
+        match (kind, target) {
+            (_, GUEST_DIR) => external.push(format!("mnt[{target}]:{GUESTS}")),
+            (_, "/dev/shm") => external.push(format!("mnt[{target}]:{SHM}")),
+            (_, _) if root == "/null" => external.push(format!("mnt[{target}]:{NULL}")),
+            ("overlay", "/") | ("proc" | "sysfs" | "devpts" | "tmpfs", _) => {}
+            _ => return Err(format!("{target} is a mount of the kind {kind}")),
+        }
+    }
+    Ok(external)
+}
+
+/// What in a /proc/PID/status keeps the process from being saved.
+fn obstacle(status: &str) -> Option<String> {
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+    };
+    let name = field("Name").unwrap_or("?");
+    // Its pid inside stands last.
+    let pid = field("NSpid")?.split_whitespace().last()?;
+    match field("TracerPid") {
+        None | Some("0") => None,
+        Some(_) => Some(format!("process {pid} ({name}) is being traced")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_named_or_refused() {
+        let ours = "\
+            100 99 0:50 / / rw,relatime - overlay soulbox rw\n\
+            101 100 0:51 / /proc rw,nosuid - proc proc rw\n\
+            102 101 0:6 /null /proc/keys rw,nosuid - devtmpfs udev rw\n\
+            103 100 0:50 /dev/shm /dev/shm rw - overlay soulbox rw\n\
+            104 100 0:52 / /usr/lib/soulbox ro - tmpfs soulbox ro\n\
+            105 100 0:53 / /sys ro - sysfs sysfs ro\n";
+        let named = [
+            "mnt[/proc/keys]:null",
+            "mnt[/dev/shm]:shm",
+            "mnt[/usr/lib/soulbox]:guests",
+        ];
+        assert_eq!(external(ours).unwrap(), named);
+        let fuse = format!("{ours}106 100 0:54 / /mnt rw - fuse.sshfs host rw\n");
+        assert_eq!(
+            external(&fuse).unwrap_err(),
+            "/mnt is a mount of the kind fuse.sshfs"
+        );
+        let inner = format!("{ours}106 100 0:54 / /mnt rw - overlay overlay rw\n");
+        assert!(external(&inner).is_err());
+    }
+
+    #[test]
+    fn a_traced_process_is_named_by_its_pid_inside() {
+        let status = |tracer: i32| format!("Name:\tcat\nTracerPid:\t{tracer}\nNSpid:\t900\t17\n");
+        assert_eq!(obstacle(&status(0)), None);
+        assert_eq!(
+            obstacle(&status(899)).unwrap(),
+            "process 17 (cat) is being traced"
+        );
+    }
+}
