@@ -144,3 +144,19 @@ def test_a_full_disk_of_the_host(tmp_path):
             empty(ballast)
         server.end()
         subprocess.run(["umount", str(data)], check=True)
+
+
+def test_memory_of_the_host_is_short():
+    """A reserve that this host cannot have is what a host that is nearly out of memory looks like."""
+    server = Server()
+    try:
+        server.start("--memory-reserve", "1000TiB")
+        refused(ServiceBusyException, 503, "not enough capacity")
+        # Nothing is lost with it: the same server with less of a reserve takes them.
+        server.stop()
+        server.start("--memory-reserve", "1MiB")
+        with Sandbox.create("base", timeout=60) as after:
+            works(after)
+    finally:
+        server.end()
+    assert "MiB of the host's memory are available, 1048576000 MiB are kept free" in server.log.read_text()

@@ -76,6 +76,32 @@ impl InstanceClaim {
         Ok(Self { instance, claim })
     }
 
+    /// The number of `data` and nobody else's, if it has one; makes nothing.
+    ///
+    /// # Errors
+    /// A file that cannot be used.
+    pub fn existing(data: &Path) -> Result<Option<Self>, InstanceError> {
+        let data = data.canonicalize().map_err(failed("resolve", data))?;
+        for instance in (0..INSTANCES).filter_map(Instance::new) {
+            let path = Path::new(CLAIMS).join(format!("instance-{}", instance.number()));
+            let mut claim = match File::options().read(true).write(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(failed("open", &path))?,
+            };
+            if flock(&claim, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue; // its agent runs
+            }
+            let mut owner = String::new();
+            claim
+                .read_to_string(&mut owner)
+                .map_err(failed("read", &path))?;
+            if Path::new(&owner) == data {
+                return Ok(Some(Self { instance, claim }));
+            }
+        }
+        Ok(None)
+    }
+
     /// Gives the number back, for a host on which nothing of the installation is left.
     pub fn release(self) {
         let _ = self.claim.set_len(0);

@@ -241,6 +241,15 @@ impl Hierarchies {
         found
     }
 
+    /// Where the cgroup `name` is there.
+    pub(crate) fn directories(&self, name: &str) -> Vec<PathBuf> {
+        self.mounts
+            .iter()
+            .map(|(mount, _)| mount.join(name))
+            .filter(|directory| directory.is_dir())
+            .collect()
+    }
+
     /// Removes the cgroup `name` in every hierarchy; absent is fine, one that still has processes stays.
     pub fn remove(&self, name: &str) {
         for (mount, _) in &self.mounts {

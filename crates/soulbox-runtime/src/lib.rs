@@ -11,6 +11,7 @@
 //! | [`rootfs`] | ID-mapped overlays |
 //! | [`dial`] | connecting to a port inside |
 //! | [`criu`] | conversations with CRIU; its images |
+//! | [`leftovers`] | what a crashed installation has left in the kernel |
 //! | [`native`] | the slot: prepare, boot, adopt, dump, restore, release |
 //!
 //! Synchronous throughout; callers use threads of their own and bound the time. Needs root on the host.
@@ -21,6 +22,7 @@ pub mod criu;
 pub mod dial;
 pub mod identity;
 pub mod launch;
+pub mod leftovers;
 pub mod native;
 pub mod network;
 pub mod plan;

@@ -7,7 +7,7 @@
 
 mod lists;
 mod rules;
-pub mod sockets;
+pub mod found;
 pub mod sockets;
 mod tracked;
 
@@ -119,7 +119,7 @@ impl HostNetwork {
         Ok(network)
     }
 
-    fn open(instance: Instance) -> Result<Self, NetworkError> {
+    pub(crate) fn open(instance: Instance) -> Result<Self, NetworkError> {
         Ok(Self {
             instance,
             route: Mutex::new(Socket::open(Family::Route).map_err(failed("open a route socket"))?),

@@ -5,6 +5,7 @@
 
 mod checks;
 mod probe;
+mod sweep;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -22,6 +23,12 @@ pub struct Arguments {
     /// One JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// List instead what a crashed server of the data directory has left on this host
+    #[arg(long)]
+    sweep: bool,
+    /// Remove what --sweep lists, sandboxes that still run included
+    #[arg(long, requires = "sweep")]
+    yes: bool,
 }
 
 /// One ability of the host.
@@ -85,6 +92,10 @@ struct Report<'a> {
 /// Exit status 1 when something required is missing.
 pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let settings = arguments.installation.settings(None)?;
+    if arguments.sweep {
+        print(&sweep::run(&settings, arguments.yes, arguments.json)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let checks = checks::all(&settings);
     let ok = checks
         .iter()
@@ -98,14 +109,18 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     } else {
         table(&checks)
     };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Failure::new(error).hint("stdout must be open"))?;
+    print(&text)?;
     Ok(if ok {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Failure::new(error).hint("stdout must be open"))
 }
 
 fn table(checks: &[Check]) -> String {

@@ -21,6 +21,9 @@ pub(super) const DENY: &str = "deny";
 /// keeps the limit of its time until the slot is given back.
 pub(super) const CONNECTIONS: &str = "connections";
 
+/// All sets and maps.
+pub(super) const SETS: [&str; 5] = [OWN, OPEN, ALLOW, DENY, CONNECTIONS];
+
 /// What no sandbox may reach, whatever its policy: this host's networks, private and shared ranges, link-local with the metadata services,
 /// multicast, and reserved ranges that some networks use inside.
 const REFUSED: [&str; 10] = [
