@@ -9,10 +9,11 @@ mod gate;
 mod headers;
 mod init;
 mod metrics;
+mod terminal;
 mod upload;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::body::Body;
@@ -29,7 +30,7 @@ use soulbox_envd_proto::rpc::process::PROCESS_SERVICE_NAME;
 use tower::{Service as _, service_fn};
 
 use crate::filesystem::FilesystemService;
-use crate::process::ProcessService;
+use crate::process::{ProcessService, Processes};
 use crate::settings::Settings;
 use answer::HttpError;
 pub(crate) use gate::{keepalive, user_of};
@@ -38,23 +39,33 @@ pub(crate) use gate::{keepalive, user_of};
 const MESSAGE_BYTES: usize = 64 << 20;
 
 pub fn router(settings: Arc<Settings>) -> Router {
-    let rpc = rpc_service(&settings);
+    let processes = Arc::<Processes>::default();
+    let terminals = terminal::Terminals {
+        settings: Arc::clone(&settings),
+        processes: Arc::clone(&processes),
+    };
+    let rpc = rpc_service(&settings, processes);
     let rpc = service_fn(move |request: Request| {
         let mut rpc = rpc.clone();
         async move { rpc.call(request).await.map(gate::unwrap_body) }
     });
+    let reflection = service_fn(reflect);
     Router::new()
         .route_service("/process.Process/{method}", rpc.clone())
         .route_service("/filesystem.Filesystem/{method}", rpc.clone())
-        .route_service("/grpc.health.v1.Health/{method}", rpc.clone())
-        .route_service("/grpc.reflection.v1.ServerReflection/{method}", rpc.clone())
-        .route_service("/grpc.reflection.v1alpha.ServerReflection/{method}", rpc)
+        .route_service("/grpc.health.v1.Health/{method}", rpc)
+        .route_service("/grpc.reflection.v1.ServerReflection/{method}", reflection)
+        .route_service(
+            "/grpc.reflection.v1alpha.ServerReflection/{method}",
+            reflection,
+        )
         .route("/health", get(health))
         .route("/init", post(init::init))
         .route("/envs", get(envs))
         .route("/metrics", get(metrics::metrics))
         .route("/files", get(download::download).post(upload::upload))
         .route("/files/compose", post(compose::compose))
+        .route("/ws/pty", get(terminal::terminal).with_state(terminals))
         .fallback(unknown)
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(
@@ -65,22 +76,40 @@ pub fn router(settings: Arc<Settings>) -> Router {
         .with_state(settings)
 }
 
-fn rpc_service(settings: &Arc<Settings>) -> ConnectRpcService {
+fn rpc_service(settings: &Arc<Settings>, processes: Arc<Processes>) -> ConnectRpcService {
     let services = connectrpc::Router::new()
-        .add_service(Arc::new(ProcessService::new(Arc::clone(settings))))
+        .add_service(Arc::new(ProcessService::new(
+            Arc::clone(settings),
+            processes,
+        )))
         .add_service(Arc::new(FilesystemService::new(Arc::clone(settings))));
     let (services, _health) = connectrpc_health::install_static(
         services,
         [PROCESS_SERVICE_NAME, FILESYSTEM_SERVICE_NAME],
     );
-    // The descriptors are those that the services were generated from.
-    let services = match Reflector::from_descriptor_set_bytes(DESCRIPTORS) {
-        Ok(reflector) => connectrpc_reflection::install(services, reflector),
-        Err(error) => {
-            eprintln!("error: no reflection: {error}");
-            services
-        }
-    };
+    serve(services)
+}
+
+/// Answers what the services are. Made at the first question: the descriptors take more memory than all else at rest.
+async fn reflect(request: Request) -> Result<Response, Infallible> {
+    static SERVICE: LazyLock<Option<ConnectRpcService>> = LazyLock::new(|| {
+        // The descriptors are those that the services were generated from.
+        let reflector = Reflector::from_descriptor_set_bytes(DESCRIPTORS)
+            .inspect_err(|error| eprintln!("error: no reflection: {error}"))
+            .ok()?;
+        Some(serve(connectrpc_reflection::install(
+            connectrpc::Router::new(),
+            reflector,
+        )))
+    });
+
+    match &*SERVICE {
+        Some(service) => service.clone().call(request).await.map(gate::unwrap_body),
+        None => unknown(request).await,
+    }
+}
+
+fn serve(services: connectrpc::Router) -> ConnectRpcService {
     ConnectRpcService::new(services)
         // Compressed frames are held back by clients until a block is complete, and the CPU is the sandbox's.
         .with_compression(CompressionRegistry::new())

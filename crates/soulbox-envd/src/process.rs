@@ -25,8 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::descriptor::{Descriptor, retry_interrupted};
 use exit::{Exit, Lifetime};
-use fanout::{Channel, Fanout, Subscription};
+use fanout::{Channel, Fanout};
+pub(crate) use fanout::{Event, Subscription};
 use input::Input;
+pub(crate) use input::InputKind;
 pub(crate) use service::ProcessService;
 pub(crate) use spawn::{StartError, Surroundings};
 
@@ -113,7 +115,7 @@ impl Processes {
         mut request: StartRequest,
         surroundings: &Surroundings<'_>,
         deadline: Option<Instant>,
-    ) -> Result<Subscription, StartError> {
+    ) -> Result<(Arc<Process>, Subscription), StartError> {
         let started = spawn::start(&request, surroundings)?;
         let process = Arc::new(Process {
             pid: started.spawned.pid,
@@ -136,12 +138,12 @@ impl Processes {
         // The task belongs to the program, not to the request: it ends when the program has ended.
         tokio::spawn(run(
             Arc::clone(self),
-            process,
+            Arc::clone(&process),
             started.pidfd,
             started.outputs,
             deadline,
         ));
-        Ok(subscription)
+        Ok((process, subscription))
     }
 
     pub(crate) fn list(&self) -> Vec<Arc<Process>> {

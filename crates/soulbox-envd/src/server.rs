@@ -1,6 +1,8 @@
 //! Accepting connections: HTTP/1.1 and HTTP/2 without TLS on one port.
 
+use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,6 +14,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use soulbox_http::Lingering;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tower::ServiceExt;
 
 /// A connection without a request is closed after this; proxies in front give up earlier.
@@ -19,6 +22,8 @@ const IDLE: Duration = Duration::from_secs(640);
 /// The most that is read of a connection before it is taken. As long as nothing is allocated in pieces of 128 KiB, the
 /// allocator gives memory back to the system, instead of keeping it for the next large piece.
 const READ_BUFFER: usize = 96 << 10;
+/// Between the end of a connection and the return of its memory: many that end together cost once.
+const QUIET: Duration = Duration::from_secs(1);
 /// How long accepting pauses when descriptors or memory are short.
 const BREATHER: Duration = Duration::from_millis(50);
 
@@ -35,8 +40,14 @@ pub async fn serve(listener: TcpListener, router: Router) -> io::Error {
         .timer(TokioTimer::new())
         .keep_alive_interval(IDLE)
         .max_concurrent_streams(1000);
+    let ended = Arc::new(Notify::new());
+    let mut releasing = std::pin::pin!(release_memory(&ended));
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            never = &mut releasing => match never {},
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) if is_of_connection(&error) => continue,
             Err(error) if is_shortage(&error) => {
@@ -53,11 +64,23 @@ pub async fn serve(listener: TcpListener, router: Router) -> io::Error {
         });
         let service = TowerToHyperService::new(service);
         // Ends with the connection, whose idle time is bounded above. Its errors are the peer's: there is no one to tell.
+        let ended = Arc::clone(&ended);
         tokio::spawn(async move {
             _ = builder
-                .serve_connection(TokioIo::new(stream), service)
-                .await
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .await;
+            ended.notify_one();
         });
+    }
+}
+
+/// A crowd of connections leaves memory in pieces too small for the allocator to return by itself. Nothing is done, and
+/// nobody woken, while no connection ends.
+async fn release_memory(ended: &Notify) -> Infallible {
+    loop {
+        ended.notified().await;
+        tokio::time::sleep(QUIET).await;
+        soulbox_sys::allocator::give_back();
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything here blocks for at most the call itself, owns no state, and takes and gives descriptors as owned or borrowed types.
 
+pub mod allocator;
 pub mod btrfs;
 pub mod credentials;
 pub mod fdpass;

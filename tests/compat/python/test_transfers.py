@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import io
+import json
+import time
 import urllib.parse
 
 import pytest
@@ -252,4 +254,20 @@ def test_envd_142_environment_and_metrics(wire, sandbox):
     assert metrics["cpu_count"] == info.cpu_count
     assert metrics["mem_total"] == info.memory_mb << 20
     assert 0 < metrics["mem_used"] < metrics["mem_total"]
-    assert 0 < metrics["disk_used"] < metrics["disk_total"]
+    assert metrics["mem_used_mib"] == metrics["mem_used"] >> 20
+    assert metrics["disk_total"] == 10 << 30
+
+    # The figures are this sandbox's and nobody else's: what it writes lies on its disk and in its page cache.
+    sandbox.commands.run("head -c 50M /dev/urandom > written; sync")
+    written = 50 << 20
+    for _ in range(20):
+        after = wire.request("GET", "/metrics").json()
+        if after["disk_used"] >= metrics["disk_used"] + written:
+            break
+        time.sleep(0.5)
+    assert written <= after["disk_used"] - metrics["disk_used"] < 2 * written
+    assert written <= after["mem_cache"] - metrics["mem_cache"] < 2 * written
+    # Nobody but the host has a say in them.
+    lie = {"X-Soulbox-Usage": json.dumps({"cpuMicros": 0, "memory": 1, "cache": 1, "disk": 1})}
+    assert wire.request("GET", "/metrics", lie).json()["disk_used"] >= written
+    sandbox.files.remove("written")

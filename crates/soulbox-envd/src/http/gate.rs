@@ -59,7 +59,7 @@ pub(crate) async fn admit(
 ) -> Response {
     let open = matches!(
         (request.method(), request.uri().path()),
-        (&Method::GET, "/health" | "/files") | (&Method::POST, "/files" | "/init")
+        (&Method::GET, "/health" | "/files" | "/ws/pty") | (&Method::POST, "/files" | "/init")
     );
     let token = request
         .headers()

@@ -73,6 +73,10 @@ impl Input {
         }
     }
 
+    pub(crate) fn is_terminal(&self) -> bool {
+        matches!(self.target, Target::Terminal { .. })
+    }
+
     /// Writes all of `data`, waiting for the process to read it. Dropping the future may leave a part written.
     pub(crate) async fn write(&self, kind: InputKind, data: &[u8]) -> Result<(), InputError> {
         match (&self.target, kind) {

@@ -28,10 +28,10 @@ pub(crate) struct ProcessService {
 }
 
 impl ProcessService {
-    pub(crate) fn new(settings: Arc<Settings>) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, processes: Arc<Processes>) -> Self {
         Self {
             settings,
-            processes: Arc::default(),
+            processes,
         }
     }
 
@@ -95,7 +95,7 @@ impl wire::Process for ProcessService {
             variables: &variables,
         };
         let deadline = context.deadline();
-        let subscription = self
+        let (_, subscription) = self
             .processes
             .start(request.to_owned_message(), &surroundings, deadline)
             .map_err(|error| start_error(&error))?;

@@ -262,10 +262,7 @@ impl Messages {
                 ("pty", &mut outcome.pty),
             ] {
                 if let Some(text) = event["data"][name].as_str() {
-                    output.extend(
-                        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text)
-                            .expect("base64"),
-                    );
+                    output.extend(decoded(text));
                 }
             }
             if !event["end"].is_null() {
@@ -293,6 +290,10 @@ pub fn text(response: Response<Body>) -> String {
 
 pub fn encoded(data: &[u8]) -> String {
     base64::Engine::encode(&base64::engine::general_purpose::STANDARD, data)
+}
+
+pub fn decoded(text: &str) -> Vec<u8> {
+    base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).expect("base64")
 }
 
 fn envelope(message: &Value) -> Vec<u8> {

@@ -4,6 +4,7 @@ mod daemon;
 mod files;
 mod filesystem;
 mod init;
+mod load;
 mod memory;
 mod process;
 mod transport;

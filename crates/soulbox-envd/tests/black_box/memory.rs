@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::daemon::{Daemon, Messages};
 
 /// In KiB.
-const MIB: u64 = 1 << 10;
+pub const MIB: u64 = 1 << 10;
 
 /// Memory of its own, in KiB: without the program's file and what it shares.
-fn private(daemon: &Daemon) -> u64 {
+pub fn private(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("status");
     status
         .lines()
@@ -64,8 +64,8 @@ fn stalled_readers_cost_little() {
     let pid = first.pid();
     let one = peak(&daemon);
 
-    // The same program, followed by nineteen more that do not read either.
-    let mut followers: Vec<Messages> = (0..19).map(|_| follow(&daemon, pid)).collect();
+    // The same program, followed by ninety-nine more that do not read either.
+    let mut followers: Vec<Messages> = (0..99).map(|_| follow(&daemon, pid)).collect();
     let shared = peak(&daemon);
 
     // Twenty programs, each with a reader that stalls.
@@ -77,11 +77,11 @@ fn stalled_readers_cost_little() {
         .collect();
     let apart = peak(&daemon);
     println!(
-        "private KiB: idle {idle}, one stalled {one}, twenty of one {shared}, twenty more {apart}"
+        "private KiB: idle {idle}, one stalled {one}, a hundred of one {shared}, twenty more {apart}"
     );
     assert!(one - idle < 2 * MIB, "{one} KiB after {idle}");
-    assert!(shared - idle < 12 * MIB, "{shared} KiB after {idle}");
-    assert!(apart - idle < 24 * MIB, "{apart} KiB after {idle}");
+    assert!(shared - idle < 40 * MIB, "{shared} KiB after {idle}");
+    assert!(apart - idle < 60 * MIB, "{apart} KiB after {idle}");
 
     // Whoever goes away is forgotten, and the one that reads again hears it all.
     followers.clear();
