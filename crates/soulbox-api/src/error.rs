@@ -151,6 +151,18 @@ impl From<KeyError> for ApiError {
     }
 }
 
+/// Of a host that was asked about itself.
+impl From<HostFailure> for ApiError {
+    fn from(error: HostFailure) -> Self {
+        tracing::error!(error = %chain(&error), "a host did not answer about itself");
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the node does not answer now",
+        )
+        .retry_after(1)
+    }
+}
+
 impl From<ReferenceError> for ApiError {
     fn from(error: ReferenceError) -> Self {
         Self::bad_request(format!("Invalid template reference: {error}"))
@@ -222,6 +234,11 @@ fn create(error: &CreateError) -> ApiError {
         CreateError::Host(HostFailure::TemplateMissing) => ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "no host has the files of this template build",
+        )
+        .code("sandbox_no_compatible_node"),
+        CreateError::Host(HostFailure::NotReady(_)) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no node takes new sandboxes now",
         )
         .code("sandbox_no_compatible_node"),
         CreateError::TimedOut => ApiError::new(

@@ -4,6 +4,7 @@ mod admin;
 mod described;
 mod keys;
 mod metrics;
+mod nodes;
 mod sandboxes;
 mod templates;
 
@@ -47,6 +48,8 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(keys::rename, keys::delete))
         .routes(routes!(keys::create_for_team))
         .routes(routes!(keys::delete_of_team))
+        .routes(routes!(nodes::list))
+        .routes(routes!(nodes::detail, nodes::set_status))
         .routes(routes!(admin::kill_sandboxes))
         .routes(routes!(admin::running_counts))
         .split_for_parts();
@@ -150,9 +153,6 @@ const NOT_YET: &[(HttpMethod, &str, Scheme)] = &[
     (GET, "/teams", Scheme::AccessToken),
     (POST, "/access-tokens", Scheme::KeyOwner),
     (DELETE, "/access-tokens/{access_token_id}", Scheme::KeyOwner),
-    (GET, "/nodes", Scheme::Admin),
-    (GET, "/nodes/{node_id}", Scheme::Admin),
-    (POST, "/nodes/{node_id}", Scheme::Admin),
     (POST, "/admin/teams/{team_id}/builds/cancel", Scheme::Admin),
     (GET, "/volumes", Scheme::Customer),
     (POST, "/volumes", Scheme::Customer),

@@ -7,6 +7,7 @@ mod fronts;
 mod guests;
 mod handler;
 mod lock;
+mod node;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -133,6 +134,8 @@ async fn serve(start: Start) -> Result<(), Failure> {
         agent.host.clone(),
         front_settings,
         vec![listener],
+        node::NodeAccount::new(&settings.data_dir)
+            .map_err(|error| failure("read random bytes")(anyhow::anyhow!("{error}")))?,
     ));
     let fronts = tokio::spawn(fronts::supervise(
         settings.clone(),

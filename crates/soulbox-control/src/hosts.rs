@@ -58,6 +58,54 @@ pub struct HostUsage {
     pub sent: u64,
 }
 
+/// Whether a host takes new sandboxes; only a ready one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeStatus {
+    Ready,
+    Draining,
+    Unhealthy,
+    Standby,
+}
+
+/// A host as it describes itself; sizes are bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNode {
+    pub id: String,
+    /// Another one after each start of the host's agent.
+    pub instance: String,
+    pub status: NodeStatus,
+    pub status_changed_at: UnixMillis,
+    pub sandboxes: u32,
+    pub starting: u32,
+    pub create_successes: u64,
+    pub create_fails: u64,
+    pub version: String,
+    pub commit: String,
+    pub cpu_family: String,
+    pub cpu_model: String,
+    pub cpu_model_name: String,
+    pub cpu_architecture: String,
+    pub cpu_count: u32,
+    pub cpu_percent: u32,
+    pub memory_used: u64,
+    pub memory_total: u64,
+    pub huge_pages_total: u64,
+    pub huge_pages_used: u64,
+    pub huge_pages_reserved: u64,
+    pub huge_page_size: u64,
+    pub disks: Vec<HostDisk>,
+}
+
+/// A file system of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostDisk {
+    pub mount_point: String,
+    pub device: String,
+    pub filesystem: String,
+    pub used: u64,
+    pub total: u64,
+}
+
 /// A template version whose layers lie on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostTemplate {
@@ -87,6 +135,8 @@ pub enum HostFailure {
     TemplateMissing,
     #[error("the host has no capacity left: {0}")]
     NoCapacity(String),
+    #[error("the host takes no new sandboxes: {0}")]
+    NotReady(String),
     #[error("the host failed: {0}")]
     Failed(String),
     #[error("the sandbox's agent did not accept its initialisation: {0}")]
@@ -162,4 +212,24 @@ pub trait Hosts: Send + Sync + 'static {
     /// # Errors
     /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
     async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure>;
+
+    /// What the host is and how it does.
+    ///
+    /// # Errors
+    /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`], which is also the answer of a host that cannot say.
+    async fn node(&self) -> Result<HostNode, HostFailure> {
+        Err(HostFailure::Failed(
+            "this host does not describe itself".to_owned(),
+        ))
+    }
+
+    /// Lets the host take new sandboxes, or keeps it from it; what runs goes on. Holds until its agent ends.
+    ///
+    /// # Errors
+    /// As [`Hosts::node`].
+    async fn set_node_status(&self, _status: NodeStatus) -> Result<(), HostFailure> {
+        Err(HostFailure::Failed(
+            "this host cannot be drained".to_owned(),
+        ))
+    }
 }

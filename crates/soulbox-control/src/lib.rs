@@ -18,6 +18,7 @@ pub mod lifecycle;
 mod list;
 mod live;
 mod metrics;
+mod nodes;
 mod network;
 mod owner;
 pub mod ownership;
@@ -35,19 +36,22 @@ pub use auth::{AuthError, Credential};
 pub use catalog::{ResolveError, TemplateView};
 pub use control::{Control, HostEvent, SandboxView};
 pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};
-pub use hosts::{HostCreate, HostFailure, HostSandbox, HostTemplate, HostUsage, Hosts, Started};
+pub use hosts::{
+    HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostTemplate, HostUsage, Hosts,
+    NodeStatus, Started,
+};
 pub use keys::{KeyError, NewKey};
 pub use list::{Cursor, ListQuery, Order, Page, page, parse_sandbox_id};
 pub use live::{LiveSandbox, Traffic};
 pub use metrics::{Point, SandboxSample, TeamSample, TimeRange};
+pub use nodes::NodeView;
 pub use network::{Network, NetworkError};
 pub use random::RandomError;
 pub use recovery::Recovered;
 pub use settings::{ControlSettings, Credentials};
 pub use spec::{LimitOverrides, ReferenceError, SandboxSpec, TemplateReference};
 pub use store::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, IdempotencyClaim, KeyKind, KeyRow,
-    Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, Change, Changes, IdempotencyClaim, KeyKind, KeyRow, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
 
 /// An error with its sources, for one field of a log line.

@@ -65,6 +65,10 @@ pub enum Request {
     List,
     /// What every live sandbox has used. Reply: [`Reply::Usage`].
     Usage,
+    /// What this host is and how it does. Reply: [`Reply::Node`].
+    Node,
+    /// Whether it takes new sandboxes; what runs goes on. Kept until the agent ends.
+    SetNodeStatus(NodeStatus),
     /// Templates whose layers lie in this host's pool, read from disk anew. Reply: [`Reply::Templates`].
     Templates,
 }
@@ -141,6 +145,7 @@ pub enum Reply {
     Dialled,
     Sandboxes(Vec<HostSandbox>),
     Usage(Vec<HostUsage>),
+    Node(Box<Node>),
     Templates(Vec<HostTemplate>),
 }
 
@@ -171,6 +176,8 @@ pub struct FrontSettings {
     pub max_sandbox_hours: u64,
     /// Concurrent sandboxes of the default team.
     pub max_sandboxes: u32,
+    /// Requests under way into the ports of one sandbox, and as many to its envd.
+    pub max_requests: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -206,6 +213,56 @@ pub struct HostUsage {
     /// As the sandbox sees it.
     pub received: u64,
     pub sent: u64,
+}
+
+/// Whether a host takes new sandboxes; only a ready one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeStatus {
+    Ready,
+    Draining,
+    Unhealthy,
+    Standby,
+}
+
+/// A host; sizes are bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: String,
+    /// Another one after each start of the agent.
+    pub instance: String,
+    pub status: NodeStatus,
+    pub status_changed_at: u64,
+    pub sandboxes: u32,
+    pub starting: u32,
+    /// Since the agent's start.
+    pub create_successes: u64,
+    pub create_fails: u64,
+    pub version: String,
+    /// Empty where the build does not know it.
+    pub commit: String,
+    pub cpu_family: String,
+    pub cpu_model: String,
+    pub cpu_model_name: String,
+    pub cpu_architecture: String,
+    pub cpu_count: u32,
+    /// Of all processors together, since the last time that somebody asked.
+    pub cpu_percent: u32,
+    pub memory_used: u64,
+    pub memory_total: u64,
+    pub huge_pages_total: u64,
+    pub huge_pages_used: u64,
+    pub huge_pages_reserved: u64,
+    pub huge_page_size: u64,
+    pub disks: Vec<NodeDisk>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDisk {
+    pub mount_point: String,
+    pub device: String,
+    pub filesystem: String,
+    pub used: u64,
+    pub total: u64,
 }
 
 /// A template version in the host's pool.
@@ -259,6 +316,8 @@ pub enum HostErrorKind {
     TemplateMissing,
     /// Slots, disk reserve or memory are used up; nothing was changed.
     NoCapacity,
+    /// The host takes no new sandboxes for now; nothing was changed.
+    NotReady,
     /// The step named in the message failed; nothing is left of the sandbox.
     Failed,
 }

@@ -15,8 +15,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use soulbox_api::App;
 use soulbox_control::{
-    Control, ControlSettings, Credentials, HostCreate, HostFailure, HostSandbox, HostTemplate,
-    HostUsage, Hosts, KeyKind, KeyRow, Started, Store, TeamRow,
+    Control, ControlSettings, Credentials, HostCreate, HostDisk, HostFailure, HostNode,
+    HostSandbox, HostTemplate, HostUsage, Hosts, KeyKind, KeyRow, NodeStatus, Started, Store,
+    TeamRow,
 };
 use soulbox_store::SqliteStore;
 use soulbox_types::{
@@ -46,6 +47,7 @@ pub(crate) struct HostState {
     pub(crate) fail_deadlines: Vec<HostFailure>,
     pub(crate) fail_egress: Vec<HostFailure>,
     pub(crate) slow_create: Duration,
+    pub(crate) status: Option<NodeStatus>,
     pub(crate) slow_kill: Duration,
 }
 
@@ -66,6 +68,9 @@ impl Hosts for FakeHosts {
             tokio::time::sleep(slow).await;
         }
         let mut state = self.state();
+        if state.status.is_some_and(|it| it != NodeStatus::Ready) {
+            return Err(HostFailure::NotReady("it is draining".to_owned()));
+        }
         state.created.push(sandbox.clone());
         if let Some(failure) = state.fail_creates.pop() {
             return Err(failure);
@@ -142,6 +147,46 @@ impl Hosts for FakeHosts {
 
     async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure> {
         Ok(self.state().templates.clone())
+    }
+
+    async fn node(&self) -> Result<HostNode, HostFailure> {
+        let state = self.state();
+        Ok(HostNode {
+            id: "the host".to_owned(),
+            instance: "1".to_owned(),
+            status: state.status.unwrap_or(NodeStatus::Ready),
+            status_changed_at: UnixMillis(7000),
+            sandboxes: u32::try_from(state.live.len()).expect("few"),
+            starting: 1,
+            create_successes: 2,
+            create_fails: 3,
+            version: "0.0.1".to_owned(),
+            commit: String::new(),
+            cpu_family: "6".to_owned(),
+            cpu_model: "85".to_owned(),
+            cpu_model_name: "a processor".to_owned(),
+            cpu_architecture: "x86_64".to_owned(),
+            cpu_count: 2,
+            cpu_percent: 50,
+            memory_used: 10,
+            memory_total: 20,
+            huge_pages_total: 0,
+            huge_pages_used: 0,
+            huge_pages_reserved: 0,
+            huge_page_size: 2 << 20,
+            disks: vec![HostDisk {
+                mount_point: "/".to_owned(),
+                device: "/dev/a".to_owned(),
+                filesystem: "ext4".to_owned(),
+                used: 1,
+                total: 2,
+            }],
+        })
+    }
+
+    async fn set_node_status(&self, status: NodeStatus) -> Result<(), HostFailure> {
+        self.state().status = Some(status);
+        Ok(())
     }
 }
 
@@ -311,13 +356,12 @@ impl Fixture {
         team
     }
 
-    /// The team and the ID of a key.
-    pub(crate) async fn store_key(&self, key: &str) -> (TeamRow, String) {
+    /// The ID of a key.
+    pub(crate) async fn key_id(&self, key: &str) -> String {
         let bytes = hex::decode(key.trim_start_matches("e2b_")).expect("hex");
         let hash = format!("$sha256${}", STANDARD_NO_PAD.encode(Sha256::digest(bytes)));
         let found = self.store.key(KeyKind::ApiKey, &hash).await;
-        let (row, team) = found.expect("the store").expect("a key");
-        (team, row.key_id)
+        found.expect("the store").expect("a key").0.key_id
     }
 
     /// With the default team's key. The path may have a query.

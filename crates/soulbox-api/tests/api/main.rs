@@ -9,6 +9,7 @@ mod keys;
 mod life;
 mod list;
 mod network;
+mod nodes;
 mod recovery;
 mod routes;
 mod templates;

@@ -67,8 +67,7 @@ async fn routes_to_come_answer_501_after_the_credential() {
         ("POST", "/templates/t/builds/b", legacy),
         ("GET", "/teams", legacy),
         ("PUT", "/volumecontent/v/file", legacy),
-        ("GET", "/nodes", admin),
-        ("POST", "/nodes/n", admin),
+        ("POST", "/admin/teams/t/builds/cancel", admin),
     ] {
         let answer = server
             .call(method, path, credential, None)

@@ -2,12 +2,14 @@
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use soulbox_host::Host;
 use soulbox_host::runtime::Runtime;
 use soulbox_types::{Egress, Epoch, UnixMillis};
 use soulbox_wire::host::{FrontSettings, Hello, HostError, HostErrorKind, Reply, Request};
 
+use super::node::NodeAccount;
 use crate::rpc::Handler;
 
 /// Performs the requests of fronts.
@@ -15,14 +17,21 @@ pub(super) struct Requests<R: Runtime> {
     host: Host<R>,
     settings: FrontSettings,
     listeners: Vec<OwnedFd>,
+    node: Arc<NodeAccount>,
 }
 
 type Answer = (Result<Reply, HostError>, Vec<OwnedFd>);
 
 impl<R: Runtime> Requests<R> {
     /// `listeners` are those that `settings` names, in the same order.
-    pub(super) fn new(host: Host<R>, settings: FrontSettings, listeners: Vec<TcpListener>) -> Self {
+    pub(super) fn new(
+        host: Host<R>,
+        settings: FrontSettings,
+        listeners: Vec<TcpListener>,
+        node: NodeAccount,
+    ) -> Self {
         Self {
+            node: Arc::new(node),
             host,
             settings,
             listeners: listeners.into_iter().map(OwnedFd::from).collect(),
@@ -35,9 +44,9 @@ impl<R: Runtime> Handler for Requests<R> {
         if matches!(request, Request::Hello) {
             return self.hello().await;
         }
-        let host = self.host.clone();
+        let (host, node) = (self.host.clone(), Arc::clone(&self.node));
         // A task of its own: what was begun is finished also when the front goes away meanwhile.
-        match tokio::spawn(async move { perform(&host, request).await }).await {
+        match tokio::spawn(async move { perform(&host, &node, request).await }).await {
             Ok(answer) => answer,
             Err(error) => (Err(failed(error.to_string())), Vec::new()),
         }
@@ -62,14 +71,23 @@ impl<R: Runtime> Requests<R> {
     }
 }
 
-async fn perform<R: Runtime>(host: &Host<R>, request: Request) -> Answer {
+async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Request) -> Answer {
     let done = |result: Result<(), HostError>| (result.map(|()| Reply::Done), Vec::new());
     match request {
         Request::Hello => (Err(failed("hello was said already".to_owned())), Vec::new()),
-        Request::Create(create) => match host.create(create).await {
-            Ok((created, envd)) => (Ok(Reply::Created(created)), vec![envd]),
-            Err(error) => (Err(error), Vec::new()),
-        },
+        Request::Create(create) => {
+            let starting = match node.begin() {
+                Ok(starting) => starting,
+                Err(error) => return (Err(error), Vec::new()),
+            };
+            match host.create(create).await {
+                Ok((created, envd)) => {
+                    starting.succeeded();
+                    (Ok(Reply::Created(created)), vec![envd])
+                }
+                Err(error) => (Err(error), Vec::new()),
+            }
+        }
         Request::Kill { sandbox_id, epoch } => done(host.kill(&sandbox_id, Epoch(epoch)).await),
         Request::SetDeadline {
             sandbox_id,
@@ -93,6 +111,17 @@ async fn perform<R: Runtime>(host: &Host<R>, request: Request) -> Answer {
         },
         Request::List => (Ok(Reply::Sandboxes(host.list())), Vec::new()),
         Request::Usage => (host.usage().await.map(Reply::Usage), Vec::new()),
+        Request::Node => {
+            let sandboxes = u32::try_from(host.list().len()).unwrap_or(u32::MAX);
+            (
+                Ok(Reply::Node(Box::new(node.describe(sandboxes)))),
+                Vec::new(),
+            )
+        }
+        Request::SetNodeStatus(status) => {
+            node.set(status);
+            (Ok(Reply::Done), Vec::new())
+        }
         Request::Templates => (host.templates().await.map(Reply::Templates), Vec::new()),
     }
 }

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode};
 use soulbox_control::{
-    HostCreate, HostFailure, HostSandbox, HostTemplate, HostUsage, Hosts, Started,
+    HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostTemplate, HostUsage, Hosts,
+    NodeStatus, Started,
 };
 use soulbox_envd_proto::{ENVD_PORT, INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, sign_init};
 use soulbox_ingress::{Ingress, Upstream};
@@ -158,6 +159,23 @@ impl Hosts for RpcHosts {
             _ => Err(unexpected()),
         }
     }
+
+    async fn node(&self) -> Result<HostNode, HostFailure> {
+        match self.request(HostRequest::Node).await? {
+            (Reply::Node(described), _) => Ok(node(*described)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn set_node_status(&self, status: NodeStatus) -> Result<(), HostFailure> {
+        self.done(HostRequest::SetNodeStatus(match status {
+            NodeStatus::Ready => host::NodeStatus::Ready,
+            NodeStatus::Draining => host::NodeStatus::Draining,
+            NodeStatus::Unhealthy => host::NodeStatus::Unhealthy,
+            NodeStatus::Standby => host::NodeStatus::Standby,
+        }))
+        .await
+    }
 }
 
 /// Tells a new envd who it is; its connection is then ready for a client's request.
@@ -235,6 +253,7 @@ fn failure(error: RpcError) -> HostFailure {
             HostErrorKind::PortClosed => HostFailure::PortClosed,
             HostErrorKind::TemplateMissing => HostFailure::TemplateMissing,
             HostErrorKind::NoCapacity => HostFailure::NoCapacity(error.message),
+            HostErrorKind::NotReady => HostFailure::NotReady(error.message),
             HostErrorKind::Failed => HostFailure::Failed(error.message),
         },
         other => HostFailure::Unreachable(crate::failure::chain(&other)),
@@ -281,6 +300,49 @@ fn usage(usage: host::HostUsage) -> Result<HostUsage, HostFailure> {
         received: usage.received,
         sent: usage.sent,
     })
+}
+
+fn node(node: host::Node) -> HostNode {
+    HostNode {
+        id: node.id,
+        instance: node.instance,
+        status: match node.status {
+            host::NodeStatus::Ready => NodeStatus::Ready,
+            host::NodeStatus::Draining => NodeStatus::Draining,
+            host::NodeStatus::Unhealthy => NodeStatus::Unhealthy,
+            host::NodeStatus::Standby => NodeStatus::Standby,
+        },
+        status_changed_at: UnixMillis(node.status_changed_at),
+        sandboxes: node.sandboxes,
+        starting: node.starting,
+        create_successes: node.create_successes,
+        create_fails: node.create_fails,
+        version: node.version,
+        commit: node.commit,
+        cpu_family: node.cpu_family,
+        cpu_model: node.cpu_model,
+        cpu_model_name: node.cpu_model_name,
+        cpu_architecture: node.cpu_architecture,
+        cpu_count: node.cpu_count,
+        cpu_percent: node.cpu_percent,
+        memory_used: node.memory_used,
+        memory_total: node.memory_total,
+        huge_pages_total: node.huge_pages_total,
+        huge_pages_used: node.huge_pages_used,
+        huge_pages_reserved: node.huge_pages_reserved,
+        huge_page_size: node.huge_page_size,
+        disks: node
+            .disks
+            .into_iter()
+            .map(|disk| HostDisk {
+                mount_point: disk.mount_point,
+                device: disk.device,
+                filesystem: disk.filesystem,
+                used: disk.used,
+                total: disk.total,
+            })
+            .collect(),
+    }
 }
 
 fn template(template: host::HostTemplate) -> Result<HostTemplate, HostFailure> {

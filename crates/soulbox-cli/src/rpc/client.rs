@@ -161,6 +161,8 @@ fn time_for(request: &Request) -> (&'static str, Duration) {
         Request::Dial { .. } => ("Dial", Duration::from_secs(30)),
         Request::List => ("List", Duration::from_secs(10)),
         Request::Usage => ("Usage", Duration::from_secs(10)),
+        Request::Node => ("Node", Duration::from_secs(5)),
+        Request::SetNodeStatus(_) => ("SetNodeStatus", Duration::from_secs(5)),
         Request::Templates => ("Templates", Duration::from_secs(10)),
     }
 }
