@@ -112,11 +112,12 @@ pub async fn run(socket: StdUnixStream, data: &Path) -> anyhow::Result<()> {
         hosts.clone(),
         control_settings(&settings)?,
     );
-    let ingress = Ingress::new(Arc::new(Located {
+    let located = Arc::new(Located {
         control: control.clone(),
         client: client.clone(),
         counted: tokio::sync::Mutex::default(),
-    }));
+    });
+    let ingress = Ingress::new(located, settings.max_requests);
     hosts.park_in(ingress.clone());
     let credentials = Credentials {
         api_key: settings.api_key.clone(),

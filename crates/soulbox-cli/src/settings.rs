@@ -102,7 +102,7 @@ pub enum Setting {
 }
 
 impl Setting {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::DataDir,
         Self::Listen,
         Self::Domain,

@@ -149,6 +149,7 @@ fn hello(listener: &TcpListener) -> Hello {
         token_seed: "00".repeat(32),
         max_sandbox_hours: 24,
         max_sandboxes: 10,
+        max_requests: 100,
     };
     Hello {
         settings,

@@ -63,6 +63,15 @@ impl Registry {
         (*live.state.borrow() == SandboxState::Running).then(|| live.clone())
     }
 
+    /// Every sandbox that runs now.
+    pub(crate) fn all_live(&self) -> Vec<Arc<LiveSandbox>> {
+        let handles = self.read();
+        let live = handles.values().map(|handle| &handle.live);
+        live.filter(|live| *live.state.borrow() == SandboxState::Running)
+            .cloned()
+            .collect()
+    }
+
     pub(crate) fn all(&self) -> Vec<Handle> {
         self.read().values().cloned().collect()
     }

@@ -2,15 +2,21 @@
 
 use axum::body::Body;
 use http::header::{
-    CONNECTION, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CONNECTION, CONTENT_TYPE,
+    COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use soulbox_types::HostMask;
 
 /// The client's credential for us; no business of the program inside.
 pub(crate) const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
+
+/// The host that the client named, where the program inside sees another.
+const FORWARDED_HOST: &str = "x-forwarded-host";
 
 /// The protocol that a request wants to switch to, if it does so properly. `h2c` is not a switch that a proxy passes on.
 pub(crate) fn wanted_upgrade(request: &Parts) -> Option<HeaderValue> {
@@ -27,6 +33,38 @@ pub(crate) fn wanted_upgrade(request: &Parts) -> Option<HeaderValue> {
     .then(|| protocol.clone())
 }
 
+/// A browser's question whether a page of another origin may send a request.
+pub(crate) struct Preflight {
+    asked: Option<HeaderValue>,
+}
+
+/// The request as such a question.
+pub(crate) fn preflight<B>(request: &Request<B>) -> Option<Preflight> {
+    let headers = request.headers();
+    (request.method() == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD))
+        .then(|| Preflight {
+            asked: headers.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned(),
+        })
+}
+
+impl Preflight {
+    /// Lets the page send a request, so that its script reads why it is refused.
+    pub(crate) fn granted(self) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let headers = response.headers_mut();
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        headers.insert(
+            ACCESS_CONTROL_ALLOW_METHODS,
+            HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"),
+        );
+        // The wildcard leaves out Authorization.
+        let asked = self.asked.unwrap_or(HeaderValue::from_static("*"));
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked);
+        response
+    }
+}
+
 /// Whether this is a gRPC call, which only HTTP/2 can carry: its status comes in trailers.
 pub(crate) fn is_grpc(request: &Parts) -> bool {
     let kind = request.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -37,10 +75,10 @@ pub(crate) fn is_grpc(request: &Parts) -> bool {
 }
 
 /// Turns a request that [`for_upstream`] made into one for an HTTP/2 server.
-pub(crate) fn for_http2(request: &mut Request<Body>) {
+pub(crate) fn for_http2(request: &mut Request<Body>, scheme: Scheme) {
     let host = request.headers_mut().remove(HOST);
     let mut parts = request.uri().clone().into_parts();
-    parts.scheme = Some(Scheme::HTTP);
+    parts.scheme = Some(scheme);
     parts.authority = host
         .and_then(|host| Authority::try_from(host.as_bytes()).ok())
         .or_else(|| Some(Authority::from_static("localhost")));
@@ -79,6 +117,17 @@ pub(crate) fn for_upstream(request: &mut Parts, upgrade: Option<HeaderValue>) {
             .headers
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers.insert(UPGRADE, protocol);
+    }
+}
+
+/// Replaces the host that the program inside sees; the client's own goes along.
+pub(crate) fn mask_host(headers: &mut HeaderMap, mask: &HostMask, port: u16) {
+    // A mask with its port put in is a host, and a host is always a legal header value.
+    let Ok(masked) = HeaderValue::from_str(&mask.for_port(port)) else {
+        return;
+    };
+    if let Some(original) = headers.insert(HOST, masked) {
+        headers.insert(FORWARDED_HOST, original);
     }
 }
 

@@ -9,13 +9,16 @@
 #![forbid(unsafe_code)]
 
 mod activity;
+mod crowd;
 mod headers;
 mod locate;
 mod pool;
 mod proxy;
 mod refusal;
 mod route;
+mod secure;
 mod server;
+mod signed;
 mod stream;
 mod tls;
 mod upstream;

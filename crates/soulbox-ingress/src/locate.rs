@@ -1,8 +1,10 @@
 //! [`Locate`]: where a sandbox is and how to reach a port of it. The server supplies the implementation.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use soulbox_envd_proto::SandboxUsage;
-use soulbox_types::SandboxId;
+use soulbox_types::{Inbound, SandboxId};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +15,8 @@ pub struct Live {
     pub ended: CancellationToken,
     /// What every port but envd's demands in `e2b-traffic-access-token`, if anything.
     pub traffic_token: Option<String>,
+    /// The host that its programs see, and the ports that speak TLS.
+    pub inbound: Arc<Inbound>,
 }
 
 /// Why a port was not reached.
@@ -31,6 +35,9 @@ pub enum DialError {
 pub trait Locate: Send + Sync + 'static {
     /// The sandbox, if requests may go to it. Called once for every request: cheap, from memory.
     fn live(&self, sandbox_id: &SandboxId) -> Option<Live>;
+
+    /// The sandbox, of those that requests may go to, whose access token is the one sought. Looks at all of them.
+    fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId>;
 
     /// Connects to a TCP port inside, once, in bounded time.
     async fn dial(&self, sandbox_id: &SandboxId, port: u16) -> Result<TcpStream, DialError>;

@@ -1,10 +1,12 @@
 //! [`Ingress`]: carries a request to a port of a sandbox and its answer back.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{CONNECTION, UPGRADE};
+use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -17,13 +19,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::crowd::{Crowd, Place};
 use crate::headers;
 use crate::locate::{DialError, Live, Locate};
 use crate::pool::Pool;
 use crate::refusal::{Audience, Refusal};
 use crate::route::Target;
+use crate::signed::{Rations, SignedFile};
 use crate::stream::Relayed;
-use crate::upstream::{Unanswered, Upstream};
+use crate::upstream::{Protocol, Transport, Unanswered, Upstream, UpstreamError};
 
 /// Pauses before a closed port is tried again: a server that was just started gets a second to listen.
 const DIAL_PAUSES: [Duration; 4] = [
@@ -42,15 +46,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct Ingress {
     locate: Arc<dyn Locate>,
     pool: Arc<Pool>,
+    crowd: Arc<Crowd>,
+    rations: Arc<Rations>,
     /// Switched connections, each of which ends with its sandbox or with either peer.
     tunnels: TaskTracker,
-}
-
-/// What is spoken to the sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Protocol {
-    Http1,
-    Http2,
 }
 
 /// Both ends of a connection that is to switch protocols.
@@ -60,12 +59,14 @@ struct Switch {
 }
 
 impl Ingress {
-    /// A proxy to the sandboxes that `locate` finds.
+    /// A proxy to the sandboxes that `locate` finds. In each, `limit` requests to its envd and as many to all of its other ports may be under way.
     #[must_use]
-    pub fn new(locate: Arc<dyn Locate>) -> Self {
+    pub fn new(locate: Arc<dyn Locate>, limit: u32) -> Self {
         Self {
             locate,
             pool: Arc::default(),
+            crowd: Crowd::new(limit),
+            rations: Arc::default(),
             tunnels: TaskTracker::new(),
         }
     }
@@ -105,10 +106,29 @@ impl Ingress {
         request: Request<Lingering<Incoming>>,
     ) -> Response<Body> {
         let audience = Audience::of(request.headers());
-        match self.forward(&target, request).await {
-            Ok(response) => response,
-            Err(refusal) => refusal.response(audience),
+        let preflight = (target.port == ENVD_PORT)
+            .then(|| headers::preflight(&request))
+            .flatten();
+        match (self.forward(&target, request).await, preflight) {
+            (Ok(response), _) => response,
+            (Err(_), Some(preflight)) => preflight.granted(),
+            (Err(refusal), None) => refusal.response(audience),
         }
+    }
+
+    /// The envd whose file it is, as the signature says.
+    ///
+    /// # Errors
+    /// No live sandbox made the signature, or the client asked too often.
+    pub(crate) fn find_signed(&self, file: &SignedFile, client: IpAddr) -> Result<Target, Refusal> {
+        if !self.rations.take(client) {
+            return Err(Refusal::SignatureGuessing);
+        }
+        let found = self.locate.whose(&|token| file.is_signed_with(token));
+        Ok(Target {
+            sandbox_id: found.ok_or(Refusal::SignatureInvalid)?,
+            port: ENVD_PORT,
+        })
     }
 
     async fn forward(
@@ -130,6 +150,10 @@ impl Ingress {
             .live(&target.sandbox_id)
             .ok_or_else(|| Refusal::NotFound(target.clone()))?;
         check_traffic_token(target, &live, &request)?;
+        let place = self.crowd.enter(target).ok_or_else(|| Refusal::TooMany {
+            target: target.clone(),
+            limit: self.crowd.limit(),
+        })?;
 
         let client = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
@@ -143,9 +167,17 @@ impl Ingress {
             &mut parts,
             switch.as_ref().map(|switch| switch.protocol.clone()),
         );
+        if let Some(mask) = live
+            .inbound
+            .mask
+            .as_ref()
+            .filter(|_| target.port != ENVD_PORT)
+        {
+            headers::mask_host(&mut parts.headers, mask, target.port);
+        }
         let mut request = Request::from_parts(parts, Body::new(body));
         if protocol == Protocol::Http2 {
-            headers::for_http2(&mut request);
+            headers::for_http2(&mut request, scheme(transport(target, &live)));
         }
         if target.port == ENVD_PORT {
             self.tell_usage(target, &mut request).await;
@@ -153,7 +185,7 @@ impl Ingress {
         tokio::select! {
             biased;
             () = live.ended.cancelled() => Err(Refusal::NotFound(target.clone())),
-            outcome = self.exchange(target, &live, request, switch, protocol) => outcome,
+            outcome = self.exchange(target, &live, request, switch, protocol, place) => outcome,
         }
     }
 
@@ -176,6 +208,7 @@ impl Ingress {
         mut request: Request<Body>,
         switch: Option<Switch>,
         protocol: Protocol,
+        place: Place,
     ) -> Result<Response<Body>, Refusal> {
         // A connection that switches is never given back, so it is not taken either; those that wait speak HTTP/1.1.
         if switch.is_none()
@@ -185,7 +218,7 @@ impl Ingress {
             upstream.tie(&live.ended);
             let again = repeatable(&request);
             match upstream.send(request).await {
-                Ok(response) => return Ok(self.answer(target, live, upstream, response)),
+                Ok(response) => return Ok(self.answer(target, live, upstream, response, place)),
                 Err(Unanswered::Unsent(unsent)) => request = *unsent,
                 // The server closed while the request was on its way: nothing was answered, and the method allows another try.
                 Err(Unanswered::Failed(error)) => match again {
@@ -194,14 +227,14 @@ impl Ingress {
                 },
             }
         }
-        let mut upstream = self.dial(target, protocol).await?;
+        let mut upstream = self.dial(target, live, protocol).await?;
         upstream.tie(&live.ended);
         match upstream.send(request).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => match switch {
-                Some(switch) => Ok(self.switch(live, upstream, response, switch.client)),
+                Some(switch) => Ok(self.switch(live, upstream, response, switch.client, place)),
                 None => Err(Refusal::Garbled(target.clone())),
             },
-            Ok(response) => Ok(self.answer(target, live, upstream, response)),
+            Ok(response) => Ok(self.answer(target, live, upstream, response, place)),
             Err(Unanswered::Unsent(_)) => Err(self
                 .ended_or(target, live, Refusal::HungUp(target.clone()))
                 .await),
@@ -209,7 +242,12 @@ impl Ingress {
         }
     }
 
-    async fn dial(&self, target: &Target, protocol: Protocol) -> Result<Upstream, Refusal> {
+    async fn dial(
+        &self,
+        target: &Target,
+        live: &Live,
+        protocol: Protocol,
+    ) -> Result<Upstream, Refusal> {
         let mut pauses = DIAL_PAUSES.iter();
         let socket = loop {
             match self.locate.dial(&target.sandbox_id, target.port).await {
@@ -228,13 +266,13 @@ impl Ingress {
                 }
             }
         };
-        let opened = match protocol {
-            Protocol::Http1 => Upstream::open(socket).await,
-            Protocol::Http2 => Upstream::open_http2(socket).await,
-        };
+        let opened = Upstream::open_as(socket, protocol, transport(target, live)).await;
         opened.map_err(|error| {
             debug!(sandbox_id = %target.sandbox_id, port = target.port, %error, "connection died at once");
-            Refusal::HungUp(target.clone())
+            match error {
+                UpstreamError::Tls(_) => Refusal::NotTls(target.clone()),
+                _ => Refusal::HungUp(target.clone()),
+            }
         })
     }
 
@@ -244,6 +282,7 @@ impl Ingress {
         live: &Live,
         upstream: Upstream,
         response: Response<Incoming>,
+        place: Place,
     ) -> Response<Body> {
         let (mut parts, body) = response.into_parts();
         headers::for_downstream(&mut parts.headers);
@@ -254,6 +293,7 @@ impl Ingress {
             Arc::clone(&self.pool),
             target.clone(),
             live.ended.clone(),
+            place,
         );
         Response::from_parts(parts, Body::new(body))
     }
@@ -264,6 +304,7 @@ impl Ingress {
         upstream: Upstream,
         mut response: Response<Incoming>,
         client: OnUpgrade,
+        place: Place,
     ) -> Response<Body> {
         let server = hyper::upgrade::on(&mut response);
         let (mut parts, _) = response.into_parts();
@@ -277,6 +318,7 @@ impl Ingress {
         }
         let ended = live.ended.clone();
         self.tunnels.spawn(async move {
+            let _place = place;
             // Dropping both ends closes both connections.
             let tunnel = tunnel(client, server, upstream);
             if let Some(Err(error)) = ended.run_until_cancelled(tunnel).await {
@@ -302,6 +344,22 @@ impl Ingress {
             Ok(()) => Refusal::NotFound(target.clone()),
             Err(_) => otherwise,
         }
+    }
+}
+
+/// What the program on the port speaks. envd is ours and speaks in plain.
+fn transport(target: &Target, live: &Live) -> Transport {
+    if live.inbound.https.contains(target.port) {
+        Transport::Tls
+    } else {
+        Transport::Plain
+    }
+}
+
+fn scheme(transport: Transport) -> Scheme {
+    match transport {
+        Transport::Plain => Scheme::HTTP,
+        Transport::Tls => Scheme::HTTPS,
     }
 }
 

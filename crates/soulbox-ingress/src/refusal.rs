@@ -1,7 +1,7 @@
 //! What a client is told instead of an answer of the sandbox. Texts and statuses are those that E2B's clients parse.
 
 use axum::body::Body;
-use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+use http::header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -32,12 +32,20 @@ pub enum Refusal {
         "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid"
     )]
     TrafficTokenInvalid(Target),
+    #[error("The sandbox has reached its limit of {limit} connections at once")]
+    TooMany { target: Target, limit: u32 },
+    #[error("invalid signature")]
+    SignatureInvalid,
+    #[error("too many requests with an unknown signature, try again later")]
+    SignatureGuessing,
     #[error("The sandbox was not found")]
     NotFound(Target),
     #[error("The sandbox is running but port is not open")]
     PortClosed(Target),
     #[error("The sandbox closed the connection before it answered")]
     HungUp(Target),
+    #[error("The sandbox does not speak TLS on the port, which is one of its httpsPorts")]
+    NotTls(Target),
     #[error("The sandbox answered with something that is not HTTP")]
     Garbled(Target),
     #[error("The connection to the sandbox could not be made")]
@@ -74,9 +82,12 @@ impl Refusal {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Reserved { .. } => StatusCode::NOT_FOUND,
             Self::TrafficTokenMissing(_) | Self::TrafficTokenInvalid(_) => StatusCode::FORBIDDEN,
+            Self::SignatureInvalid => StatusCode::UNAUTHORIZED,
+            Self::TooMany { .. } | Self::SignatureGuessing => StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound(_)
             | Self::PortClosed(_)
             | Self::HungUp(_)
+            | Self::NotTls(_)
             | Self::Garbled(_)
             | Self::DialFailed(_) => StatusCode::BAD_GATEWAY,
         }
@@ -95,6 +106,15 @@ impl Refusal {
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status();
         response.headers_mut().insert(CONTENT_TYPE, kind);
+        // A page of another origin may read why: there is nothing in it that its script does not know.
+        response
+            .headers_mut()
+            .insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        if self.status() == StatusCode::TOO_MANY_REQUESTS {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response
     }
 
@@ -105,7 +125,9 @@ impl Refusal {
             | Self::InvalidHost
             | Self::InvalidSandboxId
             | Self::InvalidPort
-            | Self::Connect => {
+            | Self::Connect
+            | Self::SignatureInvalid
+            | Self::SignatureGuessing => {
                 json!({ "message": message, "code": code })
             }
             Self::Reserved { path } => json!({ "message": message, "path": path, "code": code }),
@@ -114,8 +136,12 @@ impl Refusal {
             | Self::NotFound(target) => {
                 json!({ "sandboxId": target.sandbox_id.as_str(), "message": message, "code": code })
             }
+            Self::TooMany { target, limit } => {
+                json!({ "sandboxId": target.sandbox_id.as_str(), "message": message, "connectionLimit": limit, "code": code })
+            }
             Self::PortClosed(target)
             | Self::HungUp(target)
+            | Self::NotTls(target)
             | Self::Garbled(target)
             | Self::DialFailed(target) => {
                 json!({ "sandboxId": target.sandbox_id.as_str(), "message": message, "port": target.port, "code": code })
@@ -150,7 +176,8 @@ impl Refusal {
                     "The e2b-traffic-access-token of the request is not that of the sandbox {sandbox_id}."
                 ),
             ),
-            Self::HungUp(_) | Self::Garbled(_) | Self::DialFailed(_) => {
+            Self::TooMany { .. } => ("Too Many Connections".to_owned(), format!("{self}.")),
+            Self::HungUp(_) | Self::NotTls(_) | Self::Garbled(_) | Self::DialFailed(_) => {
                 ("Bad Gateway".to_owned(), format!("{self}."))
             }
             _ => return None,

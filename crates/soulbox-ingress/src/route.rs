@@ -1,7 +1,8 @@
 //! Where a request goes: to the REST API or to a port of a sandbox. Pure.
 //!
 //! Two forms address a sandbox: the headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port`, honoured only where the host is `localhost`, an IP address or
-//! `sandbox.<domain>`, and a host `<port>-<id>[-<ignored>].<domain>` of any domain. Everything else is the API, so one listener serves all.
+//! `sandbox.<domain>`, and a host `<port>-<id>[-<ignored>].<domain>` of any domain. A signed `/files` URL of a shared host addresses one too, though
+//! only a search says which. Everything else is the API, so one listener serves all.
 
 use std::net::IpAddr;
 
@@ -11,6 +12,7 @@ use http::uri::Authority;
 use soulbox_types::SandboxId;
 
 use crate::refusal::Refusal;
+use crate::signed::SignedFile;
 
 const ID_HEADER: &str = "e2b-sandbox-id";
 const PORT_HEADER: &str = "e2b-sandbox-port";
@@ -26,6 +28,8 @@ pub struct Target {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route {
     Api,
+    /// The signature has to tell which sandbox's.
+    SignedFile(SignedFile),
     Sandbox(Target),
 }
 
@@ -42,6 +46,11 @@ pub fn route(request: &Parts) -> Result<Route, Refusal> {
         && (request.headers.contains_key(ID_HEADER) || request.headers.contains_key(PORT_HEADER))
     {
         return by_headers(request).map(Route::Sandbox);
+    }
+    if takes_headers(host)
+        && let Some(file) = SignedFile::of(request)?
+    {
+        return Ok(Route::SignedFile(file));
     }
     by_host(host)
 }
@@ -221,6 +230,25 @@ mod tests {
             ),
             sandbox("iabc", 1)
         );
+    }
+
+    #[test]
+    fn signed_files_are_searched_for_on_shared_hosts_only() {
+        let decide = |host: &str, headers: &[(&str, &str)]| {
+            let mut request = http::Request::builder()
+                .uri("/files?path=a&signature=v1_x")
+                .header(HOST, host);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            route(&request.body(()).unwrap().into_parts().0)
+        };
+        for host in ["localhost:3000", "127.0.0.1", "sandbox.example.com"] {
+            assert!(matches!(decide(host, &[]), Ok(Route::SignedFile(_))));
+            assert_eq!(decide(host, &BOTH), sandbox("iabc", 8000));
+        }
+        assert_eq!(decide("api.example.com", &[]), Ok(Route::Api));
+        assert_eq!(decide("49983-iabc.x", &[]), sandbox("iabc", 49983));
     }
 
     #[test]

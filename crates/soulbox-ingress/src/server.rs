@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,8 +154,8 @@ impl Server {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                 return;
             };
-            let socket = match listener.accept().await {
-                Ok((socket, _)) => socket,
+            let (socket, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     debug!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -166,22 +167,22 @@ impl Server {
             connections.spawn(async move {
                 let _permit = permit;
                 stop.cut
-                    .run_until_cancelled(server.connection(socket, &stop.finish))
+                    .run_until_cancelled(server.connection(socket, peer.ip(), &stop.finish))
                     .await
             });
         }
     }
 
-    async fn connection(self, socket: TcpStream, finish: &CancellationToken) {
+    async fn connection(self, socket: TcpStream, client: IpAddr, finish: &CancellationToken) {
         if let Err(error) = tune(&socket) {
             debug!(%error, "connection died at once");
             return;
         }
         let Some(tls) = &self.shared.tls else {
-            return self.speak(socket, finish).await;
+            return self.speak(socket, client, finish).await;
         };
         match tokio::time::timeout(HANDSHAKE_WITHIN, tls.accept(socket)).await {
-            Ok(Ok(socket)) => self.speak(socket, finish).await,
+            Ok(Ok(socket)) => self.speak(socket, client, finish).await,
             Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
             Err(_) => debug!("TLS handshake took too long"),
         }
@@ -190,6 +191,7 @@ impl Server {
     async fn speak(
         &self,
         socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        client: IpAddr,
         finish: &CancellationToken,
     ) {
         let activity = Activity::new(Arc::clone(&self.shared.load));
@@ -197,7 +199,7 @@ impl Server {
             let busy = activity.begin(request.version());
             let server = self.clone();
             async move {
-                let response = server.answer(request).await;
+                let response = server.answer(request, client).await;
                 Ok::<_, Infallible>(response.map(|body| Body::new(Counted { body, _busy: busy })))
             }
         });
@@ -231,13 +233,17 @@ impl Server {
         }
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self, request: Request<Incoming>, client: IpAddr) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = route(&parts);
         // Whoever answers early need not think of the rest of the body.
         let request = Request::from_parts(parts, Lingering::new(body));
         match route {
             Ok(Route::Sandbox(target)) => self.shared.ingress.handle(target, request).await,
+            Ok(Route::SignedFile(file)) => match self.shared.ingress.find_signed(&file, client) {
+                Ok(target) => self.shared.ingress.handle(target, request).await,
+                Err(refusal) => refusal.response(Audience::of(request.headers())),
+            },
             Ok(Route::Api) => match self.shared.api.clone().call(request.map(Body::new)).await {
                 Ok(response) => response,
                 Err(never) => match never {},

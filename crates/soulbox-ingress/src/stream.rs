@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::crowd::Place;
 use crate::pool::Pool;
 use crate::route::Target;
 use crate::upstream::Upstream;
@@ -35,6 +36,8 @@ pub(crate) struct Relayed {
     /// What came after the frames that were joined.
     next: Option<Option<Result<Frame<Bytes>, Broken>>>,
     upstream: Option<Upstream>,
+    /// Counted as long as the answer is under way.
+    _place: Place,
     pool: Arc<Pool>,
     target: Target,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -47,11 +50,13 @@ impl Relayed {
         pool: Arc<Pool>,
         target: Target,
         ended: CancellationToken,
+        place: Place,
     ) -> Self {
         Self {
             body,
             next: None,
             upstream: Some(upstream),
+            _place: place,
             pool,
             target,
             ended: Box::pin(ended.cancelled_owned()),

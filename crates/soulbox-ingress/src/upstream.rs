@@ -1,4 +1,5 @@
-//! One HTTP connection to a server inside a sandbox: HTTP/1.1, or HTTP/2 for a gRPC call. The peer is hostile: its headers are limited, its bytes parsed by hyper only.
+//! One HTTP connection to a server inside a sandbox: HTTP/1.1, or HTTP/2 for a gRPC call, in plain or over TLS. The peer is hostile: its headers
+//! are limited, its bytes parsed by hyper and rustls only.
 
 use std::future::pending;
 use std::time::Duration;
@@ -8,10 +9,13 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
+
+use crate::secure;
 
 /// The most bytes of status line and headers that a sandbox may answer with.
 const MAX_HEADER_SIZE: usize = 128 * 1024;
@@ -25,10 +29,27 @@ const SETTLE: Duration = Duration::from_millis(5);
 pub enum UpstreamError {
     #[error("failed to set up the connection to the sandbox")]
     Setup(#[source] std::io::Error),
+    #[error("failed to speak TLS with the sandbox")]
+    Tls(#[source] std::io::Error),
     #[error("failed to start HTTP on the connection to the sandbox")]
     Handshake(#[source] hyper::Error),
     #[error("the sandbox did not answer the request")]
     Exchange(#[source] hyper::Error),
+}
+
+/// What is spoken to the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    /// Without being asked whether the server speaks it.
+    Http2,
+}
+
+/// Whether what is spoken is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Plain,
+    Tls,
 }
 
 /// A connection that takes one request at a time. The task behind it ends, and the socket closes, when this is dropped
@@ -59,27 +80,54 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError::Setup`] or [`UpstreamError::Handshake`]; the socket is closed.
     pub async fn open(socket: TcpStream) -> Result<Self, UpstreamError> {
-        socket.set_nodelay(true).map_err(UpstreamError::Setup)?;
-        let (sender, connection) = http1::Builder::new()
-            .max_header_size(MAX_HEADER_SIZE)
-            .handshake(TokioIo::new(socket))
-            .await
-            .map_err(UpstreamError::Handshake)?;
-        let connection = connection.with_upgrades();
-        Ok(Self::run(Sender::Http1(sender), connection))
+        Self::open_as(socket, Protocol::Http1, Transport::Plain).await
     }
 
-    /// As [`Self::open`], for a server that speaks HTTP/2 without being asked whether it does.
-    pub(crate) async fn open_http2(socket: TcpStream) -> Result<Self, UpstreamError> {
+    /// As [`Self::open`], for servers that speak otherwise.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`], and [`UpstreamError::Tls`].
+    pub(crate) async fn open_as(
+        socket: TcpStream,
+        protocol: Protocol,
+        transport: Transport,
+    ) -> Result<Self, UpstreamError> {
         socket.set_nodelay(true).map_err(UpstreamError::Setup)?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .max_header_list_size(MAX_HEADER_SIZE as u32)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .handshake(TokioIo::new(socket))
-            .await
-            .map_err(UpstreamError::Handshake)?;
-        Ok(Self::run(Sender::Http2(sender), connection))
+        match transport {
+            Transport::Plain => Self::speak(socket, protocol).await,
+            Transport::Tls => {
+                let secured = secure::secure(socket, protocol).await?;
+                Self::speak(secured, protocol).await
+            }
+        }
+    }
+
+    async fn speak(
+        socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        protocol: Protocol,
+    ) -> Result<Self, UpstreamError> {
+        let socket = TokioIo::new(socket);
+        match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::Builder::new()
+                    .max_header_size(MAX_HEADER_SIZE)
+                    .handshake(socket)
+                    .await
+                    .map_err(UpstreamError::Handshake)?;
+                let connection = connection.with_upgrades();
+                Ok(Self::run(Sender::Http1(sender), connection))
+            }
+            Protocol::Http2 => {
+                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                    .max_header_list_size(MAX_HEADER_SIZE as u32)
+                    .initial_stream_window_size(WINDOW)
+                    .initial_connection_window_size(WINDOW)
+                    .handshake(socket)
+                    .await
+                    .map_err(UpstreamError::Handshake)?;
+                Ok(Self::run(Sender::Http2(sender), connection))
+            }
+        }
     }
 
     fn run(

@@ -47,7 +47,12 @@ impl Locate for Located {
         Some(Live {
             ended: live.gone.clone(),
             traffic_token,
+            inbound: live.inbound.clone(),
         })
+    }
+
+    fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId> {
+        self.control.whose(is_sought)
     }
 
     async fn dial(&self, sandbox_id: &SandboxId, port: u16) -> Result<TcpStream, DialError> {

@@ -1,5 +1,6 @@
 //! The proxy from outside: real sockets, a `Locate` that dials servers of the test instead of sandboxes.
 
+mod inbound;
 mod pooling;
 mod refusals;
 mod routing;

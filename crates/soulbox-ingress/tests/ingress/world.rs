@@ -17,7 +17,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use soulbox_envd_proto::SandboxUsage;
 use soulbox_ingress::{DialError, Ingress, Live, Locate, Server};
-use soulbox_types::SandboxId;
+use soulbox_types::{Inbound, SandboxId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -25,6 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 /// The sandbox that every test has; its ports are set by [`World::port`].
 pub(crate) const SANDBOX: &str = "iabc";
+
+/// The access token of that sandbox, if its envd is asked for one.
+pub(crate) const TOKEN: &str = "token";
+
+/// Requests that may be under way into each side of a sandbox.
+pub(crate) const LIMIT: u32 = 300;
 
 /// What the host says of every sandbox.
 pub(crate) const USAGE: SandboxUsage = SandboxUsage {
@@ -53,6 +59,12 @@ impl Locate for Fake {
             .unwrap()
             .get(sandbox_id)
             .map(|sandbox| sandbox.live.clone())
+    }
+
+    fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId> {
+        let sandboxes = self.sandboxes.lock().unwrap();
+        let found = sandboxes.keys().find(|_| is_sought(TOKEN));
+        found.cloned()
     }
 
     async fn dial(&self, sandbox_id: &SandboxId, port: u16) -> Result<TcpStream, DialError> {
@@ -95,6 +107,7 @@ impl World {
         let live = Live {
             ended: CancellationToken::new(),
             traffic_token: traffic_token.map(str::to_owned),
+            inbound: Arc::default(),
         };
         let sandbox = Sandbox {
             live,
@@ -104,7 +117,7 @@ impl World {
             .lock()
             .unwrap()
             .insert(SANDBOX.parse().unwrap(), sandbox);
-        let ingress = Ingress::new(Arc::clone(&fake) as Arc<dyn Locate>);
+        let ingress = Ingress::new(Arc::clone(&fake) as Arc<dyn Locate>, LIMIT);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -131,6 +144,13 @@ impl World {
             .unwrap()
             .ports
             .insert(port, address);
+    }
+
+    /// Lets the sandbox have this configuration of what reaches its ports.
+    pub(crate) fn inbound(&self, inbound: Inbound) {
+        let mut sandboxes = self.fake.sandboxes.lock().unwrap();
+        let sandbox = sandboxes.get_mut(&SANDBOX.parse().unwrap()).unwrap();
+        sandbox.live.inbound = Arc::new(inbound);
     }
 
     /// Serves this application on a port of the sandbox.

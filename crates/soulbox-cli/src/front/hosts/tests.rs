@@ -92,7 +92,12 @@ impl Locate for Nowhere {
         Some(Live {
             ended: CancellationToken::new(),
             traffic_token: None,
+            inbound: Arc::default(),
         })
+    }
+
+    fn whose(&self, _: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId> {
+        None
     }
 
     async fn dial(&self, _: &SandboxId, _: u16) -> Result<TcpStream, DialError> {
@@ -121,7 +126,7 @@ async fn a_create_initialises_envd_by_signature_and_keeps_the_connection() {
     )
     .await;
     let nowhere = Arc::new(Nowhere(AtomicUsize::new(0)));
-    let ingress = Ingress::new(nowhere.clone());
+    let ingress = Ingress::new(nowhere.clone(), 1);
     hosts.park_in(ingress.clone());
 
     let started = hosts.create(&sandbox(512)).await.unwrap();
