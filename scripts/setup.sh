@@ -24,6 +24,8 @@ packages() {
         gcc libc6-dev make pkg-config               # the linker of Rust, static libc of the guests
         ca-certificates curl git jq openssl procps util-linux
     )
+    # Its programs: tests make clusters of their own, and touch none that the package may start.
+    wanted+=(postgresql)
     # A Python from elsewhere brings its own venv; Debian's has it in a package.
     local python
     python=$(find_python) && "$python" -c 'import ensurepip' 2> /dev/null || wanted+=(python3 python3-venv)

@@ -3,8 +3,6 @@
 //! Two writers: rows of sandboxes are written with `synchronous=NORMAL`, so that no create waits for a disk (a power failure ends
 //! sandboxes anyway); everything else with `FULL`. The first one never checkpoints: [`Store::maintain`] does.
 
-pub(crate) mod rows;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,24 +17,13 @@ use sqlx::sqlite::{
 };
 use sqlx::{Row, SqliteConnection};
 
-use rows::{flag, number, optional};
+use crate::failed;
+use crate::open::{OpenError, Schema};
+use crate::rows::{self, flag, number, optional};
 
 /// How long a writer waits for the other one.
 const BUSY: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
-
-/// The database could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("failed to open the database `{path}`")]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: sqlx::Error,
-    },
-    #[error("failed to bring the database to the newest schema")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
-}
 
 /// The records in one SQLite file.
 #[derive(Debug, Clone)]
@@ -70,7 +57,7 @@ impl SqliteStore {
         };
         // The durable connection comes first: it makes the file and its schema.
         let durable = pool(1).connect_with(durable).await.map_err(wrap)?;
-        migrate(&durable).await?;
+        Schema::sqlite().bring_up(&durable, None).await?;
         let fast = pool(1).connect_with(fast).await.map_err(wrap)?;
         let readers = pool(READERS)
             .connect_with(options.read_only(true))
@@ -99,7 +86,7 @@ impl SqliteStore {
                 path: PathBuf::from(":memory:"),
                 source,
             })?;
-        migrate(&only).await?;
+        Schema::sqlite().bring_up(&only, None).await?;
         Ok(Self {
             fast: only.clone(),
             durable: only.clone(),
@@ -124,24 +111,6 @@ fn pool(connections: u32) -> SqlitePoolOptions {
         .test_before_acquire(false)
         .idle_timeout(None)
         .max_lifetime(None)
-}
-
-async fn migrate(pool: &SqlitePool) -> Result<(), OpenError> {
-    sqlx::migrate!("migrations/sqlite")
-        .run(pool)
-        .await
-        .map_err(OpenError::Migrate)
-}
-
-/// What a failed query becomes.
-fn failed<E>(action: &'static str) -> impl FnOnce(E) -> StoreError
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    move |source| StoreError {
-        action,
-        source: Box::new(source),
-    }
 }
 
 #[async_trait]

@@ -260,10 +260,7 @@ fn small(row: &impl Columns, column: &'static str) -> Result<u32, sqlx::Error> {
     u32::try_from(value).map_err(|_| bad(column, &value.to_string()))
 }
 
-fn optional_small(
-    row: &impl Columns,
-    column: &'static str,
-) -> Result<Option<u32>, sqlx::Error> {
+fn optional_small(row: &impl Columns, column: &'static str) -> Result<Option<u32>, sqlx::Error> {
     match row.optional_integer(column)? {
         None => Ok(None),
         Some(_) => small(row, column).map(Some),
