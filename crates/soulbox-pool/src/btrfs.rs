@@ -15,6 +15,7 @@ use soulbox_types::MiB;
 use crate::draft::{self, LayerDraft};
 use crate::layer::LayerDigest;
 use crate::manifest::{self, TemplateManifest};
+use crate::snapshot::{self, Snapshot, SnapshotDraft};
 use crate::upper::{self, Upper};
 use crate::{Backing, Growth, Pool, PoolError, PoolInfo, PoolOptions, Quota, Usage, image};
 
@@ -55,7 +56,7 @@ impl BtrfsPool {
             open_image(&image, &root, options.size)?;
             Backing::LoopFile { image }
         };
-        for name in ["layers", "drafts", "templates", "uppers"] {
+        for name in ["layers", "drafts", "templates", "uppers", "snapshots"] {
             let path = root.join(name);
             match DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -79,6 +80,7 @@ impl BtrfsPool {
             qgroups,
         };
         draft::sweep(&pool.drafts())?;
+        snapshot::sweep(&pool.snapshots())?;
         for entry in fs::read_dir(pool.layers()).map_err(PoolError::io("list", pool.layers()))? {
             draft::seal(&entry.map_err(PoolError::io("list", pool.layers()))?.path())?;
         }
@@ -99,6 +101,97 @@ impl BtrfsPool {
 
     fn uppers(&self) -> PathBuf {
         self.root.join("uppers")
+    }
+
+    fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    /// A new snapshot to fill.
+    ///
+    /// # Errors
+    /// [`PoolError::ReserveReached`], [`PoolError::SnapshotExists`].
+    pub fn begin_snapshot(&self, name: &str) -> Result<SnapshotDraft, PoolError> {
+        self.reserve_ok()?;
+        SnapshotDraft::begin(&self.snapshots(), name)
+    }
+
+    /// Puts what the upper has now into the snapshot; milliseconds when [`BtrfsPool::settle`] came just before. `inherited` are the
+    /// bytes of the snapshot that the upper was made from.
+    ///
+    /// # Errors
+    /// [`PoolError::UpperMissing`], and failed steps.
+    pub fn capture(
+        &self,
+        draft: &mut SnapshotDraft,
+        upper: &str,
+        inherited: u64,
+    ) -> Result<(), PoolError> {
+        let (found, _) = self.find_upper(upper)?;
+        let own = self.usage(upper).map_or(0, |usage| usage.bytes);
+        draft.capture(&found.path, inherited + own)
+    }
+
+    /// Writes back what waits for it, so that a capture need not.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn settle(&self) -> Result<(), PoolError> {
+        let directory = File::open(&self.root).map_err(PoolError::io("open", &self.root))?;
+        rustix::fs::syncfs(&directory).map_err(PoolError::io("sync", &self.root))
+    }
+
+    /// The whole snapshot of that name.
+    ///
+    /// # Errors
+    /// [`PoolError::SnapshotMissing`].
+    pub fn snapshot(&self, name: &str) -> Result<Snapshot, PoolError> {
+        snapshot::find(&self.snapshots(), name)
+    }
+
+    /// The whole snapshots, sorted.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read.
+    pub fn list_snapshots(&self) -> Result<Vec<Snapshot>, PoolError> {
+        snapshot::list(&self.snapshots())
+    }
+
+    /// Deletes a snapshot; uppers made from it stay as they are. One that does not exist is deleted already.
+    ///
+    /// # Errors
+    /// Failed steps; what is left is no snapshot any more.
+    pub fn delete_snapshot(&self, name: &str) -> Result<(), PoolError> {
+        snapshot::delete(&self.snapshots(), name)
+    }
+
+    /// Makes the upper `name` with what the snapshot has; it may grow to `quota`, the snapshot's part included.
+    ///
+    /// # Errors
+    /// [`PoolError::SnapshotMissing`], [`PoolError::UpperExists`], [`PoolError::ReserveReached`], and failed steps, which leave nothing.
+    pub fn create_upper_from(
+        &self,
+        snapshot: &str,
+        name: &str,
+        quota: MiB,
+    ) -> Result<Upper, PoolError> {
+        self.reserve_ok()?;
+        let had = self.snapshot(snapshot)?.disk_bytes;
+        snapshot::spread(&self.snapshots(), snapshot, &self.uppers(), name)?;
+        let (upper, _) = self.find_upper(name)?;
+        let left = quota.bytes().saturating_sub(had).max(MiB(1).bytes());
+        let made = upper::renew_work(&upper).and_then(|()| match self.quota {
+            Quota::Unavailable => Ok(()),
+            _ => upper::limit(&upper, MiB(left.div_ceil(1 << 20))),
+        });
+        match made {
+            Ok(()) => Ok(upper),
+            Err(error) => {
+                // The first error tells why; what stays is found by `list_uppers`.
+                let _ = self.delete_upper(name);
+                Err(error)
+            }
+        }
     }
 
     fn find_upper(&self, name: &str) -> Result<(Upper, File), PoolError> {

@@ -74,6 +74,12 @@ pub enum PoolError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("snapshot `{name}` exists already")]
+    SnapshotExists { name: String },
+    #[error("there is no snapshot `{name}`")]
+    SnapshotMissing { name: String },
+    #[error("snapshot `{name}` has no files of a sandbox")]
+    NothingCaptured { name: String },
     #[error("pool `{path}` is in use")]
     Busy { path: PathBuf },
 }

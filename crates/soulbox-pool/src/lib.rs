@@ -7,6 +7,7 @@
 //!   layers/<sha256>/           a tree that never changes again; owners on disk are 0..65535
 //!   drafts/<name>/             a layer in the making, locked by its maker
 //!   templates/<name>.json      a [`TemplateManifest`]
+//!   snapshots/<name>/          what a sandbox was, to go on from: a [`Snapshot`]
 //!   uppers/<name>/{u,w}        a subvolume with a quota: overlayfs's upper and work directories
 //! ```
 //!
@@ -20,6 +21,7 @@ mod error;
 mod image;
 mod layer;
 mod manifest;
+mod snapshot;
 mod upper;
 
 pub use btrfs::BtrfsPool;
@@ -27,6 +29,7 @@ pub use draft::LayerDraft;
 pub use error::PoolError;
 pub use layer::{DigestError, LayerDigest};
 pub use manifest::TemplateManifest;
+pub use snapshot::{Snapshot, SnapshotDraft};
 pub use upper::Upper;
 
 use std::path::PathBuf;

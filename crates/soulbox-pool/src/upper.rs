@@ -70,20 +70,32 @@ pub(crate) fn create(uppers: &Path, name: &str, quota: Option<MiB>) -> Result<Up
     Ok(upper)
 }
 
+/// overlayfs refuses a work directory that another overlay has used.
+pub(crate) fn renew_work(upper: &Upper) -> Result<(), PoolError> {
+    let work = upper.work_dir();
+    fs::remove_dir_all(&work).map_err(PoolError::io("delete", &work))?;
+    make_directories(&[work])
+}
+
 fn furnish(upper: &Upper, quota: Option<MiB>) -> Result<(), PoolError> {
-    for directory in [upper.upper_dir(), upper.work_dir()] {
-        // The mode is set apart from mkdir(2), since the umask of the server is not ours to trust: a root of 0700 would lock out `user`.
-        DirBuilder::new()
-            .mode(0o755)
-            .create(&directory)
-            .map_err(PoolError::io("create", &directory))?;
-        fs::set_permissions(&directory, Permissions::from_mode(0o755))
-            .map_err(PoolError::io("set the mode of", &directory))?;
-    }
+    make_directories(&[upper.upper_dir(), upper.work_dir()])?;
     match quota {
         Some(quota) => limit(upper, quota),
         None => Ok(()),
     }
+}
+
+fn make_directories(paths: &[PathBuf]) -> Result<(), PoolError> {
+    for directory in paths {
+        // The mode is set apart from mkdir(2), since the umask of the server is not ours to trust: a root of 0700 would lock out `user`.
+        DirBuilder::new()
+            .mode(0o755)
+            .create(directory)
+            .map_err(PoolError::io("create", directory))?;
+        fs::set_permissions(directory, Permissions::from_mode(0o755))
+            .map_err(PoolError::io("set the mode of", directory))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn limit(upper: &Upper, quota: MiB) -> Result<(), PoolError> {

@@ -29,6 +29,7 @@ const READ: c_ulong = 2;
 
 const RESIZE: c_ulong = request::<VolumeArgs>(WRITE, 3);
 const SUBVOL_CREATE: c_ulong = request::<VolumeArgs>(WRITE, 14);
+const SNAP_CREATE_V2: c_ulong = request::<SnapshotArgs>(WRITE, 23);
 const SNAP_DESTROY: c_ulong = request::<VolumeArgs>(WRITE, 15);
 const INO_LOOKUP: c_ulong = request::<InodeLookupArgs>(READ | WRITE, 18);
 const SUBVOL_GETFLAGS: c_ulong = request::<u64>(READ, 25);
@@ -46,6 +47,16 @@ const SUBVOL_RDONLY: u64 = 2;
 struct VolumeArgs {
     fd: i64,
     name: [u8; NAME_LEN],
+}
+
+/// `struct btrfs_ioctl_vol_args_v2`, without quota groups to inherit.
+#[repr(C)]
+struct SnapshotArgs {
+    source: i64,
+    transaction: u64,
+    flags: u64,
+    unused: [u64; 4],
+    name: [u8; 4040],
 }
 
 #[repr(C)]
@@ -97,6 +108,40 @@ pub fn destroy_subvolume(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> 
     let args = VolumeArgs::named(name)?;
     // SAFETY: `parent` is open for the borrow; SNAP_DESTROY only reads the 4096 bytes of `args`, whose name is NUL-terminated.
     check(unsafe { libc::ioctl(parent.as_raw_fd(), SNAP_DESTROY, &raw const *args) })
+}
+
+/// Whether a snapshot may be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// Makes `name` in `parent` a snapshot of the subvolume `source`: the same files, sharing their blocks. What was written to `source`
+/// before is in it, synced or not.
+pub fn snapshot_subvolume(
+    source: BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    access: Access,
+) -> io::Result<()> {
+    let mut args = Box::new(SnapshotArgs {
+        source: source.as_raw_fd().into(),
+        transaction: 0,
+        flags: match access {
+            Access::ReadOnly => SUBVOL_RDONLY,
+            Access::ReadWrite => 0,
+        },
+        unused: [0; 4],
+        name: [0; 4040],
+    });
+    let bytes = name.to_bytes_with_nul();
+    let Some(space) = args.name.get_mut(..bytes.len()) else {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    };
+    space.copy_from_slice(bytes);
+    // SAFETY: both descriptors are open for their borrows; SNAP_CREATE_V2 only reads the 4096 bytes of `args`, whose name is NUL-terminated.
+    check(unsafe { libc::ioctl(parent.as_raw_fd(), SNAP_CREATE_V2, &raw const *args) })
 }
 
 /// The number of the subvolume that `directory` belongs to; its quota group is `0/<number>`.
@@ -202,6 +247,7 @@ mod tests {
         assert_eq!(RESIZE, 0x5000_9403);
         assert_eq!(SUBVOL_CREATE, 0x5000_940e);
         assert_eq!(SNAP_DESTROY, 0x5000_940f);
+        assert_eq!(SNAP_CREATE_V2, 0x5000_9417);
         assert_eq!(INO_LOOKUP, 0xd000_9412);
         assert_eq!(SUBVOL_GETFLAGS, 0x8008_9419);
         assert_eq!(SUBVOL_SETFLAGS, 0x4008_941a);

@@ -1,0 +1,271 @@
+//! Snapshots: what a sandbox had on disk at one moment, with room for the images of its memory.
+//!
+//! ```text
+//! <data>/pool/snapshots/<name>/upper/      a read-only subvolume: the sandbox's upper
+//!                              images/     files of whoever dumps its processes
+//!                              manifest    bytes of the caller's; there when all else is, and on disk
+//! ```
+//!
+//! A draft is locked by its maker; one without manifest and lock is a leftover. Extents that a snapshot shares stay charged to the
+//! upper that first wrote them, so an upper made from a snapshot begins at what the snapshot had: see [`Snapshot::disk_bytes`].
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock, syncfs};
+use serde::{Deserialize, Serialize};
+use soulbox_sys::btrfs::{self, Access};
+
+use crate::PoolError;
+use crate::upper::check_name;
+
+const UPPER: &std::ffi::CStr = c"upper";
+const IMAGES: &str = "images";
+const MANIFEST: &str = "manifest.json";
+
+/// What the pool itself notes down with the caller's manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Noted<'text> {
+    disk_bytes: u64,
+    #[serde(borrow)]
+    manifest: std::borrow::Cow<'text, str>,
+}
+
+/// A whole snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    pub name: String,
+    /// The folder of the images.
+    pub images: PathBuf,
+    /// Bytes that the upper had been charged for, those that it had from an earlier snapshot included.
+    pub disk_bytes: u64,
+    /// As it was committed.
+    pub manifest: String,
+}
+
+/// A snapshot in the making. Dropped without [`SnapshotDraft::commit`], it is deleted.
+#[derive(Debug)]
+pub struct SnapshotDraft {
+    snapshots: PathBuf,
+    name: String,
+    path: PathBuf,
+    /// Holds the lock.
+    directory: File,
+    disk_bytes: Option<u64>,
+    committed: bool,
+}
+
+impl SnapshotDraft {
+    pub(crate) fn begin(snapshots: &Path, name: &str) -> Result<Self, PoolError> {
+        check_name(name)?;
+        let path = snapshots.join(name);
+        make_directory(&path)?;
+        let directory = File::open(&path).map_err(PoolError::io("open", &path))?;
+        flock(&directory, FlockOperation::NonBlockingLockExclusive)
+            .map_err(PoolError::io("lock", &path))?;
+        let draft = Self {
+            snapshots: snapshots.to_owned(),
+            name: name.to_owned(),
+            path,
+            directory,
+            disk_bytes: None,
+            committed: false,
+        };
+        make_directory(&draft.images())?;
+        Ok(draft)
+    }
+
+    /// The folder to put the images in; empty, 0700.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.path.join(IMAGES)
+    }
+
+    /// Takes over what the upper has now. Nothing may write to it meanwhile, or it is in neither state.
+    pub(crate) fn capture(&mut self, upper: &Path, disk_bytes: u64) -> Result<(), PoolError> {
+        let source = File::open(upper).map_err(PoolError::io("open", upper))?;
+        btrfs::snapshot_subvolume(
+            source.as_fd(),
+            self.directory.as_fd(),
+            UPPER,
+            Access::ReadOnly,
+        )
+        .map_err(PoolError::io("make a snapshot of", upper))?;
+        self.disk_bytes = Some(disk_bytes);
+        Ok(())
+    }
+
+    /// Makes it whole: when this returns, all of it is on disk.
+    ///
+    /// # Errors
+    /// [`PoolError::NothingCaptured`], and failed steps; it is deleted then.
+    pub fn commit(mut self, manifest: &str) -> Result<Snapshot, PoolError> {
+        let Some(disk_bytes) = self.disk_bytes else {
+            return Err(PoolError::NothingCaptured {
+                name: self.name.clone(),
+            });
+        };
+        syncfs(&self.directory).map_err(PoolError::io("sync", &self.path))?;
+        let target = self.path.join(MANIFEST);
+        let temporary = self.path.join("manifest.new");
+        let noted = serde_json::to_vec(&Noted {
+            disk_bytes,
+            manifest: manifest.into(),
+        })
+        .map_err(|source| PoolError::BadManifest {
+            path: target.clone(),
+            source,
+        })?;
+        (|| {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&noted)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &target)?;
+            self.directory.sync_all()?;
+            File::open(&self.snapshots)?.sync_all()
+        })()
+        .map_err(PoolError::io("write", &target))?;
+        self.committed = true;
+        Ok(Snapshot {
+            name: self.name.clone(),
+            images: self.images(),
+            disk_bytes,
+            manifest: manifest.to_owned(),
+        })
+    }
+}
+
+impl Drop for SnapshotDraft {
+    fn drop(&mut self) {
+        if !self.committed {
+            // What fails here is taken by the sweep of the next start, once the lock is gone.
+            let _ = delete(&self.snapshots, &self.name);
+        }
+    }
+}
+
+/// The whole snapshot of that name.
+pub(crate) fn find(snapshots: &Path, name: &str) -> Result<Snapshot, PoolError> {
+    check_name(name)?;
+    let path = snapshots.join(name).join(MANIFEST);
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(PoolError::SnapshotMissing {
+                name: name.to_owned(),
+            });
+        }
+        other => other.map_err(PoolError::io("read", &path))?,
+    };
+    let noted: Noted<'_> =
+        serde_json::from_slice(&text).map_err(|source| PoolError::BadManifest { path, source })?;
+    Ok(Snapshot {
+        name: name.to_owned(),
+        images: snapshots.join(name).join(IMAGES),
+        disk_bytes: noted.disk_bytes,
+        manifest: noted.manifest.into_owned(),
+    })
+}
+
+/// All whole ones, sorted by name.
+pub(crate) fn list(snapshots: &Path) -> Result<Vec<Snapshot>, PoolError> {
+    let mut found = Vec::new();
+    for name in names(snapshots)? {
+        match find(snapshots, &name) {
+            Err(PoolError::SnapshotMissing { .. }) => {}
+            other => found.push(other?),
+        }
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// Makes `upper` in the directory `uppers` a writable copy of what the snapshot has, with a new work directory.
+pub(crate) fn spread(
+    snapshots: &Path,
+    name: &str,
+    uppers: &Path,
+    upper: &str,
+) -> Result<(), PoolError> {
+    find(snapshots, name)?;
+    let text = check_name(upper)?;
+    let source = snapshots.join(name).join("upper");
+    let directory = File::open(&source).map_err(PoolError::io("open", &source))?;
+    let parent = File::open(uppers).map_err(PoolError::io("open", uppers))?;
+    btrfs::snapshot_subvolume(directory.as_fd(), parent.as_fd(), &text, Access::ReadWrite).map_err(
+        |error| match error.kind() {
+            io::ErrorKind::AlreadyExists => PoolError::UpperExists {
+                name: upper.to_owned(),
+            },
+            _ => PoolError::io("make a snapshot of", &source)(error),
+        },
+    )
+}
+
+/// Deletes a snapshot or what is left of one; one that does not exist is deleted already.
+pub(crate) fn delete(snapshots: &Path, name: &str) -> Result<(), PoolError> {
+    check_name(name)?;
+    let path = snapshots.join(name);
+    let directory = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(PoolError::io("open", &path))?,
+    };
+    let failed = |error| PoolError::io("delete", &path)(error);
+    // First the manifest: without it the rest is a leftover, whatever comes next.
+    match fs::remove_file(path.join(MANIFEST)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    match btrfs::destroy_subvolume(directory.as_fd(), UPPER) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    fs::remove_dir_all(&path).map_err(failed)
+}
+
+/// Deletes the drafts whose makers are gone.
+pub(crate) fn sweep(snapshots: &Path) -> Result<(), PoolError> {
+    for name in names(snapshots)? {
+        let path = snapshots.join(&name);
+        let Ok(directory) = File::open(&path) else {
+            continue;
+        };
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && !path.join(MANIFEST).exists()
+        {
+            delete(snapshots, &name)?;
+        }
+    }
+    Ok(())
+}
+
+fn names(snapshots: &Path) -> Result<Vec<String>, PoolError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(snapshots).map_err(PoolError::io("list", snapshots))? {
+        let entry = entry.map_err(PoolError::io("list", snapshots))?;
+        if let Some(name) = entry.file_name().to_str()
+            && check_name(name).is_ok()
+        {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn make_directory(path: &Path) -> Result<(), PoolError> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => PoolError::SnapshotExists {
+                name: path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+            },
+            _ => PoolError::io("create", path)(error),
+        })
+}

@@ -1,0 +1,139 @@
+//! Snapshots on a real loop file, as root.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+use soulbox_types::MiB;
+
+/// A data directory whose pool is unmounted at the end, whatever happened.
+struct Data(tempfile::TempDir);
+
+impl Data {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("temporary directory"))
+    }
+
+    fn open(&self) -> BtrfsPool {
+        let size = Some(MiB(512));
+        BtrfsPool::open(self.0.path(), PoolOptions { size })
+            .expect("open the pool, which needs root and btrfs-progs")
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("--quiet")
+            .arg(self.0.path().join("pool"))
+            .status();
+    }
+}
+
+fn write(path: &Path, mebibytes: usize) {
+    // No two blocks alike, so that nothing is compressed or shared.
+    let bytes: Vec<u8> = (0..mebibytes << 20)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    fs::write(path, bytes).expect("write");
+    fs::File::open(path)
+        .expect("open")
+        .sync_all()
+        .expect("sync");
+}
+
+#[test]
+fn what_was_is_kept_and_copies_go_their_own_ways() {
+    let data = Data::new();
+    let pool = data.open();
+    let upper = pool.create_upper("first", MiB(64)).expect("upper");
+    write(&upper.upper_dir().join("kept"), 20);
+    fs::write(upper.work_dir().join("used"), "").expect("use the work directory");
+
+    let mut draft = pool.begin_snapshot("snap").expect("begin");
+    fs::write(draft.images().join("memory.img"), "images").expect("an image");
+    pool.settle().expect("settle");
+    pool.capture(&mut draft, "first", 0).expect("capture");
+    // After the capture, so no part of it.
+    fs::write(upper.upper_dir().join("later"), "").expect("write");
+    let snapshot = draft.commit("of the caller").expect("commit");
+    assert!(snapshot.disk_bytes >= 20 << 20, "{snapshot:?}");
+    assert_eq!(pool.snapshot("snap").expect("find"), snapshot);
+    assert_eq!(snapshot.manifest, "of the caller");
+
+    let copies = ["second", "third"].map(|name| {
+        let copy = pool.create_upper_from("snap", name, MiB(64)).expect(name);
+        let inside = copy.upper_dir();
+        assert_eq!(
+            fs::metadata(inside.join("kept")).expect("kept").len(),
+            20 << 20
+        );
+        assert!(!inside.join("later").exists());
+        assert_eq!(fs::read_dir(copy.work_dir()).expect("work").count(), 0);
+        copy
+    });
+    fs::write(copies[0].upper_dir().join("own"), "").expect("write");
+    assert!(!copies[1].upper_dir().join("own").exists());
+
+    // What it has from the snapshot counts: of 64 MiB some 44 are left.
+    let limit = pool.usage("second").expect("usage").limit.expect("a limit");
+    assert!((40..=44).contains(&limit.0), "{limit}");
+
+    pool.delete_upper("first").expect("delete the first upper");
+    pool.delete_snapshot("snap").expect("delete the snapshot");
+    pool.delete_snapshot("snap").expect("it is deleted already");
+    assert!(matches!(
+        pool.snapshot("snap"),
+        Err(PoolError::SnapshotMissing { .. })
+    ));
+    let kept = fs::metadata(copies[1].upper_dir().join("kept"));
+    assert_eq!(kept.expect("copies stay").len(), 20 << 20);
+    pool.unmount().expect("unmount");
+}
+
+#[test]
+fn half_made_ones_are_none_and_are_swept() {
+    let data = Data::new();
+    let pool = data.open();
+    pool.create_upper("one", MiB(64)).expect("upper");
+
+    let empty = pool.begin_snapshot("empty").expect("begin");
+    assert!(matches!(
+        empty.commit(""),
+        Err(PoolError::NothingCaptured { .. })
+    ));
+
+    let mut draft = pool.begin_snapshot("half").expect("begin");
+    pool.capture(&mut draft, "one", 0).expect("capture");
+    assert!(matches!(
+        pool.begin_snapshot("half"),
+        Err(PoolError::SnapshotExists { .. })
+    ));
+    assert!(pool.list_snapshots().expect("list").is_empty());
+    assert!(matches!(
+        pool.create_upper_from("half", "two", MiB(64)),
+        Err(PoolError::SnapshotMissing { .. })
+    ));
+    // Another process opens the pool: what has a maker stays, what a killed one left goes.
+    let snapshots = data.0.path().join("pool/snapshots");
+    let left = snapshots.join("left");
+    fs::create_dir_all(left.join("images")).expect("make a leftover");
+    let made = Command::new("btrfs")
+        .args(["subvolume", "create"])
+        .arg(left.join("upper"))
+        .output();
+    assert!(made.expect("btrfs").status.success());
+    data.open();
+    assert!(snapshots.join("half/upper").exists());
+    assert!(!left.exists());
+    drop(draft);
+    assert_eq!(fs::read_dir(&snapshots).expect("snapshots").count(), 0);
+    for bad in ["", "..", "a/b"] {
+        assert!(matches!(
+            pool.begin_snapshot(bad),
+            Err(PoolError::BadName { .. })
+        ));
+    }
+    pool.unmount().expect("unmount");
+}
