@@ -69,6 +69,13 @@ def on_host(sandbox: Sandbox, user: str = "user") -> Process:
     return Process(found[0])
 
 
+def agents_inside(server: Server) -> list[int]:
+    """The envd processes of a server's slots, those made ahead among them: children of the inits, which are the server's."""
+    below = lambda pid: [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    of_inits = [child for init in below(server.process.pid) for child in below(init)]
+    return [pid for pid in of_inits if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/usr/lib/soulbox/envd\0")]
+
+
 def exit_code(sandbox: Sandbox, command: str, **options) -> int:
     try:
         return sandbox.commands.run(command, **options).exit_code

@@ -2,11 +2,15 @@
 //! files may change at any time, so nothing is kept.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
+/// Bytes of either that are read; more is an error.
+const LONGEST: u64 = 4 << 20;
+const O_NONBLOCK: i32 = 0o4000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
@@ -121,10 +125,20 @@ fn parse_user(line: &str) -> Option<User> {
 }
 
 fn read(file: &'static str) -> Result<String, UserError> {
+    // Whoever is root inside may put anything in its place: a FIFO must not hold the daemon, nor an endless file fill it.
+    let mut bytes = Vec::new();
+    File::options()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(file)
+        .and_then(|opened| opened.take(LONGEST + 1).read_to_end(&mut bytes))
+        .and_then(|length| match length as u64 {
+            0..=LONGEST => Ok(()),
+            _ => Err(io::ErrorKind::FileTooLarge.into()),
+        })
+        .map_err(|source| UserError::Read { file, source })?;
     // Comments and real names need not be UTF-8.
-    fs::read(file)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .map_err(|source| UserError::Read { file, source })
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
