@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod init;
+mod log;
 mod route;
 #[cfg(feature = "rpc")]
 pub mod rpc;
@@ -14,6 +15,7 @@ mod usage;
 pub use init::{
     INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, VolumeMount, sign_init, verify_init,
 };
+pub use log::{LogLevel, LogLine, LogQuery, MAX_LOG_BYTES, MAX_LOG_LINES};
 pub use route::{HOST_ONLY_ROUTES, is_host_only};
 pub use signature::{FileOperation, sign_file};
 pub use usage::{SandboxUsage, USAGE_HEADER};

@@ -1,8 +1,9 @@
 //! Routes of envd that only the host may call; the ingress answers 404 for them before it looks for a sandbox.
 
 /// Exact paths, after cleaning.
-pub const HOST_ONLY_ROUTES: [&str; 7] = [
+pub const HOST_ONLY_ROUTES: [&str; 8] = [
     "/init",
+    "/logs",
     "/freeze",
     "/unfreeze",
     "/fsfreeze",

@@ -17,13 +17,14 @@ use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::middleware;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use connectrpc::{CompressionRegistry, ConnectRpcService, DeadlinePolicy, Limits};
 use connectrpc_reflection::Reflector;
 use http::{HeaderValue, header};
+use soulbox_envd_proto::LogQuery;
 use soulbox_envd_proto::rpc::DESCRIPTORS;
 use soulbox_envd_proto::rpc::filesystem::FILESYSTEM_SERVICE_NAME;
 use soulbox_envd_proto::rpc::process::PROCESS_SERVICE_NAME;
@@ -44,6 +45,7 @@ pub fn router(settings: Arc<Settings>) -> Router {
         settings: Arc::clone(&settings),
         processes: Arc::clone(&processes),
     };
+    let log = Arc::clone(&processes);
     let rpc = rpc_service(&settings, processes);
     let rpc = service_fn(move |request: Request| {
         let mut rpc = rpc.clone();
@@ -63,6 +65,7 @@ pub fn router(settings: Arc<Settings>) -> Router {
         .route("/init", post(init::init))
         .route("/envs", get(envs))
         .route("/metrics", get(metrics::metrics))
+        .route("/logs", get(logs).with_state(log))
         .route("/files", get(download::download).post(upload::upload))
         .route("/files/compose", post(compose::compose))
         .route("/ws/pty", get(terminal::terminal).with_state(terminals))
@@ -131,6 +134,17 @@ async fn health() -> Response {
 
 async fn envs(State(settings): State<Arc<Settings>>) -> Response {
     answer::json(&settings.variables())
+}
+
+/// What is new in the log, for the host: the ingress answers 404 for this path.
+async fn logs(
+    State(processes): State<Arc<Processes>>,
+    request: Request,
+) -> Result<Response, HttpError> {
+    let query = Query::<LogQuery>::try_from_uri(request.uri())
+        .map_err(|error| HttpError::bad_request(error.to_string()))?;
+    let text = processes.log.after(query.after);
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], text).into_response())
 }
 
 async fn unknown(request: Request) -> Result<Response<Body>, Infallible> {

@@ -10,6 +10,7 @@ pub mod cause;
 mod descriptor;
 mod filesystem;
 pub mod http;
+mod log;
 mod path;
 mod process;
 pub mod server;

@@ -19,11 +19,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
+use soulbox_envd_proto::LogLevel;
 use soulbox_envd_proto::rpc::process::process_event::EndEvent;
 use soulbox_envd_proto::rpc::process::{ProcessConfig, StartRequest};
 use tokio_util::sync::CancellationToken;
 
+use crate::cause::chain;
 use crate::descriptor::{Descriptor, retry_interrupted};
+use crate::log::Log;
 use exit::{Exit, Lifetime};
 use fanout::{Channel, Fanout};
 pub(crate) use fanout::{Event, Subscription};
@@ -46,6 +49,7 @@ pub(crate) struct Process {
     /// As the client gave it.
     pub(crate) config: ProcessConfig,
     pub(crate) input: Input,
+    started: Instant,
     pidfd: OwnedFd,
     fanout: Arc<Fanout>,
     /// Set when the program was told to end: its pipes are then not waited for, since children may hold them.
@@ -84,6 +88,7 @@ pub(crate) enum Followed {
 #[derive(Default)]
 pub(crate) struct Processes {
     table: Mutex<Table>,
+    pub(crate) log: Log,
 }
 
 #[derive(Default)]
@@ -116,12 +121,24 @@ impl Processes {
         surroundings: &Surroundings<'_>,
         deadline: Option<Instant>,
     ) -> Result<(Arc<Process>, Subscription), StartError> {
-        let started = spawn::start(&request, surroundings)?;
+        let started = spawn::start(&request, surroundings).inspect_err(|error| {
+            let fields = [("command", command(&request)), ("error", chain(error))];
+            self.log
+                .note(LogLevel::Warn, "process", "process_start_failed", fields);
+        })?;
+        let fields = [
+            ("pid", started.spawned.pid.to_string()),
+            ("command", command(&request)),
+            ("user", surroundings.user.name.clone()),
+        ];
+        self.log
+            .note(LogLevel::Info, "process", "process_start", fields);
         let process = Arc::new(Process {
             pid: started.spawned.pid,
             tag: request.tag.take(),
             config: request.process.take().unwrap_or_default(),
             input: started.input,
+            started: Instant::now(),
             pidfd: started.spawned.pidfd,
             fanout: Arc::default(),
             cut: CancellationToken::new(),
@@ -189,6 +206,19 @@ impl Processes {
         });
         table.live.remove(&process.pid);
         process.fanout.close(end);
+        drop(table);
+        let level = if end.error.is_none() {
+            LogLevel::Info
+        } else {
+            LogLevel::Warn
+        };
+        let fields = [
+            ("pid", process.pid.to_string()),
+            ("exit_code", end.exit_code.to_string()),
+            ("process_result", end.status.clone()),
+            ("took_ms", process.started.elapsed().as_millis().to_string()),
+        ];
+        self.log.note(level, "process", "process_end", fields);
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -222,6 +252,15 @@ impl Process {
         self.cut.cancel();
         Ok(())
     }
+}
+
+/// Program and arguments of a request, for people: not to be parsed.
+fn command(request: &StartRequest) -> String {
+    let Some(config) = request.process.as_option() else {
+        return String::new();
+    };
+    let words = std::iter::once(&config.cmd).chain(&config.args);
+    words.map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
 /// One output of a program, `None` once it is at its end.
