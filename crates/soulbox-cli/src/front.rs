@@ -20,7 +20,7 @@ use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
 use soulbox_ingress::{Ingress, Server};
 use soulbox_store::SqliteStore;
 use soulbox_sys::fdpass;
-use soulbox_types::{DeathCause, Epoch};
+use soulbox_types::{DeathCause, Epoch, UnixMillis};
 use soulbox_wire::host::{Event, FrontSettings, Hello, Reply, Request};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -176,7 +176,8 @@ async fn hello(client: &Client) -> anyhow::Result<(FrontSettings, Vec<TcpListene
     let (Reply::Hello(hello), descriptors) = client.request(Request::Hello).await? else {
         bail!("the answer is of another kind");
     };
-    let Hello { settings, .. } = *hello;
+    let Hello { now, settings, .. } = *hello;
+    soulbox_control::clock::set(UnixMillis(now));
     ensure!(
         descriptors.len() == settings.listeners.len() && !descriptors.is_empty(),
         "{} listeners came for {} addresses",

@@ -151,7 +151,9 @@ fn hello(listener: &TcpListener) -> Hello {
         max_sandboxes: 10,
         max_requests: 100,
     };
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
     Hello {
+        now: u64::try_from(now).unwrap(),
         settings,
         sandboxes: Vec::new(),
         templates: vec![template()],

@@ -152,7 +152,7 @@ impl Keyring {
             .await?
             .ok_or(AuthError::ApiKeyUnknown)?;
         let team = Arc::new(team);
-        let now = clock::now();
+        let now = clock::wall();
         // What was forgotten on account of another key is not a new use.
         let noted = row
             .last_used_at
@@ -186,7 +186,7 @@ impl Keyring {
             known.remove(hash);
             return None;
         }
-        let now = clock::now();
+        let now = clock::wall();
         if now.millis_since(entry.used_noted) >= NOTE_USE_EVERY_MILLIS {
             entry.used_noted = now;
             lock(&self.used).insert(entry.key_id.clone(), now);
@@ -234,7 +234,7 @@ pub(crate) fn key_row(
         value_length: u32::try_from(value.len()).unwrap_or(u32::MAX),
         mask_prefix: value.chars().take(2).collect(),
         mask_suffix: value[value.len().saturating_sub(4)..].to_owned(),
-        created_at: clock::now(),
+        created_at: clock::wall(),
         last_used_at: None,
     }))
 }

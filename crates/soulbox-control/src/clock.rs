@@ -1,11 +1,27 @@
-//! The wall clock. Deadlines cross processes and restarts, so they are wall-clock times.
+//! Two clocks. Deadlines go by the host's, which the wall clock's jumps do not change; other times are the wall clock's.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use soulbox_types::UnixMillis;
 
-/// This moment.
+/// The host's time of a moment.
+static SET: OnceLock<(UnixMillis, Instant)> = OnceLock::new();
+
+/// Sets the clock of deadlines to the host's time of this moment, before anything asks for it; later calls change nothing. One that was not set
+/// begins with the wall clock's time.
+pub fn set(now: UnixMillis) {
+    let _ = SET.set((now, Instant::now()));
+}
+
+/// This moment, by the clock of deadlines.
 pub(crate) fn now() -> UnixMillis {
+    let (set_to, since) = SET.get_or_init(|| (wall(), Instant::now()));
+    set_to.plus_millis(millis(since.elapsed()))
+}
+
+/// This moment, by the wall clock.
+pub(crate) fn wall() -> UnixMillis {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);

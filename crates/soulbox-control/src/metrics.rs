@@ -286,10 +286,10 @@ impl Control {
             .filter(|handle| handle.state() == SandboxState::Running)
             .map(|handle| handle.row)
             .collect();
-        self.shared.metrics.take_counts(clock::now(), &running);
+        self.shared.metrics.take_counts(clock::wall(), &running);
         match tokio::time::timeout(EVERY, self.hosts().usage()).await {
             Ok(Ok(usage)) => {
-                let now = clock::now();
+                let now = clock::wall();
                 self.shared.metrics.take_usage(now, &running, &usage);
             }
             // A gap in the series; the next round says more.

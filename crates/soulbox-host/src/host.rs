@@ -20,11 +20,12 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::chain;
+use crate::clock::{self, now};
 use crate::memory::{self, MemoryError};
 use crate::lifecycle::{self, Answer, Effect, Fences, Machine};
 use crate::record::{Record, Records};
 use crate::runtime::{DialError, ProcessName, Runtime, RuntimeError};
-use crate::sandbox::{self, Ended, Owned, Reply, Request, answer_as_result, now};
+use crate::sandbox::{self, Ended, Owned, Reply, Request, answer_as_result};
 use crate::slots::Slots;
 use crate::warm::{Booted, Warm, WarmTargets, default_limits};
 use crate::workshop::{Made, MakeError, Workshop};
@@ -55,6 +56,8 @@ pub struct HostSettings {
 pub enum StartError {
     #[error("failed to read the records of running sandboxes")]
     Records(#[source] io::Error),
+    #[error("failed to set the clock of deadlines")]
+    Clock(#[source] io::Error),
     #[error("failed to look through the pool")]
     Pool(#[source] PoolError),
     #[error("failed to clear what an earlier agent left")]
@@ -131,6 +134,7 @@ impl<R: Runtime> Host<R> {
         settings: HostSettings,
     ) -> Result<Self, StartError> {
         let records = Records::open(&settings.data).map_err(StartError::Records)?;
+        clock::set(&settings.data).map_err(StartError::Clock)?;
         let mut adopted = Vec::new();
         for record in records.all().map_err(StartError::Records)? {
             let process = ProcessName {

@@ -10,11 +10,13 @@
 //! | [`runtime`], [`native`] | the seam to the isolation tier, and the first tier |
 //! | [`record`], [`instance`] | what outlives the agent |
 //! | [`memory`] | whether the host has memory for one more |
+//! | [`clock`] | the time that deadlines go by |
 //! | [`dns`] | the gateway's name server |
 //!
 //! It parses nothing from the internet and nothing from a guest: bytes of sandboxes never pass through it, only connected sockets.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod dns;
 pub mod host;
 pub mod instance;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use soulbox_types::{DeathCause, Egress, Epoch, UnixMillis};
 use soulbox_wire::host::{self as wire, HostError, HostErrorKind};
@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
+use crate::clock::now;
 use crate::lifecycle::{Answer, Effect, Event, Machine, Phase, step};
 use crate::record::{Record, Records};
 use crate::runtime::Runtime;
@@ -269,11 +270,4 @@ fn failed(error: &dyn std::error::Error) -> HostError {
         kind: HostErrorKind::Failed,
         message: crate::chain(error),
     }
-}
-
-pub(crate) fn now() -> UnixMillis {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

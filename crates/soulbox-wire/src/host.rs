@@ -152,6 +152,8 @@ pub enum Reply {
 /// All that the front needs to start; it reads no file but its own database.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Hello {
+    /// The host's time, in milliseconds: deadlines go by it, in the front too.
+    pub now: u64,
     pub settings: FrontSettings,
     pub sandboxes: Vec<HostSandbox>,
     pub templates: Vec<HostTemplate>,

@@ -59,6 +59,7 @@ impl<R: Runtime> Requests<R> {
         match (listeners, self.host.templates().await) {
             (Ok(listeners), Ok(templates)) => {
                 let hello = Hello {
+                    now: soulbox_host::clock::now().0,
                     settings: self.settings.clone(),
                     sandboxes: self.host.list(),
                     templates,
