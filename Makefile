@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup packages sdks criu guests release template demo check lint unit test server-under-test e2e security compat bench soak clean
+.PHONY: help setup packages sdks clients criu guests release template demo check lint unit test server-under-test e2e security compat bench soak clean
 
 export SOULBOX_DATA_DIR ?= ./.data
 # The data dir of tests; its base template is built once and found again by its recipe's digest.
@@ -31,6 +31,9 @@ packages:
 
 sdks: packages
 	@scripts/setup.sh sdks
+
+clients: packages
+	@scripts/setup.sh clients
 
 criu: packages
 	@scripts/setup.sh criu
@@ -79,7 +82,7 @@ security: server-under-test
 	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) .cache/venv-latest/bin/pytest -q tests/security
 
 # The server as its users have it: driven by the official packages and nothing else.
-compat: server-under-test
+compat: server-under-test clients
 	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) tests/compat/run.sh
 
 bench: setup

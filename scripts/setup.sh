@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh packages   Debian packages, only those that are missing
 #   scripts/setup.sh sdks       the official clients that examples and tests use, in .cache
+#   scripts/setup.sh clients    Chromium, and the runtimes and tools of tests/compat/{runtimes,browser}, in .cache
 #   scripts/setup.sh criu       CRIU, with which a test dumps and restores a sandbox, in .cache
 #   scripts/setup.sh bench      runc, the peer of the figures
 #
@@ -97,6 +98,20 @@ sdks() {
     node_packages .cache/node-245 e2b@2.45.0
 }
 
+# The programs are in the packages themselves, so no script of a package has to run. As the lock says, and made anew when it changes.
+clients() {
+    install_missing chromium
+    local folder=.cache/clients lock=tests/compat/runtimes/package-lock.json
+    cmp -s "$lock" "$folder/.made-of" && return
+    [ "$(uname -m)" = x86_64 ] || fail "the runtimes are locked for x86_64, this is $(uname -m)" "run the other parts of tests/compat/run.sh"
+    say "installing Bun, Deno, Node 20 and 22 into $folder"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    cp tests/compat/runtimes/package.json "$lock" "$folder/"
+    npm ci --silent --ignore-scripts --no-audit --no-fund --prefix "$folder" > /dev/null
+    cp "$lock" "$folder/.made-of"
+}
+
 # Debian 12's own CRIU fails on newer kernels, so a newer one is unpacked with the libraries that it needs, and BusyBox as a
 # program to dump. Nothing of it is installed.
 criu() {
@@ -111,10 +126,10 @@ criu() {
     echo "$packages" > "$folder/.made-of"
 }
 
-[ $# -gt 0 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 for part in "$@"; do
     case $part in
-    packages | sdks | criu | bench) "$part" ;;
-    *) fail "there is no part $part" "packages, sdks, criu or bench" ;;
+    packages | sdks | clients | criu | bench) "$part" ;;
+    *) fail "there is no part $part" "packages, sdks, clients, criu or bench" ;;
     esac
 done

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The official packages, unmodified, against a real server: by E2B_API_URL and E2B_SANDBOX_URL, and by E2B_DOMAIN
-# over TLS. Needs root, the folders of `scripts/setup.sh sdks`, and a data dir with the base template.
+# over TLS. Needs root, the folders of `scripts/setup.sh sdks clients`, and a data dir with the base template.
 #
 #   SOULBOX_BINARY, SOULBOX_DATA_DIR   which server, on which data
-#   tests/compat/run.sh [PART...]      only these: quickstart tls node python
+#   tests/compat/run.sh [PART...]      only these: quickstart tls node python runtimes browser
 #
 # Everything that it starts is ended and given back, also when it fails.
 set -euo pipefail
@@ -56,6 +56,27 @@ quickstarts() {
     part "quickstart.mjs, e2b 2.45.0, $1" node_script .cache/node-245 examples/quickstart.mjs
 }
 
+# Each as its own command line has it, in the folder with the packages.
+runtimes() {
+    local modules=$PWD/.cache/clients/node_modules runtime script
+    cp examples/quickstart.mjs tests/compat/runtimes/*.mjs .cache/clients/
+    for runtime in node20/bin/node node22/bin/node @oven/bun-linux-x64/bin/bun @deno/linux-x64-glibc/deno; do
+        local command=("$modules/$runtime")
+        [[ $runtime != @deno/* ]] || command+=(run --allow-all --no-config --node-modules-dir=manual --no-remote)
+        for script in quickstart.mjs runtime.mjs; do
+            part "ci_072: $script, $(basename "${runtime%/bin/*}")" in_clients "${command[@]}" "$script"
+        done
+    done
+}
+
+in_clients() { (cd .cache/clients && timeout 120 "$@"); }
+
+browser() {
+    cp tests/compat/runtimes/*.mjs tests/compat/browser/*.mjs .cache/clients/
+    local tests=(tests/compat/browser/*.test.mjs)
+    part "browser" in_clients node --test --test-reporter=spec "${tests[@]##*/}"
+}
+
 by_url() {
     server_start "$binary" "$data" "$work/server.log"
     local exports
@@ -69,6 +90,8 @@ by_url() {
     if wanted python; then
         part "python suite" .cache/venv-latest/bin/pytest -q tests/compat/python
     fi
+    if wanted runtimes; then runtimes; fi
+    if wanted browser; then browser; fi
     server_stop || failed+=("the server did not give everything back")
 }
 
@@ -137,7 +160,7 @@ fi
 parts=("$@")
 mkdir -p "$work"
 if wanted tls; then (trap finish EXIT; by_domain && [ ${#failed[@]} = 0 ]) || failed+=("by E2B_DOMAIN"); fi
-if wanted quickstart || wanted node || wanted python; then by_url; fi
+if wanted quickstart || wanted node || wanted python || wanted runtimes || wanted browser; then by_url; fi
 
 if grep " $data/" /proc/mounts; then failed+=("something is still mounted in $data"); fi
 if [ ${#failed[@]} -gt 0 ]; then
