@@ -21,10 +21,11 @@ use crate::runtime::{
 
 /// A server whose backlog is full does not answer; a refusal comes at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// All user namespaces that root made share these counts, so the kernel's 128 are one tenant's.
-const INOTIFY: [(&str, u64); 2] = [
+/// What all sandboxes share by the kernel's count: the defaults (128 instances, 4096 terminals) are what one tenant can take.
+const SHARED: [(&str, u64); 3] = [
     ("/proc/sys/fs/inotify/max_user_instances", 1 << 20),
     ("/proc/sys/fs/inotify/max_user_watches", 16 << 20),
+    ("/proc/sys/kernel/pty/max", 1 << 18),
 ];
 
 /// [`Native`] as a [`Runtime`].
@@ -35,12 +36,12 @@ pub struct NativeRuntime {
 }
 
 impl NativeRuntime {
-    /// Takes over a started runtime and raises the host's inotify limits; each sandbox is capped on its own.
+    /// Takes over a started runtime and raises the host's limits of inotify and terminals; each sandbox is capped on its own.
     ///
     /// # Errors
     /// When a limit cannot be written.
     pub fn new(native: Native, instance: Instance) -> io::Result<Self> {
-        for (path, wanted) in INOTIFY {
+        for (path, wanted) in SHARED {
             let current = fs::read_to_string(path)?.trim().parse::<u64>().unwrap_or(0);
             if current < wanted {
                 fs::write(path, wanted.to_string())?;

@@ -153,8 +153,14 @@ fn make_file_systems(plan: &SetupPlan) -> Result<FileSystems, LaunchError> {
         .step("make a sysfs")?;
     let pts = new_file_system(
         "devpts",
-        // A file system of its own for each sandbox: no terminal of another is ever visible.
-        &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+        // A file system of its own for each sandbox: no terminal of another is ever visible. The kernel counts all of them together, so one
+        // sandbox gets a share only; tests/security: terminals.
+        &[
+            ("ptmxmode", "0666"),
+            ("mode", "0620"),
+            ("gid", "5"),
+            ("max", "256"),
+        ],
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )
     .step("make a devpts")?;
