@@ -2,14 +2,12 @@
 
 use axum::body::Body;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CONNECTION, CONTENT_TYPE,
-    COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use soulbox_types::HostMask;
 
 /// The client's credential for us; no business of the program inside.
@@ -31,38 +29,6 @@ pub(crate) fn wanted_upgrade(request: &Parts) -> Option<HeaderValue> {
         .split(',')
         .any(|token| token.trim().eq_ignore_ascii_case("h2c")))
     .then(|| protocol.clone())
-}
-
-/// A browser's question whether a page of another origin may send a request.
-pub(crate) struct Preflight {
-    asked: Option<HeaderValue>,
-}
-
-/// The request as such a question.
-pub(crate) fn preflight<B>(request: &Request<B>) -> Option<Preflight> {
-    let headers = request.headers();
-    (request.method() == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD))
-        .then(|| Preflight {
-            asked: headers.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned(),
-        })
-}
-
-impl Preflight {
-    /// Lets the page send a request, so that its script reads why it is refused.
-    pub(crate) fn granted(self) -> Response<Body> {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        let headers = response.headers_mut();
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-        headers.insert(
-            ACCESS_CONTROL_ALLOW_METHODS,
-            HeaderValue::from_static("HEAD, GET, POST, PUT, PATCH, DELETE"),
-        );
-        // The wildcard leaves out Authorization.
-        let asked = self.asked.unwrap_or(HeaderValue::from_static("*"));
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked);
-        response
-    }
 }
 
 /// Whether this is a gRPC call, which only HTTP/2 can carry: its status comes in trailers.

@@ -13,6 +13,7 @@ mod crowd;
 mod headers;
 mod locate;
 mod pool;
+mod preflight;
 mod proxy;
 mod refusal;
 mod route;

@@ -36,6 +36,14 @@ pub trait Locate: Send + Sync + 'static {
     /// The sandbox, if requests may go to it. Called once for every request: cheap, from memory.
     fn live(&self, sandbox_id: &SandboxId) -> Option<Live>;
 
+    /// The same with a look, in bounded time, at what other servers have made. Called when [`Locate::live`] knows nothing.
+    async fn find(&self, sandbox_id: &SandboxId) -> Option<Live> {
+        self.live(sandbox_id)
+    }
+
+    /// Told of each request that goes to a sandbox's envd. Cheap, from memory.
+    fn used(&self, _sandbox_id: &SandboxId) {}
+
     /// The sandbox, of those that requests may go to, whose access token is the one sought. Looks at all of them.
     fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId>;
 

@@ -23,6 +23,7 @@ use crate::crowd::{Crowd, Place};
 use crate::headers;
 use crate::locate::{DialError, Live, Locate};
 use crate::pool::Pool;
+use crate::preflight::Preflight;
 use crate::refusal::{Audience, Refusal};
 use crate::route::Target;
 use crate::signed::{Rations, SignedFile};
@@ -107,7 +108,7 @@ impl Ingress {
     ) -> Response<Body> {
         let audience = Audience::of(request.headers());
         let preflight = (target.port == ENVD_PORT)
-            .then(|| headers::preflight(&request))
+            .then(|| Preflight::of(request.method(), request.headers()))
             .flatten();
         match (self.forward(&target, request).await, preflight) {
             (Ok(response), _) => response,
@@ -145,10 +146,14 @@ impl Ingress {
                 path: request.uri().path().to_owned(),
             });
         }
-        let live = self
-            .locate
-            .live(&target.sandbox_id)
-            .ok_or_else(|| Refusal::NotFound(target.clone()))?;
+        let live = match self.locate.live(&target.sandbox_id) {
+            Some(live) => live,
+            None => self
+                .locate
+                .find(&target.sandbox_id)
+                .await
+                .ok_or_else(|| Refusal::NotFound(target.clone()))?,
+        };
         check_traffic_token(target, &live, &request)?;
         let place = self.crowd.enter(target).ok_or_else(|| Refusal::TooMany {
             target: target.clone(),
@@ -180,6 +185,7 @@ impl Ingress {
             headers::for_http2(&mut request, scheme(transport(target, &live)));
         }
         if target.port == ENVD_PORT {
+            self.locate.used(&target.sandbox_id);
             self.tell_usage(target, &mut request).await;
         }
         tokio::select! {

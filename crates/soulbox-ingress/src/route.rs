@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::uri::Authority;
 use soulbox_types::SandboxId;
 
+use crate::preflight::Preflight;
 use crate::refusal::Refusal;
 use crate::signed::SignedFile;
 
@@ -30,6 +31,8 @@ pub enum Route {
     Api,
     /// The signature has to tell which sandbox's.
     SignedFile(SignedFile),
+    /// A browser asks about a request that will name its sandbox.
+    Preflight(Preflight),
     Sandbox(Target),
 }
 
@@ -46,6 +49,12 @@ pub fn route(request: &Parts) -> Result<Route, Refusal> {
         && (request.headers.contains_key(ID_HEADER) || request.headers.contains_key(PORT_HEADER))
     {
         return by_headers(request).map(Route::Sandbox);
+    }
+    if takes_headers(host)
+        && let Some(preflight) = Preflight::of(&request.method, &request.headers)
+        && preflight.announces(ID_HEADER)
+    {
+        return Ok(Route::Preflight(preflight));
     }
     if takes_headers(host)
         && let Some(file) = SignedFile::of(request)?

@@ -240,6 +240,7 @@ impl Server {
         let request = Request::from_parts(parts, Lingering::new(body));
         match route {
             Ok(Route::Sandbox(target)) => self.shared.ingress.handle(target, request).await,
+            Ok(Route::Preflight(preflight)) => preflight.granted(),
             Ok(Route::SignedFile(file)) => match self.shared.ingress.find_signed(&file, client) {
                 Ok(target) => self.shared.ingress.handle(target, request).await,
                 Err(refusal) => refusal.response(Audience::of(request.headers())),

@@ -276,3 +276,31 @@ async fn a_page_of_another_origin_may_read_that_its_sandbox_is_gone() {
     let refused = world.ask(to(81, "/").body(Body::empty()).unwrap()).await;
     assert_eq!(refused.headers["access-control-allow-origin"], "*");
 }
+
+#[tokio::test]
+async fn a_page_may_ask_a_shared_host_without_naming_the_sandbox() {
+    let world = World::start().await;
+    world.app(8000, seen()).await;
+    let ask = |host: &'static str, asked: &'static str| {
+        let request = Request::builder()
+            .method(Method::OPTIONS)
+            .uri("/process.Process/Start")
+            .header("host", host)
+            .header("origin", "https://page.example.com")
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", asked);
+        world.ask(request.body(Body::empty()).unwrap())
+    };
+    let asked = "authorization,e2b-sandbox-id,e2b-sandbox-port";
+    for host in ["localhost:3000", "127.0.0.1", "sandbox.example.com"] {
+        let granted = ask(host, asked).await;
+        assert_eq!(granted.status, StatusCode::NO_CONTENT);
+        assert_eq!(granted.headers["access-control-allow-headers"], asked);
+        assert_eq!(granted.headers["access-control-allow-origin"], "*");
+    }
+    // What will not name a sandbox is the API's, and a host of its own is the program's.
+    assert_eq!(ask("localhost", "authorization").await.text(), "the api");
+    assert_eq!(ask("api.example.com", asked).await.text(), "the api");
+    let own = ask("8000-iabc.example.com", asked).await;
+    assert_eq!(own.text(), "8000-iabc.example.com -");
+}
