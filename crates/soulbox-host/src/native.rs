@@ -21,11 +21,14 @@ use crate::runtime::{
 
 /// A server whose backlog is full does not answer; a refusal comes at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// What all sandboxes share by the kernel's count: the defaults (128 instances, 4096 terminals) are what one tenant can take.
-const SHARED: [(&str, u64); 3] = [
+/// What all sandboxes share by the kernel's count: the defaults (128 instances, 4096 terminals, 32768 processes) are what one
+/// tenant, or a few, can take.
+const SHARED: [(&str, u64); 5] = [
     ("/proc/sys/fs/inotify/max_user_instances", 1 << 20),
     ("/proc/sys/fs/inotify/max_user_watches", 16 << 20),
     ("/proc/sys/kernel/pty/max", 1 << 18),
+    ("/proc/sys/kernel/pid_max", 1 << 22),
+    ("/proc/sys/kernel/threads-max", 1 << 20),
 ];
 
 /// [`Native`] as a [`Runtime`].
@@ -36,7 +39,7 @@ pub struct NativeRuntime {
 }
 
 impl NativeRuntime {
-    /// Takes over a started runtime and raises the host's limits of inotify and terminals; each sandbox is capped on its own.
+    /// Takes over a started runtime and raises the host's limits of what all sandboxes share; each sandbox is capped on its own.
     ///
     /// # Errors
     /// When a limit cannot be written.

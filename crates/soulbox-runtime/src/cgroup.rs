@@ -14,6 +14,8 @@ const CONTROLLERS: [&str; 7] = [
 ];
 /// Without these there are no limits worth the name.
 const REQUIRED: [&str; 3] = ["memory", "cpu", "pids"];
+/// The part of its memory that a sandbox may have in buffers of sockets besides, where they are counted apart.
+const SOCKET_BUFFERS: u64 = 4;
 /// cpu.cfs_period_us: the default of the kernel.
 const PERIOD_US: u64 = 100_000;
 
@@ -328,6 +330,13 @@ impl Cgroup {
                         {
                             write(&with_swap, &memory)?;
                             write(&plain, &memory)?;
+                        }
+                        // Buffers of sockets are counted apart in this version, and without a limit one sandbox takes all that the host
+                        // has for every TCP connection (net.ipv4.tcp_mem). tests/security: buffers of TCP.
+                        let buffers = directory.join("memory.kmem.tcp.limit_in_bytes");
+                        if buffers.exists() {
+                            let share = limits.memory.bytes() / SOCKET_BUFFERS;
+                            write(&buffers, &share.to_string())?;
                         }
                     }
                     (Version::V1, "cpu") => {
