@@ -30,6 +30,7 @@ impl Control {
         let Some(team) = self.store().team(team_id).await? else {
             return Ok(None);
         };
+        self.catch_up_with_all(Some(team_id)).await?;
         let handles = self.registry().all().into_iter();
         let ids = handles
             .filter(|handle| handle.row.team_id == *team_id)

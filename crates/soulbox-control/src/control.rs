@@ -15,6 +15,7 @@ use crate::error::SandboxError;
 use crate::hosts::Hosts;
 use crate::lifecycle::{Effect, Event, Machine};
 use crate::list::{self, Cursor, ListQuery, Order, Page};
+use crate::logs::{LogLevel, Logs};
 use crate::live::{LiveSandbox, Traffic};
 use crate::metrics::Metrics;
 use crate::owner::{Creation, Ends, INBOX, Owner, Request, Surroundings};
@@ -81,6 +82,7 @@ impl Control {
                     hosts,
                     settings,
                     registry,
+                    logs: Logs::default(),
                 }),
                 keyring,
                 mint,
@@ -165,6 +167,7 @@ impl Control {
         if timeout > longest(hours) {
             return Err(SandboxError::TimeoutTooLong { hours });
         }
+        self.catch_up(id).await?;
         let handle = self.handle(team, id)?;
         match handle.state() {
             SandboxState::Running => {}
@@ -187,11 +190,13 @@ impl Control {
     /// # Errors
     /// [`SandboxError::NotFound`]; [`SandboxError::TimedOut`] leaves the kill under way.
     pub async fn kill(&self, team: &TeamRow, id: &SandboxId) -> Result<(), SandboxError> {
+        self.catch_up(id).await?;
         let handle = self.handle(team, id)?;
         // Its owner may still be writing that it is over.
         if handle.state() == SandboxState::Dead {
             return Err(missing(id));
         }
+        self.last_words(id).await;
         let (reply, done) = oneshot::channel();
         let request = Request::Kill {
             cause: DeathCause::Killed,
@@ -220,6 +225,7 @@ impl Control {
         id: &SandboxId,
         timeout: Duration,
     ) -> Result<(), SandboxError> {
+        self.catch_up(id).await?;
         let handle = self.running(team, id)?;
         let started_at = handle
             .progress
@@ -231,7 +237,10 @@ impl Control {
         }
         let deadline = self.clamp(team, &handle, timeout);
         self.move_deadline(&handle, DeadlineChange::Set(deadline))
-            .await
+            .await?;
+        let fields = [("timeout_s", timeout.as_secs().to_string())];
+        self.log(id, "timeout changed", fields);
+        Ok(())
     }
 
     /// Extends the deadline to at least `duration` from now; never shortens it.
@@ -244,6 +253,7 @@ impl Control {
         id: &SandboxId,
         duration: Duration,
     ) -> Result<(), SandboxError> {
+        self.catch_up(id).await?;
         let handle = self.running(team, id)?;
         let deadline = self.clamp(team, &handle, duration.max(SHORTEST_REFRESH));
         self.move_deadline(&handle, DeadlineChange::Extend(deadline))
@@ -254,7 +264,12 @@ impl Control {
     ///
     /// # Errors
     /// [`SandboxError::NotFound`].
-    pub fn sandbox(&self, team: &TeamRow, id: &SandboxId) -> Result<SandboxView, SandboxError> {
+    pub async fn sandbox(
+        &self,
+        team: &TeamRow,
+        id: &SandboxId,
+    ) -> Result<SandboxView, SandboxError> {
+        self.catch_up(id).await?;
         let handle = self.running(team, id)?;
         let progress = *handle.progress.borrow();
         Ok(self.view(handle.row, progress))
@@ -364,6 +379,11 @@ impl Control {
             Some(token) => Traffic::Private { token },
             None => Traffic::Public,
         };
+        self.shared.around.logs.open(&row);
+        if creation.is_none() {
+            let message = "sandbox adopted by this server";
+            self.log(&row.sandbox_id, message, []);
+        }
         let live = Arc::new(LiveSandbox {
             sandbox_id: row.sandbox_id.clone(),
             team_id: row.team_id.clone(),
@@ -372,6 +392,7 @@ impl Control {
             inbound: row.inbound.clone(),
             access_token: self.access_token(&row),
             gone: CancellationToken::new(),
+            used: self.shared.around.logs.usage(&row.sandbox_id),
         });
         let handle = Handle {
             row: row.clone(),
@@ -380,7 +401,9 @@ impl Control {
             requests,
             network_turn: Arc::default(),
         };
-        self.registry().insert(handle);
+        if !self.registry().insert(handle) {
+            return;
+        }
         let ends = Ends {
             inbox,
             progress,
@@ -395,6 +418,17 @@ impl Control {
             creation,
         );
         self.registry().owners().spawn(owner.run());
+    }
+
+    /// Notes in a sandbox's log what was decided about it.
+    pub(crate) fn log(
+        &self,
+        id: &SandboxId,
+        message: &str,
+        fields: impl IntoIterator<Item = (&'static str, String)>,
+    ) {
+        let logs = &self.shared.around.logs;
+        logs.decided(id, LogLevel::Info, message, fields);
     }
 
     pub(crate) fn registry(&self) -> &Registry {
@@ -529,6 +563,6 @@ pub(crate) fn default_team(team_id: TeamId) -> TeamRow {
         blocked_reason: None,
         max_sandboxes: None,
         max_sandbox_hours: None,
-        created_at: clock::now(),
+        created_at: clock::wall(),
     }
 }

@@ -5,7 +5,8 @@
 //! - every machine that is not over has a [`Machine::wake_at`]: no state lacks a timer that leaves it;
 //! - a kill wins over everything, and the cause that came first stays;
 //! - `Dead` is final, and it is entered from `Killing` only when the host has said that nothing is left;
-//! - each decision that the host is told of has an epoch of its own.
+//! - each decision that the host is told of has an epoch of its own, and a deadline is told only when the row has it: so the next owner
+//!   knows of every epoch that may be under way, and none of them can undo what it decides.
 //!
 //! ```text
 //! Reserving -> Starting -> Running -> Killing -> Dead
@@ -37,10 +38,7 @@ pub enum Phase {
     /// A host was asked to start it.
     Starting,
     /// It answers.
-    Running {
-        /// When to tell the host its deadline again, because it did not take it.
-        tell_again_at: Option<UnixMillis>,
-    },
+    Running { deadline: Told },
     /// The host was asked to end it.
     Killing {
         /// The answer to the create is still out, so that the kill may have come too early.
@@ -50,6 +48,19 @@ pub enum Phase {
     },
     /// Over.
     Dead,
+}
+
+/// Whether the host has the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It has.
+    Taken,
+    /// It will be told when the row has it.
+    AfterSave,
+    /// It was told and has not answered yet.
+    Asked,
+    /// It did not take it; it is told again then.
+    Again { at: UnixMillis },
 }
 
 /// All that [`step`] needs to know about a sandbox.
@@ -165,7 +176,7 @@ impl Machine {
         };
         let mut machine = Self {
             phase: Phase::Running {
-                tell_again_at: None,
+                deadline: Told::Taken,
             },
             epoch: row.epoch.max(host_epoch),
             deadline,
@@ -207,14 +218,88 @@ impl Machine {
         (machine, effects)
     }
 
+    /// A sandbox that another server looks after as well; the row is as that one left it.
+    #[must_use]
+    pub fn follow(row: &Progress, now: UnixMillis) -> (Self, Vec<Effect>) {
+        let machine = Self {
+            phase: Phase::Running {
+                deadline: Told::Taken,
+            },
+            epoch: row.epoch,
+            deadline: row.deadline,
+            started_at: row.started_at,
+            ended_at: row.ended_at,
+            cause: row.cause,
+            asked_at: now,
+            give_up_at: now,
+            save_again_at: None,
+        };
+        machine.overtaken(row, now, false)
+    }
+
+    /// What it becomes when another server has decided first and left the row like this. `unannounced` says that no row had it running:
+    /// then that server did not know of the host's sandbox, and the end of it has to come from here.
+    #[must_use]
+    pub fn overtaken(
+        &self,
+        row: &Progress,
+        now: UnixMillis,
+        unannounced: bool,
+    ) -> (Self, Vec<Effect>) {
+        let mut next = Self {
+            epoch: row.epoch,
+            deadline: row.deadline,
+            started_at: row.started_at.or(self.started_at),
+            ended_at: row.ended_at,
+            cause: row.cause,
+            save_again_at: None,
+            ..*self
+        };
+        let retry_at = now.plus_millis(ATTEMPT_MILLIS);
+        match row.state {
+            SandboxState::Creating => (*self, Vec::new()),
+            SandboxState::Running => {
+                next.phase = Phase::Running {
+                    deadline: Told::Taken,
+                };
+                (next, vec![Effect::Announce])
+            }
+            SandboxState::Killing | SandboxState::Dead if unannounced => {
+                next.epoch = row.epoch.max(self.epoch).next();
+                next.ended_at = None;
+                next.phase = Phase::Killing {
+                    start_pending: self.phase == Phase::Starting,
+                    attempts: 1,
+                    retry_at,
+                };
+                let epoch = next.epoch;
+                (next, vec![Effect::Cut, Effect::HostKill { epoch }])
+            }
+            // That server sees to it; should it end before that, the attempt after this one is ours.
+            SandboxState::Killing => {
+                next.phase = Phase::Killing {
+                    start_pending: false,
+                    attempts: 1,
+                    retry_at,
+                };
+                (next, vec![Effect::Cut])
+            }
+            SandboxState::Dead => {
+                next.phase = Phase::Dead;
+                (next, vec![Effect::Cut])
+            }
+        }
+    }
+
     /// When [`Event::Tick`] is due; none when it is over and its row says so.
     #[must_use]
     pub fn wake_at(&self) -> Option<UnixMillis> {
         let own = match self.phase {
             Phase::Reserving | Phase::Starting => Some(self.give_up_at),
-            Phase::Running { tell_again_at } => {
-                Some(tell_again_at.map_or(self.deadline, |again| again.min(self.deadline)))
-            }
+            Phase::Running {
+                deadline: Told::Again { at },
+            } => Some(at.min(self.deadline)),
+            Phase::Running { .. } => Some(self.deadline),
             Phase::Killing { retry_at, .. } => Some(retry_at),
             Phase::Dead => None,
         };
@@ -286,15 +371,9 @@ impl Machine {
         self.epoch = self.epoch.next();
         self.deadline = deadline;
         self.phase = Phase::Running {
-            tell_again_at: None,
+            deadline: Told::AfterSave,
         };
-        effects.extend([
-            Effect::Save,
-            Effect::HostDeadline {
-                epoch: self.epoch,
-                deadline,
-            },
-        ]);
+        effects.push(Effect::Save);
     }
 }
 
@@ -304,7 +383,22 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
     let mut next = *machine;
     let mut effects = Vec::new();
     match (machine.phase, event) {
-        (_, Event::Saved) => next.save_again_at = None,
+        (phase, Event::Saved) => {
+            next.save_again_at = None;
+            if phase
+                == (Phase::Running {
+                    deadline: Told::AfterSave,
+                })
+            {
+                next.phase = Phase::Running {
+                    deadline: Told::Asked,
+                };
+                effects.push(Effect::HostDeadline {
+                    epoch: machine.epoch,
+                    deadline: machine.deadline,
+                });
+            }
+        }
         // Nothing is saved before the start.
         (Phase::Reserving | Phase::Starting, Event::SaveFailed) => {}
         (_, Event::SaveFailed) => next.save_again_at = Some(now.plus_millis(SAVE_RETRY_MILLIS)),
@@ -328,7 +422,7 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         (Phase::Starting, Event::Started { started_at }) => {
             next.started_at = Some(started_at);
             next.phase = Phase::Running {
-                tell_again_at: None,
+                deadline: Told::Taken,
             };
             effects.push(Effect::Announce);
             let lag = started_at.millis_since(machine.asked_at);
@@ -351,6 +445,12 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         (Phase::Starting, Event::Exited { cause }) => next.die(now, cause, &mut effects),
         (Phase::Starting, Event::Kill { cause }) => next.kill(now, cause, true, &mut effects),
 
+        // The host ends it at this moment, so nothing can be promised any more.
+        (Phase::Running { .. }, Event::SetDeadline { .. } | Event::Extend { .. })
+            if now >= machine.deadline =>
+        {
+            next.kill(now, DeathCause::Expired, false, &mut effects);
+        }
         (Phase::Running { .. }, Event::SetDeadline { deadline }) => {
             next.move_deadline(deadline, &mut effects);
         }
@@ -359,12 +459,13 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         }
         (Phase::Running { .. }, Event::DeadlineTaken { epoch }) if epoch == machine.epoch => {
             next.phase = Phase::Running {
-                tell_again_at: None,
+                deadline: Told::Taken,
             };
         }
         (Phase::Running { .. }, Event::DeadlineFailed { epoch }) if epoch == machine.epoch => {
+            let at = now.plus_millis(retry_millis(2));
             next.phase = Phase::Running {
-                tell_again_at: Some(now.plus_millis(retry_millis(2))),
+                deadline: Told::Again { at },
             };
         }
         (Phase::Running { .. }, Event::Kill { cause }) => {
@@ -377,10 +478,10 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         }
         (
             Phase::Running {
-                tell_again_at: Some(again),
+                deadline: Told::Again { at },
             },
             Event::Tick,
-        ) if now >= again => {
+        ) if now >= at => {
             // With a new epoch, in case the host has seen a later one than the row knew.
             next.move_deadline(machine.deadline, &mut effects);
         }
@@ -524,7 +625,8 @@ mod tests {
         let late = Event::Started {
             started_at: at(5_000),
         };
-        let (machine, effects) = play(&[(1, Event::Reserved), (5_001, late)]);
+        let (machine, effects) =
+            play(&[(1, Event::Reserved), (5_001, late), (5_001, Event::Saved)]);
         assert_eq!(machine.deadline, at(65_000));
         assert!(effects.contains(&Effect::HostDeadline {
             epoch: E2,
@@ -646,16 +748,19 @@ mod tests {
             },
         );
         assert_eq!(shorter.wake_at(), Some(at(9_000)));
-        assert_eq!(
-            effects,
-            [
-                Effect::Save,
-                Effect::HostDeadline {
-                    epoch: Epoch(3),
-                    deadline: at(9_000)
-                }
-            ]
-        );
+        assert_eq!(effects, [Effect::Save], "the row comes first");
+        let (_, effects) = step(&shorter, at(6), Event::Saved);
+        let (epoch, deadline) = (Epoch(3), at(9_000));
+        assert_eq!(effects, [Effect::HostDeadline { epoch, deadline }]);
+        let late = step(
+            &shorter,
+            at(9_000),
+            Event::Extend {
+                deadline: at(90_000),
+            },
+        )
+        .0;
+        assert_eq!(late.cause, Some(DeathCause::Expired), "its time is over");
     }
 
     #[test]
@@ -669,11 +774,14 @@ mod tests {
                     deadline: at(90_000),
                 },
             ),
+            (4, Event::Saved),
         ]);
         let (machine, _) = step(&machine, at(5), Event::DeadlineFailed { epoch: E2 });
         let again = machine.wake_at().expect("a timer");
         assert!(again < at(90_000));
         let (machine, effects) = step(&machine, again, Event::Tick);
+        assert_eq!(effects, [Effect::Save]);
+        let (machine, effects) = step(&machine, again, Event::Saved);
         assert!(effects.contains(&Effect::HostDeadline {
             epoch: Epoch(3),
             deadline: at(90_000)
@@ -697,6 +805,8 @@ mod tests {
         };
         let (machine, effects) = Machine::adopt(&row, Epoch(2), at(50_000), T0, at(10));
         assert_eq!(machine.deadline, at(80_000));
+        assert_eq!(effects, [Effect::Announce, Effect::Save]);
+        let (_, effects) = step(&machine, at(10), Event::Saved);
         assert!(effects.contains(&Effect::HostDeadline {
             epoch: Epoch(4),
             deadline: at(80_000)

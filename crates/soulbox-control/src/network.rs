@@ -137,6 +137,7 @@ impl Control {
         id: &SandboxId,
         network: Network,
     ) -> Result<(), SandboxError> {
+        self.catch_up(id).await?;
         let turn = self.running(team, id)?.network_turn;
         let _turn = turn.lock().await;
         // As it is now that the turn has come.
@@ -149,6 +150,7 @@ impl Control {
             ..handle
         };
         self.registry().replace_row(id, handle.row.clone());
+        self.log(id, "network configuration replaced", []);
         self.tell_egress(&handle).await
     }
 
@@ -158,6 +160,10 @@ impl Control {
             return;
         };
         let _turn = handle.network_turn.lock().await;
+        if let Err(failure) = self.catch_up(id).await {
+            tracing::warn!(sandbox_id = %id, error = %crate::chain(&failure), "failed to read what a sandbox may reach");
+            return;
+        }
         let Some(handle) = self.registry().get(id) else {
             return;
         };

@@ -21,6 +21,7 @@ use crate::error::{CreateError, SandboxError};
 use crate::hosts::{HostCreate, HostFailure};
 use crate::lifecycle::{Effect, Event, Machine};
 use crate::live::LiveSandbox;
+use crate::logs::Logs;
 use crate::ownership::{
     Answer, DeadlineChange, Ownership, Reserving, Saving, Task, Ticket, after_create,
     after_deadline, after_kill,
@@ -49,6 +50,11 @@ pub(crate) enum Request {
     },
     /// The host told of its end, or does not know it.
     Ended(Event),
+    /// The row as it was read from shared records. Answered when it is taken up.
+    Observe {
+        progress: Progress,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// What an owner needs of the rest of control.
@@ -57,6 +63,7 @@ pub(crate) struct Surroundings {
     pub(crate) hosts: Arc<dyn Hosts>,
     pub(crate) settings: ControlSettings,
     pub(crate) registry: Registry,
+    pub(crate) logs: Logs,
 }
 
 /// Why a create did not come to a running sandbox, when somebody waits for it.
@@ -152,6 +159,11 @@ impl Owner {
             }
             None => (Ownership::resume(decided, &row.progress), None),
         };
+        let ownership = if around.store.shared() {
+            ownership.shared()
+        } else {
+            ownership
+        };
         Self {
             around,
             row,
@@ -189,7 +201,7 @@ impl Owner {
                     self.feed(fed.event).await;
                 }
                 Some(request) = self.inbox.recv() => self.take(request).await,
-                () = tokio::time::sleep(Duration::from_millis(wake)) => self.feed(Event::Tick).await,
+                () = tokio::time::sleep(Duration::from_millis(wake)) => self.tick().await,
                 () = stopping.cancelled() => return,
             }
         }
@@ -198,7 +210,9 @@ impl Owner {
         while let Some(request) = self.inbox.recv().await {
             self.take(request).await;
         }
-        let cause = self.ownership.machine().cause.map(DeathCause::as_str);
+        let cause = self.ownership.machine().cause;
+        self.around.logs.ended(&self.row.sandbox_id, cause);
+        let cause = cause.map(DeathCause::as_str);
         info!(sandbox_id = %self.row.sandbox_id, cause, "sandbox is over");
     }
 
@@ -210,6 +224,13 @@ impl Owner {
                 self.ownership.kill(now, cause, ticket);
             }
             Request::Ended(event) => self.ownership.feed(now, event),
+            Request::Observe { progress, reply } => {
+                self.ownership.observe(now, &progress);
+                self.perform().await;
+                // Whoever has gone away needs no answer.
+                let _gone = reply.send(());
+                return;
+            }
             Request::Deadline { change, reply } => {
                 let ticket = self.wait(Waiter::Deadline(reply));
                 self.ownership.move_deadline(now, change, ticket);
@@ -221,6 +242,17 @@ impl Owner {
     async fn feed(&mut self, event: Event) {
         self.ownership.feed(clock::now(), event);
         self.perform().await;
+    }
+
+    async fn tick(&mut self) {
+        if self.ownership.is_doubtful(clock::now()) {
+            let read = self.around.store.sandbox(&self.row.sandbox_id);
+            // Should the row not be readable, the swap decides.
+            if let Ok(Ok(Some(row))) = timeout(self.around.settings.command_within, read).await {
+                self.ownership.observe(clock::now(), &row.progress);
+            }
+        }
+        self.feed(Event::Tick).await;
     }
 
     fn wait(&mut self, waiter: Waiter) -> Ticket {
@@ -339,7 +371,13 @@ impl Owner {
                 Swap::Done => Ok(Saving::Done),
                 Swap::Conflict => {
                     let found = store.sandbox(id).await?;
-                    let found = found.map(|row| (row.progress.state, row.progress.epoch));
+                    if let Some(row) = &found
+                        && store.shared()
+                    {
+                        let row = row.progress;
+                        return Ok(Saving::Overtaken { row });
+                    }
+                    let found = found.map(|row| row.progress);
                     Ok(Saving::Conflict { found })
                 }
             }

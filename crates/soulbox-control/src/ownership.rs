@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
 
 use crate::hosts::{HostFailure, Started};
-use crate::lifecycle::{Effect, Event, Machine, Phase, step};
+use crate::lifecycle::{Effect, Event, Machine, Phase, Told, step};
 use crate::store::Progress;
 
 /// Somebody who waits for an answer; the performer knows who.
@@ -64,9 +64,13 @@ pub enum Saving {
     Done,
     /// Refused, or not answered in time: then it may still come through.
     Failed,
-    /// The row has another state or epoch than expected: these, or it is not there.
+    /// The row has another state or epoch than expected; it says this, or is not there.
     Conflict {
-        found: Option<(SandboxState, Epoch)>,
+        found: Option<Progress>,
+    },
+    /// The row of shared records is as another server left it.
+    Overtaken {
+        row: Progress,
     },
 }
 
@@ -75,6 +79,7 @@ struct Mover {
     ticket: Ticket,
     epoch: Epoch,
     deadline: UnixMillis,
+    change: DeadlineChange,
 }
 
 /// The decisions of one owner.
@@ -88,8 +93,8 @@ pub struct Ownership {
     kept: bool,
     kills: Vec<Ticket>,
     movers: Vec<Mover>,
-    /// The host has not taken the latest deadline.
-    untaken: bool,
+    /// Whether other servers may decide as well.
+    shared: bool,
     effects: VecDeque<Effect>,
     answers: VecDeque<(Ticket, Answer)>,
 }
@@ -116,12 +121,59 @@ impl Ownership {
             kept: false,
             kills: Vec::new(),
             movers: Vec::new(),
-            untaken: false,
+            shared: false,
             effects: VecDeque::new(),
             answers: VecDeque::new(),
         };
         ownership.queue(first);
         ownership
+    }
+
+    /// Other servers may decide about it as well: then nothing is done before the row has it.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        Self {
+            shared: true,
+            ..self
+        }
+    }
+
+    /// Whether its time is over as far as is known, which another server may have changed.
+    #[must_use]
+    pub fn is_doubtful(&self, now: UnixMillis) -> bool {
+        self.shared && self.machine.state() == SandboxState::Running && now >= self.machine.deadline
+    }
+
+    /// The row as it is. Nothing happens unless another server changed it.
+    pub fn observe(&mut self, now: UnixMillis, row: &Progress) {
+        let ours = self.machine.progress();
+        if (row.state, row.epoch) == (ours.state, ours.epoch) {
+            // Perhaps by a write of ours that was given up on.
+            self.row = (row.state, row.epoch);
+        } else if (rank(row.state), row.epoch) > (rank(self.row.0), self.row.1) {
+            self.overtaken(now, row);
+        }
+    }
+
+    /// Another server was first: what was decided here and not written is void, and what somebody waits for is decided anew.
+    fn overtaken(&mut self, now: UnixMillis, row: &Progress) {
+        let unannounced = self.row.0 == SandboxState::Creating;
+        self.row = (row.state, row.epoch);
+        self.effects.clear();
+        let (machine, effects) = self.machine.overtaken(row, now, unannounced);
+        self.machine = machine;
+        self.queue(effects);
+        if self.machine.state() != SandboxState::Running {
+            return;
+        }
+        if !self.kills.is_empty() {
+            let cause = DeathCause::Killed;
+            self.feed(now, Event::Kill { cause });
+            return;
+        }
+        for mover in std::mem::take(&mut self.movers) {
+            self.move_deadline(now, mover.change, mover.ticket);
+        }
     }
 
     /// What is decided so far.
@@ -136,7 +188,6 @@ impl Ownership {
         self.machine = machine;
         match event {
             Event::DeadlineTaken { epoch } => {
-                self.untaken &= epoch < self.machine.epoch;
                 self.answer_movers(epoch, Answer::DeadlineMoved);
             }
             Event::DeadlineFailed { epoch } => {
@@ -164,14 +215,20 @@ impl Ownership {
             self.feed(now, event);
         }
         let epoch = self.machine.epoch;
+        let taken = Phase::Running {
+            deadline: Told::Taken,
+        };
         let answer = match self.machine.state() {
             // Nothing had to change, and the host has it.
-            SandboxState::Running if epoch == before && !self.untaken => Answer::DeadlineMoved,
+            SandboxState::Running if epoch == before && self.machine.phase == taken => {
+                Answer::DeadlineMoved
+            }
             SandboxState::Running => {
                 self.movers.push(Mover {
                     ticket,
                     epoch,
                     deadline,
+                    change,
                 });
                 return;
             }
@@ -196,7 +253,15 @@ impl Ownership {
             if let Some((ticket, answer)) = self.answers.pop_front() {
                 return Some(Task::Answer(ticket, answer));
             }
-            if let Some(effect) = self.effects.pop_front() {
+            if let Some(mut effect) = self.effects.pop_front() {
+                if self.shared
+                    && effect == Effect::Cut
+                    && let Some(first) = self.effects.front_mut()
+                    && *first == Effect::Save
+                {
+                    // Streams are not reset for a decision that another server may forestall.
+                    std::mem::swap(&mut effect, first);
+                }
                 return Some(Task::Perform(effect));
             }
             self.settle(now);
@@ -235,32 +300,44 @@ impl Ownership {
                 Event::Saved
             }
             Saving::Failed => Event::SaveFailed,
-            // It was never in, or has been pruned: either way there is nothing to write to.
-            Saving::Conflict { found: None } => Event::Saved,
-            Saving::Conflict { found: Some(found) } if found == wanted => {
+            Saving::Overtaken { row } if (row.state, row.epoch) == wanted => {
                 self.row = wanted;
                 Event::Saved
             }
-            // Another server has decided that it ends; it does.
-            Saving::Conflict { found: Some(found) } if rank(found.0) > rank(wanted.0) => {
-                self.row = found;
-                Event::Kill {
-                    cause: DeathCause::Killed,
-                }
-            }
-            // An earlier write was given up on and came through after all.
-            Saving::Conflict { found: Some(found) } => {
-                self.row = found;
-                Event::SaveFailed
-            }
+            Saving::Overtaken { row } => return self.overtaken(now, &row),
+            // It was never in, or has been pruned: either way there is nothing to write to.
+            Saving::Conflict { found: None } => Event::Saved,
+            Saving::Conflict { found: Some(found) } => self.found(now, &found),
         };
         self.feed(now, event);
     }
 
+    /// The row is not as it was left: what follows.
+    fn found(&mut self, now: UnixMillis, found: &Progress) -> Event {
+        let progress = self.machine.progress();
+        self.row = (found.state, found.epoch);
+        let later = found.epoch > progress.epoch;
+        self.machine.epoch = self.machine.epoch.max(found.epoch);
+        let both_dead = (found.state, progress.state) == (SandboxState::Dead, SandboxState::Dead);
+        if *found == progress || both_dead {
+            // An earlier attempt came through after all.
+            return Event::Saved;
+        }
+        if rank(found.state) > rank(progress.state) {
+            // It was decided before that it ends; it does.
+            return Event::Kill {
+                cause: DeathCause::Killed,
+            };
+        }
+        if later && self.machine.state() == SandboxState::Running {
+            // What the host was told is not the latest decision any more, so it is decided anew.
+            let deadline = self.machine.deadline;
+            self.feed(now, Event::SetDeadline { deadline });
+        }
+        Event::SaveFailed
+    }
+
     fn queue(&mut self, effects: Vec<Effect>) {
-        self.untaken |= effects
-            .iter()
-            .any(|effect| matches!(effect, Effect::HostDeadline { .. }));
         // What an outcome leads to is done before what was to come after it.
         for effect in effects.into_iter().rev() {
             self.effects.push_front(effect);

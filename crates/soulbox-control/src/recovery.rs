@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use soulbox_types::{Epoch, SandboxId};
+use soulbox_types::{Epoch, SandboxId, SandboxState};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::auth;
-use crate::catalog::Catalog;
 use crate::clock;
 use crate::control::{Control, default_team};
 use crate::error::RecoverError;
@@ -80,6 +79,13 @@ impl Control {
             .collect();
         for row in self.store().live_sandboxes(None).await? {
             let on_host = listed.remove(&row.sandbox_id);
+            if self.store().shared()
+                && (on_host.is_none() || row.progress.state != SandboxState::Running)
+            {
+                // It may be in another server's hands: what is left over shows with time.
+                self.note(row).await;
+                continue;
+            }
             let differs = on_host
                 .as_ref()
                 .filter(|host| host.egress != row.network.egress())
@@ -105,7 +111,12 @@ impl Control {
 
     /// Keeps house and samples what sandboxes use, until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
-        tokio::join!(self.keep_house(&shutdown), self.measure(&shutdown));
+        tokio::join!(
+            self.keep_house(&shutdown),
+            self.measure(&shutdown),
+            self.collect_logs(&shutdown),
+            self.follow(&shutdown)
+        );
     }
 
     /// Compares with the hosts' lists, writes counters, prunes, lets the store tidy up.
@@ -161,12 +172,7 @@ impl Control {
                 self.register(&team, template).await?;
             }
         }
-        let rows = self.store().catalog().await?;
-        *self
-            .shared
-            .catalog
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(Catalog::new(rows));
+        self.reload_catalog().await?;
         Ok(true)
     }
 
@@ -267,6 +273,10 @@ impl Control {
                 return;
             }
         };
+        if let Err(failure) = self.catch_up_with_all(None).await {
+            warn!(error = %crate::chain(&failure), "failed to read the rows of other servers");
+            return;
+        }
         for handle in self.registry().all() {
             let progress = *handle.progress.borrow();
             let known = listed

@@ -1,6 +1,7 @@
 //! The sandboxes that have an owner in this process, by ID.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use soulbox_types::{SandboxId, SandboxState};
@@ -37,8 +38,15 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn insert(&self, handle: Handle) {
-        self.write().insert(handle.row.sandbox_id.clone(), handle);
+    /// Enters an owner unless the sandbox has one; says whether it was entered.
+    pub(crate) fn insert(&self, handle: Handle) -> bool {
+        match self.write().entry(handle.row.sandbox_id.clone()) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert(handle);
+                true
+            }
+        }
     }
 
     pub(crate) fn remove(&self, id: &SandboxId) {

@@ -149,7 +149,7 @@ pub(crate) async fn detail(
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
 ) -> Result<Json<rest::SandboxDetail>, ApiError> {
-    let view = app.control.sandbox(&team, &id)?;
+    let view = app.control.sandbox(&team, &id).await?;
     Ok(Json(translate::detail(&view, app.domain.as_ref())))
 }
 
