@@ -3,6 +3,7 @@
 mod admin;
 mod described;
 mod keys;
+mod logs;
 mod metrics;
 mod nodes;
 mod sandboxes;
@@ -36,6 +37,8 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(sandboxes::set_timeout))
         .routes(routes!(sandboxes::refresh))
         .routes(routes!(sandboxes::set_network))
+        .routes(routes!(logs::v1))
+        .routes(routes!(logs::v2))
         .routes(routes!(metrics::of_sandboxes))
         .routes(routes!(metrics::of_sandbox))
         .routes(routes!(metrics::of_team))
@@ -91,8 +94,6 @@ const DELETE: HttpMethod = HttpMethod::Delete;
 
 /// Routes that E2B has and this server does not have yet.
 const NOT_YET: &[(HttpMethod, &str, Scheme)] = &[
-    (GET, "/sandboxes/{sandbox_id}/logs", Scheme::Customer),
-    (GET, "/v2/sandboxes/{sandbox_id}/logs", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/pause", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/resume", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/fork", Scheme::Customer),

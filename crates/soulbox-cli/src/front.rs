@@ -5,6 +5,7 @@
 //! when the RPC ends (the agent starts the next one), or in good order on SIGTERM; sandboxes run on in either case.
 
 mod confine;
+mod daemon_log;
 mod hosts;
 mod locate;
 mod seccomp;

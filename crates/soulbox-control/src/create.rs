@@ -93,6 +93,11 @@ impl Control {
         let answer_within = within + settings.command_within * 2;
         match tokio::time::timeout(answer_within, created).await {
             Ok(Ok(Ok(progress))) => {
+                let fields = [
+                    ("template_id", row.template_id.to_string()),
+                    ("timeout_s", spec.timeout.as_secs().to_string()),
+                ];
+                self.log(&row.sandbox_id, "sandbox started", fields);
                 self.count_spawn(&row, progress.started_at.unwrap_or(now));
                 Ok(self.view(row, progress))
             }

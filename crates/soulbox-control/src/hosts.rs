@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::logs::HostLogLine;
 use async_trait::async_trait;
 use soulbox_types::{BuildId, Egress, Epoch, Limits, SandboxId, TemplateId, UnixMillis};
 
@@ -221,6 +222,19 @@ pub trait Hosts: Send + Sync + 'static {
         Err(HostFailure::Failed(
             "this host does not describe itself".to_owned(),
         ))
+    }
+
+    /// What the daemon in a sandbox has logged after the line of that number. It is a guest that speaks: the answer is bounded and not to be believed.
+    ///
+    /// # Errors
+    /// The daemon or the host did not answer, or not in the right form.
+    async fn logs(
+        &self,
+        _sandbox_id: &SandboxId,
+        _access_token: Option<&str>,
+        _after: u64,
+    ) -> Result<Vec<HostLogLine>, HostFailure> {
+        Err(HostFailure::Failed("this host tells no logs".to_owned()))
     }
 
     /// Lets the host take new sandboxes, or keeps it from it; what runs goes on. Holds until its agent ends.

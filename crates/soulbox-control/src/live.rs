@@ -1,6 +1,7 @@
 //! [`LiveSandbox`]: what the ingress needs to know about a sandbox that can be reached now.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use soulbox_types::{Inbound, SandboxId, SandboxState, TeamId};
 use tokio::sync::watch;
@@ -28,4 +29,6 @@ pub struct LiveSandbox {
     pub access_token: Option<String>,
     /// Cancelled the moment its end is decided, before the host is asked: streams into it are then reset.
     pub gone: CancellationToken,
+    /// To be set by whoever carries a request to envd: its log is then read soon.
+    pub used: Arc<AtomicBool>,
 }

@@ -15,9 +15,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use soulbox_api::App;
 use soulbox_control::{
-    Control, ControlSettings, Credentials, HostCreate, HostDisk, HostFailure, HostNode,
-    HostSandbox, HostTemplate, HostUsage, Hosts, KeyKind, KeyRow, NodeStatus, Started, Store,
-    TeamRow,
+    Control, ControlSettings, Credentials, HostCreate, HostDisk, HostFailure, HostLogLine,
+    HostNode, HostSandbox, HostTemplate, HostUsage, Hosts, KeyKind, KeyRow, NodeStatus, Started,
+    Store, TeamRow,
 };
 use soulbox_store::SqliteStore;
 use soulbox_types::{
@@ -46,6 +46,8 @@ pub(crate) struct HostState {
     pub(crate) fail_kills: Vec<HostFailure>,
     pub(crate) fail_deadlines: Vec<HostFailure>,
     pub(crate) fail_egress: Vec<HostFailure>,
+    /// Of every daemon.
+    pub(crate) logs: Vec<HostLogLine>,
     pub(crate) slow_create: Duration,
     pub(crate) status: Option<NodeStatus>,
     pub(crate) slow_kill: Duration,
@@ -147,6 +149,20 @@ impl Hosts for FakeHosts {
 
     async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure> {
         Ok(self.state().templates.clone())
+    }
+
+    async fn logs(
+        &self,
+        id: &SandboxId,
+        _: Option<&str>,
+        after: u64,
+    ) -> Result<Vec<HostLogLine>, HostFailure> {
+        let state = self.state();
+        if !state.live.contains_key(id) {
+            return Err(HostFailure::NotFound);
+        }
+        let lines = state.logs.iter().filter(|it| it.number > after);
+        Ok(lines.cloned().collect())
     }
 
     async fn node(&self) -> Result<HostNode, HostFailure> {

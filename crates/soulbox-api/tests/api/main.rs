@@ -8,6 +8,7 @@ mod fixture;
 mod keys;
 mod life;
 mod list;
+mod logs;
 mod network;
 mod nodes;
 mod recovery;

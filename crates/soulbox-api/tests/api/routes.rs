@@ -39,8 +39,6 @@ async fn routes_to_come_answer_501_after_the_credential() {
         ("POST", "/sandboxes/i1/resume", customer),
         ("POST", "/sandboxes/i1/fork", customer),
         ("POST", "/sandboxes/i1/snapshots", customer),
-        ("GET", "/sandboxes/i1/logs", customer),
-        ("GET", "/v2/sandboxes/i1/logs", customer),
         ("GET", "/snapshots", customer),
         ("POST", "/v3/templates", customer),
         ("POST", "/v2/templates", customer),

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode};
 use soulbox_control::{
-    HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostTemplate, HostUsage, Hosts,
-    NodeStatus, Started,
+    HostCreate, HostDisk, HostFailure, HostLogLine, HostNode, HostSandbox, HostTemplate, HostUsage,
+    Hosts, NodeStatus, Started,
 };
 use soulbox_envd_proto::{ENVD_PORT, INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, sign_init};
 use soulbox_ingress::{Ingress, Upstream};
@@ -17,6 +17,7 @@ use soulbox_types::{Egress, Epoch, Limits, MiB, MilliCpu, SandboxId, UnixMillis}
 use soulbox_wire::host::{self, HostErrorKind, Reply, Request as HostRequest};
 use tokio::net::TcpStream;
 
+use super::daemon_log;
 use crate::rpc::{Client, RpcError};
 
 /// How long envd may take to answer `/init`.
@@ -158,6 +159,25 @@ impl Hosts for RpcHosts {
             (Reply::Templates(templates), _) => templates.into_iter().map(template).collect(),
             _ => Err(unexpected()),
         }
+    }
+
+    async fn logs(
+        &self,
+        sandbox_id: &SandboxId,
+        access_token: Option<&str>,
+        after: u64,
+    ) -> Result<Vec<HostLogLine>, HostFailure> {
+        let request = HostRequest::Dial {
+            sandbox_id: sandbox_id.to_string(),
+            port: ENVD_PORT,
+        };
+        let (Reply::Dialled, descriptors) = self.request(request).await? else {
+            return Err(unexpected());
+        };
+        let socket = connected(descriptors).map_err(HostFailure::Failed)?;
+        daemon_log::read(socket, access_token, after)
+            .await
+            .map_err(HostFailure::Failed)
     }
 
     async fn node(&self) -> Result<HostNode, HostFailure> {

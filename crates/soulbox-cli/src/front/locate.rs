@@ -1,6 +1,7 @@
 //! [`Located`]: the ingress's `Locate` on one machine: control knows the sandboxes, the host agent dials.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -49,6 +50,17 @@ impl Locate for Located {
             traffic_token,
             inbound: live.inbound.clone(),
         })
+    }
+
+    async fn find(&self, sandbox_id: &SandboxId) -> Option<Live> {
+        self.control.find_live(sandbox_id).await?;
+        self.live(sandbox_id)
+    }
+
+    fn used(&self, sandbox_id: &SandboxId) {
+        if let Some(live) = self.control.live(sandbox_id) {
+            live.used.store(true, Ordering::Relaxed);
+        }
     }
 
     fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId> {
