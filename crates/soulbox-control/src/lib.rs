@@ -19,8 +19,8 @@ mod list;
 mod live;
 mod logs;
 mod metrics;
-mod nodes;
 mod network;
+mod nodes;
 mod owner;
 pub mod ownership;
 mod random;
@@ -47,14 +47,16 @@ pub use list::{Cursor, ListQuery, Order, Page, page, parse_sandbox_id};
 pub use live::{LiveSandbox, Traffic};
 pub use logs::{HostLogLine, LogDirection, LogLevel, LogLine, LogQuery};
 pub use metrics::{Point, SandboxSample, TeamSample, TimeRange};
-pub use nodes::NodeView;
 pub use network::{Network, NetworkError};
+pub use nodes::NodeView;
 pub use random::RandomError;
 pub use recovery::Recovered;
 pub use settings::{ControlSettings, Credentials};
 pub use spec::{LimitOverrides, ReferenceError, SandboxSpec, TemplateReference};
 pub use store::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, Change, Changes, IdempotencyClaim, KeyKind, KeyRow, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, Change, Changes, IdempotencyClaim,
+    KeyKind, KeyRow, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
+    TemplateRow,
 };
 
 /// An error with its sources, for one field of a log line.
