@@ -85,6 +85,8 @@ pub enum Event {
 pub enum Answer {
     Done,
     StaleEpoch,
+    /// It is being made or is ending, so there is nothing to change; it is not over.
+    NotLive,
     NotFound,
 }
 
@@ -225,7 +227,11 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             vec![Effect::StillThere, Effect::Signal]
         }
 
-        // Too early, or too late.
+        // Not over: whoever heard that it is unknown would take it for ended.
+        (
+            Phase::Starting { .. } | Phase::Ending { .. },
+            Event::SetDeadline { .. } | Event::SetEgress { .. },
+        ) => vec![Effect::Answer(Answer::NotLive)],
         (_, Event::Kill { .. } | Event::SetDeadline { .. } | Event::SetEgress { .. }) => {
             vec![Effect::Answer(Answer::NotFound)]
         }

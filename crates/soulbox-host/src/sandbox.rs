@@ -257,6 +257,10 @@ pub(crate) fn answer_as_result(
                 known.0
             ),
         ),
+        Answer::NotLive => (
+            HostErrorKind::Failed,
+            format!("sandbox {sandbox_id} is being started or is ending"),
+        ),
         Answer::NotFound => (
             HostErrorKind::NotFound,
             format!("sandbox {sandbox_id} does not run on this host"),

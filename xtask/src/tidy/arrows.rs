@@ -4,7 +4,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 /// Each crate of ours with those of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
@@ -65,6 +65,11 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "soulbox-types",
             "soulbox-wire",
         ],
+    ),
+    // For tests only: nothing depends on it but by a dev-dependency.
+    (
+        "soulbox-testkit",
+        &["soulbox-control", "soulbox-host", "soulbox-types"],
     ),
     ("xtask", &[]),
 ];

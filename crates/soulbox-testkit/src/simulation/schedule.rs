@@ -1,0 +1,312 @@
+//! What happens from outside: requests of clients, exits of programs, failures.
+
+use crate::random::Random;
+
+/// Requests and exits come before this moment, failures too.
+const BUSY_MILLIS: u64 = 40_000;
+
+/// One thing that a client or a guest does, with its time. Sandboxes are counted from zero in the order of their creates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    Create {
+        at: u64,
+        timeout: u64,
+        /// After how long the client stops waiting for the answer, if it is that impatient.
+        leaves_after: Option<u64>,
+        /// The request has an idempotency key, so the sandbox is kept for a client that asks again.
+        kept: bool,
+    },
+    Set {
+        at: u64,
+        sandbox: usize,
+        timeout: u64,
+    },
+    Extend {
+        at: u64,
+        sandbox: usize,
+        timeout: u64,
+    },
+    Kill {
+        at: u64,
+        sandbox: usize,
+        /// By an administrator who ends all of a team, so also what nobody has heard of yet.
+        any: bool,
+    },
+    /// All its processes end by themselves.
+    Exit { at: u64, sandbox: usize },
+}
+
+impl Op {
+    pub(super) fn at(&self) -> u64 {
+        match *self {
+            Self::Create { at, .. }
+            | Self::Set { at, .. }
+            | Self::Extend { at, .. }
+            | Self::Kill { at, .. }
+            | Self::Exit { at, .. } => at,
+        }
+    }
+}
+
+/// One failure. Windows are `from..until`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The front is killed before it performs its `n`th effect.
+    FrontDiesAtEffect {
+        n: u64,
+    },
+    FrontDies {
+        at: u64,
+    },
+    /// The agent is killed before it performs its `n`th effect. On one machine its front ends with it.
+    AgentDiesAtEffect {
+        n: u64,
+        front_too: bool,
+    },
+    AgentDies {
+        at: u64,
+        front_too: bool,
+    },
+    /// The `n`th message between the two does not arrive, arrives twice, or late.
+    Lost {
+        n: u64,
+    },
+    Twice {
+        n: u64,
+        again_after: u64,
+    },
+    Late {
+        n: u64,
+        by: u64,
+    },
+    /// No message arrives.
+    CutOff {
+        from: u64,
+        until: u64,
+    },
+    /// The store refuses.
+    StoreFails {
+        from: u64,
+        until: u64,
+    },
+    /// What the store is asked for it does later.
+    StoreSlow {
+        from: u64,
+        until: u64,
+        by: u64,
+    },
+    /// The agent cannot write records.
+    DiskFull {
+        from: u64,
+        until: u64,
+    },
+    StartFails {
+        from: u64,
+        until: u64,
+    },
+    StartSlow {
+        from: u64,
+        until: u64,
+        by: u64,
+    },
+    /// envd does not accept its initialisation.
+    InitFails {
+        from: u64,
+        until: u64,
+    },
+    /// Processes that are killed end late.
+    EndSlow {
+        from: u64,
+        until: u64,
+        by: u64,
+    },
+}
+
+/// A whole run; the seed decides what is left to chance in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule {
+    pub seed: u64,
+    /// Sandboxes that may live at once.
+    pub limit: u32,
+    pub ops: Vec<Op>,
+    pub faults: Vec<Fault>,
+}
+
+impl Schedule {
+    /// The schedule of a seed.
+    #[must_use]
+    pub fn random(seed: u64) -> Self {
+        let random = &mut Random::new(seed);
+        let limit = u32::try_from(random.between(1, 4)).unwrap_or(1);
+        let sandboxes = usize::try_from(random.between(1, 6)).unwrap_or(1);
+        let mut ops = Vec::new();
+        for sandbox in 0..sandboxes {
+            sandbox_ops(random, sandbox, &mut ops);
+        }
+        if random.once_in(200) {
+            return Self::unanswered(seed, random);
+        }
+        let most = if random.once_in(4) { 16 } else { 6 };
+        let faults = (0..random.below(most)).map(|_| fault(random)).collect();
+        Self {
+            seed,
+            limit,
+            ops,
+            faults,
+        }
+    }
+
+    /// A create that is never answered and a kill meanwhile, on a slow store: too rare to be left to chance.
+    fn unanswered(seed: u64, random: &mut Random) -> Self {
+        let create = Op::Create {
+            at: 0,
+            timeout: 60_000,
+            leaves_after: None,
+            kept: false,
+        };
+        let kill = Op::Kill {
+            at: random.between(15_000, 40_000),
+            sandbox: 0,
+            any: true,
+        };
+        let by = random.between(6_000, 15_000);
+        let slow = Fault::StoreSlow {
+            from: 0,
+            until: BUSY_MILLIS,
+            by,
+        };
+        Self {
+            seed,
+            limit: 1,
+            ops: vec![create, kill],
+            faults: vec![slow, Fault::Lost { n: 0 }],
+        }
+    }
+
+    /// The same without the `part`th of its operations and faults. What is counted by sandbox stays with its sandbox.
+    #[must_use]
+    pub fn without(&self, part: usize) -> Self {
+        let mut shorter = self.clone();
+        if part < shorter.ops.len() {
+            // A create that goes would change the numbers of the others, so it comes after all is over and is refused nothing.
+            match &mut shorter.ops[part] {
+                Op::Create { .. } => {
+                    let number = self.ops[..part]
+                        .iter()
+                        .filter(|op| matches!(op, Op::Create { .. }))
+                        .count();
+                    shorter.ops = self
+                        .ops
+                        .iter()
+                        .enumerate()
+                        .filter(|(index, _)| *index != part)
+                        .filter_map(|(_, op)| renumber(*op, number))
+                        .collect();
+                }
+                _ => {
+                    shorter.ops.remove(part);
+                }
+            }
+        } else {
+            shorter.faults.remove(part - shorter.ops.len());
+        }
+        shorter
+    }
+}
+
+/// An operation as it is when the sandbox `gone` is never created.
+fn renumber(mut op: Op, gone: usize) -> Option<Op> {
+    if let Op::Set { sandbox, .. }
+    | Op::Extend { sandbox, .. }
+    | Op::Kill { sandbox, .. }
+    | Op::Exit { sandbox, .. } = &mut op
+    {
+        if *sandbox == gone {
+            return None;
+        }
+        if *sandbox > gone {
+            *sandbox -= 1;
+        }
+    }
+    Some(op)
+}
+
+fn sandbox_ops(random: &mut Random, sandbox: usize, ops: &mut Vec<Op>) {
+    let created = random.skewed(BUSY_MILLIS / 2);
+    let lives = 1 + random.below(40_000);
+    ops.push(Op::Create {
+        at: created,
+        timeout: lives,
+        leaves_after: random.once_in(10).then(|| random.skewed(20_000)),
+        kept: random.once_in(8),
+    });
+    for _ in 0..random.below(5) {
+        let at = if random.once_in(10) {
+            // As it expires.
+            created + lives + random.below(12)
+        } else {
+            created + random.skewed(BUSY_MILLIS - created)
+        };
+        let timeout = random.skewed(60_000);
+        ops.push(match random.below(8) {
+            0..=2 => Op::Set {
+                at,
+                sandbox,
+                timeout,
+            },
+            3 | 4 => Op::Extend {
+                at,
+                sandbox,
+                timeout,
+            },
+            5 | 6 => Op::Kill {
+                at,
+                sandbox,
+                any: random.once_in(3),
+            },
+            _ => Op::Exit { at, sandbox },
+        });
+    }
+}
+
+fn fault(random: &mut Random) -> Fault {
+    let from = random.skewed(BUSY_MILLIS);
+    let until = from + random.skewed(BUSY_MILLIS - from) + 1;
+    let at = from;
+    let by = 1 + random.skewed(45_000);
+    let front_too = !random.once_in(3);
+    match random.below(20) {
+        0 | 1 => Fault::FrontDiesAtEffect {
+            n: random.below(40),
+        },
+        2 => Fault::FrontDies { at },
+        3 | 4 => Fault::AgentDiesAtEffect {
+            n: random.below(30),
+            front_too,
+        },
+        5 => Fault::AgentDies { at, front_too },
+        6 | 7 => Fault::Lost {
+            n: random.below(50),
+        },
+        8 => Fault::Twice {
+            n: random.below(50),
+            again_after: by,
+        },
+        9 | 10 => Fault::Late {
+            n: random.below(50),
+            by,
+        },
+        11 => Fault::CutOff { from, until },
+        12 | 13 => Fault::StoreFails { from, until },
+        14 => Fault::StoreSlow { from, until, by },
+        15 => Fault::DiskFull { from, until },
+        16 => Fault::StartFails { from, until },
+        17 => Fault::StartSlow { from, until, by },
+        18 => Fault::InitFails { from, until },
+        _ => Fault::EndSlow {
+            from,
+            until,
+            by: 1 + random.skewed(25_000),
+        },
+    }
+}
