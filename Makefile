@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup packages sdks clients criu guests release template demo check lint unit test server-under-test e2e security compat bench soak clean
+.PHONY: help setup packages sdks clients criu guests release template demo check lint unit test server-under-test e2e security compat bench soak fuzz clean
 
 export SOULBOX_DATA_DIR ?= ./.data
 # The data dir of tests; its base template is built once and found again by its recipe's digest.
@@ -22,6 +22,7 @@ help:
 	@echo 'make test    check, then faults and the official packages against a real server'
 	@echo 'make bench   the table of figures (release build)'
 	@echo 'make soak    create and kill for SOAK_SECONDS (60), 1,000 sandboxes, 30 crashes, 500 at once, and look for leftovers'
+	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make clean   end all sandboxes of $(SOULBOX_DATA_DIR) and $(TEST_DATA), delete both'
 
 setup: packages sdks release template
@@ -90,8 +91,13 @@ bench: setup
 
 soak: setup
 	@bench/soak.sh
+	SOULBOX_SOAK=10 cargo test $(CI) --package soulbox-envd --test black_box load -- --test-threads 1 --nocapture
 	SOULBOX_BINARY=target/release/soulbox SOULBOX_LEAK_CYCLES=1000 SOULBOX_CRASH_ROUNDS=30 SOULBOX_MANY=500 \
 		.cache/venv-latest/bin/pytest -q -s tests/e2e/test_leaks.py tests/e2e/test_crashes.py tests/e2e/test_many.py
+
+# Stored inputs are replayed by the unit tests; this looks for new ones. Needs a C++ compiler.
+fuzz:
+	@scripts/fuzz.sh
 
 clean:
 	@for data in $(SOULBOX_DATA_DIR) $(TEST_DATA); do \

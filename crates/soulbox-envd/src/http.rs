@@ -5,6 +5,8 @@ mod compose;
 mod download;
 mod encoding;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod headers;
 mod init;

@@ -18,6 +18,9 @@ use soulbox_envd_proto::ENVD_VERSION;
 const FILE_THREADS: usize = 8;
 const FILE_THREAD_STACK: usize = 256 << 10;
 
+/// Freed memory that may stay while clients are connected: two or three pieces of each output are under way at a time.
+const KEPT: u32 = 1 << 20;
+
 #[derive(Debug, thiserror::Error)]
 enum StartupError {
     #[error("cannot close this process to inspection")]
@@ -67,6 +70,8 @@ fn fail(error: &dyn std::error::Error) -> ExitCode {
 }
 
 fn run(serve: Serve) -> Result<std::convert::Infallible, StartupError> {
+    // A refusal costs speed and nothing else.
+    _ = soulbox_sys::allocator::keep_at_most(KEPT);
     // Files and directories that programs make are to be readable, whatever the parent had.
     rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
     let init_secret = serve.init_secret_fd.map(read_secret).transpose()?;

@@ -15,6 +15,7 @@ use flate2::write::GzEncoder;
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use soulbox_envd_proto::FileOperation;
+use tokio::task::JoinHandle;
 
 use super::answer::HttpError;
 use super::encoding::{self, Coding};
@@ -25,8 +26,10 @@ use crate::settings::Settings;
 
 /// Reads of at most this happen on the event loop; a thread would cost more than it saves.
 const INLINE: u64 = 64 << 10;
-/// One read beside the event loop. Below 128 KiB, see `server.rs`.
-const CHUNK: usize = 96 << 10;
+/// One piece of an answer. Below 128 KiB, see `server.rs`.
+const CHUNK: usize = 64 << 10;
+/// Read at once beside the event loop.
+const BATCH: u64 = 256 << 10;
 /// What the media type is guessed from.
 const SAMPLE: usize = 512;
 const O_NONBLOCK: i32 = 0o4000;
@@ -199,26 +202,78 @@ fn range_applies(modified: Option<SystemTime>, headers: &HeaderMap) -> bool {
 
 /// `length` bytes from where the file stands. A file that shrinks meanwhile breaks the answer off.
 fn exactly(file: File, length: u64) -> Body {
+    let first = Ahead::begin(file, length);
     Body::from_stream(stream::try_unfold(
-        (file, length),
-        |(file, left)| async move {
-            if left == 0 {
-                return Ok(None);
+        (first, Vec::new()),
+        |(mut ahead, mut ready)| async move {
+            while ready.is_empty() {
+                let Some((chunks, next)) = ahead.next().await? else {
+                    return Ok(None);
+                };
+                (ready, ahead) = (chunks, next);
             }
-            let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-            let (file, chunk) = if left <= INLINE {
-                read(file, wanted)
-            } else {
-                beside(move || read(file, wanted)).await?
-            };
-            let chunk = chunk?;
-            if chunk.is_empty() {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            }
-            let left = left - chunk.len() as u64;
-            Ok::<_, io::Error>(Some((chunk, (file, left))))
+            // Last first, so that taking one moves none.
+            let chunk = ready.pop().unwrap_or_default();
+            Ok::<_, io::Error>(Some((chunk, (ahead, ready))))
         },
     ))
+}
+
+/// Reads one batch ahead of the client: the disk and the network work at the same time.
+enum Ahead {
+    Done,
+    Short(File, u64),
+    Reading(JoinHandle<(File, io::Result<Vec<Bytes>>)>, u64),
+}
+
+impl Ahead {
+    fn begin(file: File, left: u64) -> Self {
+        match left {
+            0 => Self::Done,
+            ..=INLINE => Self::Short(file, left),
+            _ => {
+                let wanted = left.min(BATCH);
+                let reading = tokio::task::spawn_blocking(move || read_batch(file, wanted));
+                Self::Reading(reading, left - wanted)
+            }
+        }
+    }
+
+    /// A batch, last chunk first, and what comes after it.
+    async fn next(self) -> io::Result<Option<(Vec<Bytes>, Self)>> {
+        let (file, chunks, left) = match self {
+            Self::Done => return Ok(None),
+            Self::Short(file, left) => {
+                let (file, chunks) = read_batch(file, left);
+                (file, chunks, 0)
+            }
+            Self::Reading(reading, left) => {
+                let (file, chunks) = reading.await.map_err(io::Error::other)?;
+                (file, chunks, left)
+            }
+        };
+        Ok(Some((chunks?, Self::begin(file, left))))
+    }
+}
+
+fn read_batch(mut file: File, mut wanted: u64) -> (File, io::Result<Vec<Bytes>>) {
+    let mut chunks = Vec::new();
+    while wanted > 0 {
+        let (returned, chunk) = read(file, usize::try_from(wanted).unwrap_or(CHUNK).min(CHUNK));
+        file = returned;
+        match chunk {
+            Ok(chunk) if chunk.is_empty() => {
+                return (file, Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            Ok(chunk) => {
+                wanted -= chunk.len() as u64;
+                chunks.push(chunk);
+            }
+            Err(error) => return (file, Err(error)),
+        }
+    }
+    chunks.reverse();
+    (file, Ok(chunks))
 }
 
 fn to_the_end(file: File) -> Body {

@@ -27,6 +27,8 @@ use super::files;
 use crate::cause::chain;
 use crate::process::{Followed, Processes, Selector, StartError, Surroundings};
 use crate::settings::Settings;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use session::understands;
 use session::{Program, converse};
 
 /// The subprotocol that we speak; a browser that offers any has to be given one.

@@ -17,6 +17,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use soulbox_envd_proto::FileOperation;
+use tokio::task::JoinHandle;
 
 use super::answer::{HttpError, json};
 use super::files::{self, FilesQuery, io_status};
@@ -29,8 +30,8 @@ use crate::users::User;
 
 /// Writes of at most this happen on the event loop; larger ones beside it, so that a slow disk holds nobody else.
 const INLINE: usize = 64 << 10;
-/// Chunks are collected up to this before they are written. Below 128 KiB, see `server.rs`.
-const BATCH: usize = 96 << 10;
+/// Chunks are collected up to this before they are written, while the batch before them is.
+const BATCH: usize = 256 << 10;
 /// Compressed input is expanded in pieces of this, so that a bomb does not fill the memory.
 const GZIP_PIECE: usize = 4 << 10;
 const O_NONBLOCK: i32 = 0o4000;
@@ -151,16 +152,22 @@ struct Upload {
     written: u64,
 }
 
+/// At most one batch is being written, beside the event loop.
+enum Writer {
+    Idle(Upload),
+    Busy(JoinHandle<Result<Upload, HttpError>>),
+}
+
 async fn write_file(
     path: String,
     user: &User,
     metadata: &Metadata,
     chunks: impl Stream<Item = Result<Bytes, HttpError>>,
 ) -> Result<WrittenFile, HttpError> {
-    let mut upload = Upload {
+    let mut writer = Writer::Idle(Upload {
         file: open(&path, user)?,
         written: 0,
-    };
+    });
     let mut chunks = std::pin::pin!(chunks);
     let mut batch = Vec::new();
     let mut batched = 0;
@@ -169,12 +176,12 @@ async fn write_file(
         batched += chunk.len();
         batch.push(chunk);
         if batched >= BATCH {
-            upload = upload
+            writer = writer
                 .write(std::mem::take(&mut batch), std::mem::take(&mut batched))
                 .await?;
         }
     }
-    let upload = upload.write(batch, batched).await?;
+    let upload = writer.write(batch, batched).await?.idle().await?;
     metadata::replace(upload.file.as_fd(), metadata).map_err(|error| {
         HttpError::new(
             io_status(&error),
@@ -189,31 +196,46 @@ async fn write_file(
     })
 }
 
-impl Upload {
-    async fn write(mut self, batch: Vec<Bytes>, length: usize) -> Result<Self, HttpError> {
-        let attempted = self.written + length as u64;
-        let write = move || {
-            for chunk in batch {
-                self.file.write_all(&chunk)?;
-            }
-            self.written = attempted;
-            Ok(self)
-        };
-        let result = if length <= INLINE {
-            write()
-        } else {
-            tokio::task::spawn_blocking(write)
+impl Writer {
+    /// Waits for the batch before, and begins this one. What arrives meanwhile is the next.
+    async fn write(self, batch: Vec<Bytes>, length: usize) -> Result<Self, HttpError> {
+        let upload = self.idle().await?;
+        if length <= INLINE {
+            return upload.write(&batch, length).map(Self::Idle);
+        }
+        Ok(Self::Busy(tokio::task::spawn_blocking(move || {
+            upload.write(&batch, length)
+        })))
+    }
+
+    async fn idle(self) -> Result<Upload, HttpError> {
+        match self {
+            Self::Idle(upload) => Ok(upload),
+            Self::Busy(writing) => writing
                 .await
-                .map_err(io::Error::other)
-                .flatten()
-        };
-        result.map_err(|error: io::Error| match io_status(&error) {
-            StatusCode::INSUFFICIENT_STORAGE => HttpError::new(
-                StatusCode::INSUFFICIENT_STORAGE,
-                format!("not enough disk space: attempted to write {attempted} bytes"),
-            ),
-            status => HttpError::new(status, format!("error writing file: {error}")),
-        })
+                .map_err(|error| HttpError::internal(format!("error writing file: {error}")))
+                .flatten(),
+        }
+    }
+}
+
+impl Upload {
+    fn write(mut self, batch: &[Bytes], length: usize) -> Result<Self, HttpError> {
+        self.written += length as u64;
+        let attempted = self.written;
+        let written = batch
+            .iter()
+            .try_for_each(|chunk| self.file.write_all(chunk));
+        match written {
+            Ok(()) => Ok(self),
+            Err(error) => Err(match io_status(&error) {
+                StatusCode::INSUFFICIENT_STORAGE => HttpError::new(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    format!("not enough disk space: attempted to write {attempted} bytes"),
+                ),
+                status => HttpError::new(status, format!("error writing file: {error}")),
+            }),
+        }
     }
 }
 

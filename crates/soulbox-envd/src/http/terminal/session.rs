@@ -214,6 +214,12 @@ fn control(process: &Process, text: &str) -> Result<(), String> {
         .map_err(|error| chain(&error))
 }
 
+/// Whether the bytes are a text message of a client.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::http) fn understands(data: &[u8]) -> bool {
+    serde_json::from_slice::<Control>(data).is_ok()
+}
+
 async fn tell_end(sink: &mut Sink, end: &EndEvent) {
     let exit = notice(&Notice::Exit {
         exit_code: end.exit_code,
