@@ -5,7 +5,8 @@
 #   scripts/setup.sh sdks       the official clients that examples and tests use, in .cache
 #   scripts/setup.sh clients    Chromium, and the runtimes and tools of tests/compat/{runtimes,browser}, in .cache
 #   scripts/setup.sh criu       CRIU, with which a test dumps and restores a sandbox, in .cache
-#   scripts/setup.sh bench      runc, the peer of the figures
+#   scripts/setup.sh vm         qemu and a machine for it, in .cache
+#   scripts/setup.sh bench      runc, the peer of the figures, and wrk, their load
 #
 # Each part does nothing when its result is already there. Packages come by apt, pip and npm as this machine
 # has them set up.
@@ -35,7 +36,7 @@ packages() {
     command -v npm > /dev/null || fail "there is no npm" "install Node 20.18 or newer"
 }
 
-bench() { install_missing runc; }
+bench() { install_missing runc wrk; }
 
 install_missing() {
     need_root
@@ -96,6 +97,8 @@ sdks() {
     venv .cache/venv-245 e2b==2.45.1
     node_packages .cache/node-latest e2b@2.51.0
     node_packages .cache/node-245 e2b@2.45.0
+    node_packages .cache/node-cli @e2b/cli@2.19.0
+    venv .cache/venv-fuzz schemathesis==4.32.5
 }
 
 # The programs are in the packages themselves, so no script of a package has to run. As the lock says, and made anew when it changes.
@@ -104,7 +107,7 @@ clients() {
     local folder=.cache/clients lock=tests/compat/runtimes/package-lock.json
     cmp -s "$lock" "$folder/.made-of" && return
     [ "$(uname -m)" = x86_64 ] || fail "the runtimes are locked for x86_64, this is $(uname -m)" "run the other parts of tests/compat/run.sh"
-    say "installing Bun, Deno, Node 20 and 22 into $folder"
+    say "installing Bun, Deno, Node 20 and 22, xterm.js into $folder"
     rm -rf "$folder"
     mkdir -p "$folder"
     cp tests/compat/runtimes/package.json "$lock" "$folder/"
@@ -126,10 +129,23 @@ criu() {
     echo "$packages" > "$folder/.made-of"
 }
 
+# A root with a kernel of forky, for tests/vm: newer than Debian 12's, and booted with cgroup v2 only.
+vm() {
+    need_root
+    install_missing qemu-system-x86 mmdebstrap e2fsprogs
+    local packages=linux-image-cloud-amd64,initramfs-tools,btrfs-progs,nftables,iproute2,util-linux,mount,procps,kmod,udev folder=.cache/vm
+    [ "$(cat "$folder/.made-of" 2> /dev/null)" = "$packages" ] && return
+    say "making a machine in $folder"
+    mkdir -p .cache
+    rm -rf "$folder"
+    mmdebstrap --quiet --variant=apt --include="$packages" --aptopt='Acquire::Check-Valid-Until "false"' forky "$folder"
+    echo "$packages" > "$folder/.made-of"
+}
+
 [ $# -gt 0 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
 for part in "$@"; do
     case $part in
-    packages | sdks | clients | criu | bench) "$part" ;;
+    packages | sdks | clients | criu | vm | bench) "$part" ;;
     *) fail "there is no part $part" "packages, sdks, clients, criu or bench" ;;
     esac
 done
