@@ -26,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use fronts::{CONTROL, SOCKET, open_control};
 pub use lock::DataDirLock;
 
 use crate::commands::serve::Start;
@@ -126,6 +127,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
         access_token: credentials.access_token,
         admin_token: credentials.admin_token,
         token_seed: secrets.token_seed,
+        database_url: settings.database_url.as_ref().map(|url| url.as_str().to_owned()),
         max_sandbox_hours: settings.max_sandbox_hours,
         max_sandboxes: settings.max_sandboxes,
         max_requests: settings.max_requests,
@@ -136,6 +138,13 @@ async fn serve(start: Start) -> Result<(), Failure> {
         vec![listener],
         node::NodeAccount::new(&settings.data_dir)
             .map_err(|error| failure("read random bytes")(anyhow::anyhow!("{error}")))?,
+    ));
+    let others = fronts::Others::bind(&settings.data_dir)
+        .map_err(|error| failure("listen for other fronts")(error.into()))?;
+    let others = tokio::spawn(others.serve(
+        agent.host.clone(),
+        Arc::clone(&handler),
+        stop.clone(),
     ));
     let fronts = tokio::spawn(fronts::supervise(
         settings.clone(),
@@ -150,7 +159,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
     }
     info!("stopping");
     stop.cancel();
-    for task in [fronts, dns, refusals] {
+    for task in [fronts, others, dns, refusals] {
         if let Err(error) = task.await {
             warn!(%error, "a task of the agent failed");
         }

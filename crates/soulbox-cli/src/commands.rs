@@ -1,5 +1,6 @@
 //! One module per command: arguments in, work done by others, text out. stdout is data, stderr is talk.
 
+pub mod api;
 pub mod clean;
 pub mod doctor;
 pub mod env;

@@ -8,10 +8,11 @@ mod confine;
 mod daemon_log;
 mod hosts;
 mod locate;
+mod records;
 mod seccomp;
 
-use std::os::fd::RawFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,6 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
 use soulbox_ingress::{Ingress, Server};
-use soulbox_store::SqliteStore;
 use soulbox_sys::fdpass;
 use soulbox_types::{DeathCause, Epoch, UnixMillis};
 use soulbox_wire::host::{Event, FrontSettings, Hello, Reply, Request};
@@ -33,6 +33,7 @@ use tracing_subscriber::EnvFilter;
 use crate::rpc::Client;
 use hosts::RpcHosts;
 use locate::Located;
+use records::Records;
 
 /// How long requests under way may go on after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -51,6 +52,9 @@ pub struct Arguments {
     /// The user and group number to become
     #[arg(long)]
     uid: u32,
+    /// The records are in PostgreSQL, which is reached through the agent
+    #[arg(long)]
+    database: bool,
     /// Which log lines to write
     #[arg(long, default_value = "info")]
     log: String,
@@ -69,12 +73,42 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         .context("the host RPC's descriptor is not usable")?;
     let data = fdpass::take_inherited(arguments.data_fd)
         .context("the control directory's descriptor is not usable")?;
-    confine::confine(data, arguments.uid).context("the front could not be confined")?;
+    confined(
+        socket.into(),
+        data,
+        arguments.uid,
+        arguments.database,
+        None,
+    )
+}
+
+/// A front with a listener of its own, beside the agent's; it must have the records in PostgreSQL.
+///
+/// # Errors
+/// See [`main`].
+pub fn beside(
+    socket: StdUnixStream,
+    control: OwnedFd,
+    user: u32,
+    listener: std::net::TcpListener,
+) -> anyhow::Result<()> {
+    confined(socket, control, user, true, Some(listener))
+}
+
+fn confined(
+    socket: StdUnixStream,
+    data: OwnedFd,
+    user: u32,
+    database: bool,
+    listener: Option<std::net::TcpListener>,
+) -> anyhow::Result<()> {
+    let relay =
+        confine::confine(data, user, database).context("the front could not be confined")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("front")
         .build()?;
-    let outcome = runtime.block_on(run(StdUnixStream::from(socket), Path::new(confine::DATA)));
+    let outcome = runtime.block_on(run(socket, Path::new(confine::DATA), relay, listener));
     // Nothing of what is left may keep the process: the agent waits to start the next one.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -94,22 +128,33 @@ fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("logging could not be started: {error}"))
 }
 
-/// Serves over this RPC socket with the database in `data`, until the RPC ends or SIGTERM comes.
-///
-/// # Errors
-/// See [`main`].
-pub async fn run(socket: StdUnixStream, data: &Path) -> anyhow::Result<()> {
+/// Serves over this RPC socket, until it ends or SIGTERM comes. The records are in `data`, or beyond `relay` if the agent says so; the
+/// listeners are the agent's, unless this front has one of its own.
+async fn run(
+    socket: StdUnixStream,
+    data: &Path,
+    relay: Option<StdUnixListener>,
+    listener: Option<std::net::TcpListener>,
+) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
     socket.set_nonblocking(true)?;
     let (client, events) = Client::start(UnixStream::from_std(socket)?);
-    let (settings, listeners) = hello(&client)
+    let (settings, mut listeners) = hello(&client)
         .await
         .context("the host agent did not introduce itself")?;
+    if let Some(own) = listener {
+        ensure!(
+            settings.database_url.is_some(),
+            "a second front needs records that can be shared: the server must run with SOULBOX_DATABASE_URL"
+        );
+        own.set_nonblocking(true)?;
+        listeners = vec![TcpListener::from_std(own)?];
+    }
 
-    let store = SqliteStore::open(&data.join("control.db")).await?;
+    let (store, _relaying) = Records::open(&settings, data, relay, &client).await?;
     let hosts = Arc::new(RpcHosts::new(client.clone()));
     let control = Control::new(
-        Arc::new(store.clone()),
+        store.shared(),
         hosts.clone(),
         control_settings(&settings)?,
     );
@@ -141,7 +186,8 @@ pub async fn run(socket: StdUnixStream, data: &Path) -> anyhow::Result<()> {
         draining: draining.clone(),
     }));
     let server = Server::new(api, ingress.clone(), tls);
-    info!(listeners = ?settings.listeners, "front ready");
+    let addresses: Vec<_> = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
+    info!(listeners = ?addresses, "front ready");
 
     let background = async {
         tokio::join!(

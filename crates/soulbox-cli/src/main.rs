@@ -27,6 +27,7 @@ struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(Box<commands::serve::Arguments>),
+    Api(commands::api::Arguments),
     Clean(commands::clean::Arguments),
     /// The front process; started by the host agent only
     #[command(hide = true)]
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(arguments) => agent::run(commands::serve::prepare(*arguments)?)?,
+        Command::Api(arguments) => commands::api::run(arguments)?,
         Command::Clean(arguments) => agent::clean(&commands::clean::prepare(arguments)?)?,
         Command::Front(arguments) => front::main(&arguments)?,
         Command::Env(arguments) => commands::env::run(arguments)?,

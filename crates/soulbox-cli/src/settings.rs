@@ -21,6 +21,7 @@ pub use source::{Environment, Flag, ServeFlags};
 
 use error::BadValue;
 
+const POSTGRES_URL: &str = "a URL such as postgres://user:password@localhost:5432/soulbox";
 /// Where the config file is looked for when none is named.
 const DEFAULT_FILE: &str = "/etc/soulbox/soulbox.toml";
 
@@ -52,6 +53,8 @@ pub struct Settings {
     pub max_sandboxes: u32,
     /// Requests under way into the ports of one sandbox, and as many to its envd.
     pub max_requests: u32,
+    /// Where the records are when they are not in the data directory.
+    pub database_url: Option<DatabaseUrl>,
     pub log_format: LogFormat,
     /// Filter directives, such as `info` or `warn,soulbox_host=debug`.
     pub log: String,
@@ -68,6 +71,24 @@ impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The key stays out of every log.
         f.debug_struct("Tls").finish_non_exhaustive()
+    }
+}
+
+/// Where a PostgreSQL database is, known to be usable.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The password stays out of every log.
+        f.debug_struct("DatabaseUrl").finish_non_exhaustive()
     }
 }
 
@@ -97,12 +118,13 @@ pub enum Setting {
     MaxSandboxHours,
     MaxSandboxes,
     MaxRequests,
+    DatabaseUrl,
     LogFormat,
     Log,
 }
 
 impl Setting {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::DataDir,
         Self::Listen,
         Self::Domain,
@@ -119,6 +141,7 @@ impl Setting {
         Self::MaxSandboxHours,
         Self::MaxSandboxes,
         Self::MaxRequests,
+        Self::DatabaseUrl,
         Self::LogFormat,
         Self::Log,
     ];
@@ -142,6 +165,7 @@ impl Setting {
             Self::MaxSandboxHours => "max_sandbox_hours",
             Self::MaxSandboxes => "max_sandboxes",
             Self::MaxRequests => "max_requests",
+            Self::DatabaseUrl => "database_url",
             Self::LogFormat => "log_format",
             Self::Log => "log",
         }
@@ -203,6 +227,7 @@ struct Raw {
     max_sandbox_hours: u64,
     max_sandboxes: u32,
     max_requests: u32,
+    database_url: Option<DatabaseUrl>,
     log_format: LogFormat,
     log: String,
 }
@@ -227,6 +252,7 @@ impl Default for Raw {
             max_sandbox_hours: 24,
             max_sandboxes: 1000,
             max_requests: 2000,
+            database_url: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
         }
@@ -272,6 +298,13 @@ impl Raw {
             }
             Setting::MaxSandboxes => self.max_sandboxes = number(text, 1, 100_000)?,
             Setting::MaxRequests => self.max_requests = number(text, 1, 100_000)?,
+            Setting::DatabaseUrl => {
+                // Not quoted: it may have a password.
+                soulbox_store::postgres_options(text).map_err(|error| {
+                    BadValue::new("(hidden)", format!("{POSTGRES_URL}: {error}"))
+                })?;
+                self.database_url = Some(DatabaseUrl(text.to_owned()));
+            }
             Setting::LogFormat => {
                 self.log_format = match text {
                     "text" => LogFormat::Text,
@@ -339,6 +372,7 @@ impl Raw {
             max_sandbox_hours: self.max_sandbox_hours,
             max_sandboxes: self.max_sandboxes,
             max_requests: self.max_requests,
+            database_url: self.database_url,
             log_format: self.log_format,
             log: self.log,
         })

@@ -95,7 +95,7 @@ struct Inner<R: Runtime> {
     fences: Mutex<Fences<String>>,
     templates: Mutex<Arc<[TemplateManifest]>>,
     starts: Semaphore,
-    events: Mutex<Option<mpsc::Sender<Event>>>,
+    events: Mutex<Vec<mpsc::Sender<Event>>>,
     stopping: AtomicBool,
     /// Creates under way.
     creations: TaskTracker,
@@ -181,7 +181,7 @@ impl<R: Runtime> Host<R> {
                 fences: Mutex::default(),
                 templates: Mutex::new(templates),
                 starts: Semaphore::new(CONCURRENT_STARTS),
-                events: Mutex::new(None),
+                events: Mutex::default(),
                 stopping: AtomicBool::new(false),
                 creations: TaskTracker::new(),
                 tasks: TaskTracker::new(),
@@ -206,11 +206,11 @@ impl<R: Runtime> Host<R> {
         Ok(host)
     }
 
-    /// Events from now on; an earlier receiver gets none any more.
+    /// Events from now on, until the receiver is dropped; each receiver gets all of them.
     #[must_use]
     pub fn subscribe(&self) -> mpsc::Receiver<Event> {
         let (sender, receiver) = mpsc::channel(EVENTS);
-        *lock(&self.inner.events) = Some(sender);
+        lock(&self.inner.events).push(sender);
         receiver
     }
 
@@ -819,10 +819,13 @@ impl<R: Runtime> Inner<R> {
                 epoch: record.epoch,
                 cause: cause.as_str().to_owned(),
             };
-            // A front that is away or behind asks for the list when it is back.
-            if let Some(events) = &*lock(&self.events) {
-                let _ = events.try_send(event);
-            }
+            // A front that is behind asks for the list.
+            lock(&self.events).retain(|events| {
+                !matches!(
+                    events.try_send(event.clone()),
+                    Err(mpsc::error::TrySendError::Closed(_))
+                )
+            });
         }
         for reply in waiting {
             // Whoever has gone away needs no answer.

@@ -61,6 +61,8 @@ pub enum Request {
     },
     /// Connect to a TCP port inside: 127.0.0.1, then ::1, then the outer address. Reply: [`Reply::Dialled`] with one descriptor.
     Dial { sandbox_id: String, port: u16 },
+    /// Connect to the database of `database_url`. Reply: [`Reply::Dialled`] with one descriptor, of a TCP or a unix socket.
+    DialDatabase,
     /// Every live sandbox of this host. Reply: [`Reply::Sandboxes`].
     List,
     /// What every live sandbox has used. Reply: [`Reply::Usage`].
@@ -174,6 +176,8 @@ pub struct FrontSettings {
     pub admin_token: String,
     /// Hex of 32 bytes: the key of the HMACs that make envd and traffic tokens.
     pub token_seed: String,
+    /// Where the records are, when they are in PostgreSQL. The front reaches it by [`Request::DialDatabase`] only.
+    pub database_url: Option<String>,
     /// The longest life of a sandbox, in hours.
     pub max_sandbox_hours: u64,
     /// Concurrent sandboxes of the default team.

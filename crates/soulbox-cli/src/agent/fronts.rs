@@ -1,4 +1,4 @@
-//! Starts fronts, one after the other: one that ends is replaced, until the agent stops.
+//! Starts fronts, one after the other: one that ends is replaced, until the agent stops. Other fronts ([`Others`]) come by themselves.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,17 +14,23 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use soulbox_host::Host;
 use soulbox_host::runtime::Runtime;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::handler::Requests;
 use super::{line, own_program};
+use crate::failure::chain;
 use crate::rpc;
 use crate::settings::{LogFormat, Settings};
 
 /// Below the data directory; belongs to the front's user.
-const CONTROL: &str = "control";
+pub const CONTROL: &str = "control";
+/// In the data directory.
+pub const SOCKET: &str = "agent.sock";
+/// Fronts beside the agent's own.
+const MOST_OTHERS: usize = 16;
 /// A front that lived shorter than this failed at its start, and the next one waits.
 const HEALTHY: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -89,12 +96,17 @@ async fn live<R: Runtime>(
     Ok(())
 }
 
-fn start(settings: &Settings, socket: OwnedFd) -> anyhow::Result<Child> {
+/// The directory of the records, made if it is not there, for the front's user alone.
+pub fn open_control(settings: &Settings) -> io::Result<File> {
     let control = settings.data_dir.join(CONTROL);
     fs::create_dir_all(&control)?;
     chown(&control, Some(settings.front_uid), Some(settings.front_uid))?;
     fs::set_permissions(&control, fs::Permissions::from_mode(0o700))?;
-    let control = File::open(&control)?;
+    File::open(&control)
+}
+
+fn start(settings: &Settings, socket: OwnedFd) -> anyhow::Result<Child> {
+    let control = open_control(settings)?;
     let mut command = Command::new(own_program());
     // For people who look at the process list.
     command.arg0("soulbox");
@@ -112,6 +124,9 @@ fn start(settings: &Settings, socket: OwnedFd) -> anyhow::Result<Child> {
     if settings.log_format == LogFormat::Json {
         command.arg("--log-json");
     }
+    if settings.database_url.is_some() {
+        command.arg("--database");
+    }
     // Descriptors 0 and 1 carry the socket and the directory: that needs no unsafe code between fork and exec.
     let child = command
         .env_clear()
@@ -120,6 +135,56 @@ fn start(settings: &Settings, socket: OwnedFd) -> anyhow::Result<Child> {
         .stderr(Stdio::inherit())
         .spawn()?;
     Ok(child)
+}
+
+/// The socket of the host RPC for fronts that the agent did not start (`soulbox api`). Only root can open it, and `soulbox api` gives
+/// root up as every front does.
+pub(super) struct Others(UnixListener);
+
+impl Others {
+    /// Takes the place of an earlier agent's socket; the data directory is locked, so no other agent has it.
+    pub(super) fn bind(data: &Path) -> io::Result<Self> {
+        let path = data.join(SOCKET);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok(Self(listener))
+    }
+
+    /// Serves them until `stop`; then their connections end, and they with them.
+    pub(super) async fn serve<R: Runtime>(
+        self,
+        host: Host<R>,
+        requests: Arc<Requests<R>>,
+        stop: CancellationToken,
+    ) {
+        let mut serving = JoinSet::new();
+        loop {
+            let socket = tokio::select! {
+                () = stop.cancelled() => return,
+                Some(_) = serving.join_next() => continue,
+                accepted = self.0.accept(), if serving.len() < MOST_OTHERS => match accepted {
+                    Ok((socket, _)) => socket,
+                    Err(error) => {
+                        warn!(%error, "another front could not be let in");
+                        tokio::time::sleep(FIRST_PAUSE).await;
+                        continue;
+                    }
+                },
+            };
+            let (requests, mut events) = (Arc::clone(&requests), host.subscribe());
+            info!("another front came");
+            serving.spawn(async move {
+                match rpc::serve(socket, requests, &mut events).await {
+                    Ok(()) => info!("another front left"),
+                    Err(error) => warn!(error = %chain(&error), "another front left"),
+                }
+            });
+        }
+    }
 }
 
 /// The child; killed when dropped.

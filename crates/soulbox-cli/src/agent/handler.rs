@@ -3,14 +3,20 @@
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use soulbox_host::Host;
 use soulbox_host::runtime::Runtime;
 use soulbox_types::{Egress, Epoch, UnixMillis};
 use soulbox_wire::host::{FrontSettings, Hello, HostError, HostErrorKind, Reply, Request};
 
+use tokio::net::{TcpStream, UnixStream};
+
 use super::node::NodeAccount;
 use crate::rpc::Handler;
+
+/// Shorter than the front waits for it.
+const DATABASE_WITHIN: Duration = Duration::from_secs(8);
 
 /// Performs the requests of fronts.
 pub(super) struct Requests<R: Runtime> {
@@ -41,8 +47,10 @@ impl<R: Runtime> Requests<R> {
 
 impl<R: Runtime> Handler for Requests<R> {
     async fn handle(&self, request: Request) -> Answer {
-        if matches!(request, Request::Hello) {
-            return self.hello().await;
+        match request {
+            Request::Hello => return self.hello().await,
+            Request::DialDatabase => return self.dial_database().await,
+            _ => {}
         }
         let (host, node) = (self.host.clone(), Arc::clone(&self.node));
         // A task of its own: what was begun is finished also when the front goes away meanwhile.
@@ -54,6 +62,17 @@ impl<R: Runtime> Handler for Requests<R> {
 }
 
 impl<R: Runtime> Requests<R> {
+    async fn dial_database(&self) -> Answer {
+        let Some(url) = self.settings.database_url.clone() else {
+            let none = "this server has no database elsewhere".to_owned();
+            return (Err(failed(none)), Vec::new());
+        };
+        match dial_database(&url).await {
+            Ok(socket) => (Ok(Reply::Dialled), vec![socket]),
+            Err(error) => (Err(error), Vec::new()),
+        }
+    }
+
     async fn hello(&self) -> Answer {
         let listeners: Result<Vec<_>, _> = self.listeners.iter().map(OwnedFd::try_clone).collect();
         match (listeners, self.host.templates().await) {
@@ -72,10 +91,41 @@ impl<R: Runtime> Requests<R> {
     }
 }
 
+/// Connects to the database for the front, which has no sockets of its own.
+async fn dial_database(url: &str) -> Result<OwnedFd, HostError> {
+    let options =
+        soulbox_store::postgres_options(url).map_err(|error| failed(error.to_string()))?;
+    let port = options.get_port();
+    let connected = async {
+        match options.get_socket() {
+            Some(directory) => {
+                let path = directory.join(format!(".s.PGSQL.{port}"));
+                UnixStream::connect(path)
+                    .await?
+                    .into_std()
+                    .map(OwnedFd::from)
+            }
+            None => {
+                let socket = TcpStream::connect((options.get_host(), port)).await?;
+                socket.set_nodelay(true)?;
+                socket.into_std().map(OwnedFd::from)
+            }
+        }
+    };
+    match tokio::time::timeout(DATABASE_WITHIN, connected).await {
+        Ok(Ok(socket)) => Ok(socket),
+        Ok(Err(error)) => Err(failed(format!("the database cannot be reached: {error}"))),
+        Err(_) => Err(failed("the database cannot be reached in time".to_owned())),
+    }
+}
+
 async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Request) -> Answer {
     let done = |result: Result<(), HostError>| (result.map(|()| Reply::Done), Vec::new());
     match request {
-        Request::Hello => (Err(failed("hello was said already".to_owned())), Vec::new()),
+        Request::Hello | Request::DialDatabase => (
+            Err(failed("this was answered already".to_owned())),
+            Vec::new(),
+        ),
         Request::Create(create) => {
             let starting = match node.begin() {
                 Ok(starting) => starting,

@@ -80,7 +80,7 @@ fn data_dir_failure(path: &Path, doing: &str, error: io::Error) -> Failure {
     .hint(hint)
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     let bound = bind_soon(address, Instant::now() + LISTENER_PATIENCE).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)

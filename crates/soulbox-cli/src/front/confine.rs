@@ -5,6 +5,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use nix::sched::CloneFlags;
 use nix::unistd::{Gid, Uid};
@@ -16,10 +19,13 @@ use rustix::mount::{
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::seccomp::{self, SeccompError};
+use super::seccomp::{self, SeccompError, Sockets};
 
 /// Where the control directory lies inside.
 pub(super) const DATA: &str = "/data";
+/// Where the socket lies inside by which the database is reached, and the number in its name.
+pub(super) const DATABASE: &str = "/database";
+pub(super) const DATABASE_PORT: u16 = 5432;
 /// An empty directory of every Linux; what is in it is hidden from the front only.
 const STAGE: &str = "/mnt";
 
@@ -49,15 +55,26 @@ fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ConfineError 
 
 /// Confines this process for good: `data` becomes [`DATA`], the current directory, and all that it can open. Must be called by root, before
 /// there is a second thread.
-pub(super) fn confine(data: OwnedFd, user: u32) -> Result<(), ConfineError> {
+///
+/// With `database`, there is a unix socket at [`DATABASE`] in the private root, whose listener is the result, and the process has a network
+/// namespace of its own: what it connects to can be nothing but that socket. Listeners that it inherits stay where they are.
+pub(super) fn confine(
+    data: OwnedFd,
+    user: u32,
+    database: bool,
+) -> Result<Option<UnixListener>, ConfineError> {
     if user == 0 {
         return Err(ConfineError::UserIsRoot);
     }
     raise_descriptor_limit()?;
-    move_into(data)?;
+    let relay = move_into(data, database)?;
     drop_privileges(user)?;
     check(user)?;
-    Ok(seccomp::install()?)
+    seccomp::install(match relay {
+        Some(_) => Sockets::Unix,
+        None => Sockets::None,
+    })?;
+    Ok(relay)
 }
 
 /// A proxied connection takes two descriptors; the soft limit is often 1024.
@@ -75,7 +92,7 @@ fn raise_descriptor_limit() -> Result<(), ConfineError> {
 
 /// A private mount namespace whose root is an empty, read-only tmpfs with the control directory in it. The directory is taken by its descriptor, so
 /// that directories above it need not be open to the front's user.
-fn move_into(data: OwnedFd) -> Result<(), ConfineError> {
+fn move_into(data: OwnedFd, database: bool) -> Result<Option<UnixListener>, ConfineError> {
     let inert = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -84,8 +101,11 @@ fn move_into(data: OwnedFd) -> Result<(), ConfineError> {
     let tree = rustix::mount::open_tree(data.as_fd(), "", clone)
         .map_err(at("clone the mount of the control directory"))?;
     drop(data);
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC)
-        .map_err(at("make namespaces"))?;
+    let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
+    if database {
+        namespaces |= CloneFlags::CLONE_NEWNET;
+    }
+    nix::sched::unshare(namespaces).map_err(at("make namespaces"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(at("make the mounts private"))?;
     rustix::mount::mount(
@@ -98,6 +118,10 @@ fn move_into(data: OwnedFd) -> Result<(), ConfineError> {
     .map_err(at("mount a root"))?;
     rustix::process::chdir(STAGE).map_err(at("enter the root"))?;
     std::fs::create_dir("data").map_err(at("make a place for the control directory"))?;
+    let relay = database
+        .then(make_relay)
+        .transpose()
+        .map_err(at("make a socket for the database"))?;
     rustix::mount::move_mount(
         tree.as_fd(),
         "",
@@ -114,7 +138,20 @@ fn move_into(data: OwnedFd) -> Result<(), ConfineError> {
     rustix::mount::mount_remount("/", MountFlags::RDONLY | inert, "")
         .map_err(at("make the root read-only"))?;
     // The current directory is also where SQLite puts temporary files when nothing else is writable.
-    rustix::process::chdir(DATA).map_err(at("enter the control directory"))
+    rustix::process::chdir(DATA).map_err(at("enter the control directory"))?;
+    Ok(relay)
+}
+
+/// The socket to which the database's client connects, below the current directory.
+fn make_relay() -> io::Result<UnixListener> {
+    let directory = Path::new(DATABASE.trim_start_matches('/'));
+    std::fs::create_dir(directory)?;
+    let path = directory.join(format!(".s.PGSQL.{DATABASE_PORT}"));
+    let listener = UnixListener::bind(&path)?;
+    listener.set_nonblocking(true)?;
+    // The user that this process becomes; nobody else sees this root.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
 }
 
 fn drop_privileges(user: u32) -> Result<(), ConfineError> {

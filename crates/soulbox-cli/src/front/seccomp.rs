@@ -132,15 +132,23 @@ const SKIP_UNLESS_FOREIGN: sock_filter = sock_filter {
     k: 0x4000_0000,
 };
 
+/// Which sockets the front may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sockets {
+    None,
+    /// Unix ones, connected to what its own root has: the relay to the database.
+    Unix,
+}
+
 /// Installs the filters on this thread; threads made later inherit them. Needs no_new_privs. There is no way back.
-pub(super) fn install() -> Result<(), SeccompError> {
-    for program in programs()? {
+pub(super) fn install(sockets: Sockets) -> Result<(), SeccompError> {
+    for program in programs(sockets)? {
         apply_filter(&program).map_err(SeccompError::Install)?;
     }
     Ok(())
 }
 
-fn programs() -> Result<[BpfProgram; 2], SeccompError> {
+fn programs(sockets: Sockets) -> Result<[BpfProgram; 2], SeccompError> {
     let architecture =
         TargetArch::try_from(std::env::consts::ARCH).map_err(SeccompError::Architecture)?;
     let compile = |rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32| {
@@ -157,6 +165,18 @@ fn programs() -> Result<[BpfProgram; 2], SeccompError> {
     };
 
     let mut denied = all(DENIED);
+    if sockets == Sockets::Unix {
+        let other_family = SeccompCondition::new(
+            0,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Ne,
+            libc::AF_UNIX.unsigned_abs().into(),
+        )
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(SeccompError::Compile)?;
+        denied.insert(libc::SYS_socket, vec![other_family]);
+        denied.remove(&libc::SYS_connect);
+    }
     // Threads yes, processes no: which also covers every new namespace.
     let thread = libc::CLONE_THREAD.unsigned_abs().into();
     let not_a_thread = SeccompCondition::new(
@@ -184,7 +204,7 @@ mod tests {
         numbers.dedup();
         assert_eq!(numbers.len(), DENIED.len());
         assert!(
-            programs()
+            programs(Sockets::None)
                 .unwrap()
                 .iter()
                 .all(|program| program.len() < 4096)
@@ -192,11 +212,29 @@ mod tests {
     }
 
     #[test]
+    fn with_a_database_only_unix_sockets_can_be_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            install(Sockets::Unix).unwrap();
+            std::os::unix::net::UnixStream::connect(&path).unwrap();
+            let refused = std::net::TcpStream::connect("127.0.0.1:1").unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{refused}");
+            let refused = std::os::unix::net::UnixListener::bind(path.with_extension("2"));
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
     fn the_filters_bite_and_leave_threads_alone() {
         // Filters are of a thread: this one is given up after the test.
         std::thread::spawn(|| {
             rustix::thread::set_no_new_privs(true).unwrap();
-            install().unwrap();
+            install(Sockets::None).unwrap();
             let refused = |error: std::io::Error| {
                 assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}")
             };

@@ -159,6 +159,7 @@ fn time_for(request: &Request) -> (&'static str, Duration) {
         Request::SetDeadline { .. } => ("SetDeadline", Duration::from_secs(5)),
         Request::SetEgress { .. } => ("SetEgress", Duration::from_secs(5)),
         Request::Dial { .. } => ("Dial", Duration::from_secs(30)),
+        Request::DialDatabase => ("DialDatabase", Duration::from_secs(10)),
         Request::List => ("List", Duration::from_secs(10)),
         Request::Usage => ("Usage", Duration::from_secs(10)),
         Request::Node => ("Node", Duration::from_secs(5)),
