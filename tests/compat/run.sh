@@ -56,26 +56,14 @@ quickstarts() {
     part "quickstart.mjs, e2b 2.45.0, $1" node_script .cache/node-245 examples/quickstart.mjs
 }
 
-# Each as its own command line has it, in the folder with the packages.
-runtimes() {
-    local modules=$PWD/.cache/clients/node_modules runtime script
-    cp examples/quickstart.mjs tests/compat/runtimes/*.mjs .cache/clients/
-    for runtime in node20/bin/node node22/bin/node @oven/bun-linux-x64/bin/bun @deno/linux-x64-glibc/deno; do
-        local command=("$modules/$runtime")
-        [[ $runtime != @deno/* ]] || command+=(run --allow-all --no-config --node-modules-dir=manual --no-remote)
-        for script in quickstart.mjs runtime.mjs; do
-            part "ci_072: $script, $(basename "${runtime%/bin/*}")" in_clients "${command[@]}" "$script"
-        done
-    done
+# ES modules find their packages beside themselves. Chromium and the runtimes come with `scripts/setup.sh clients`.
+clients() { # clients NAME FOLDER
+    cp examples/quickstart.mjs tests/compat/runtimes/*.mjs "tests/compat/$2"/*.mjs .cache/clients/
+    local tests=("tests/compat/$2"/*.test.mjs)
+    part "$1" in_clients node --test --test-concurrency=1 --test-reporter=spec "${tests[@]##*/}"
 }
 
-in_clients() { (cd .cache/clients && timeout 120 "$@"); }
-
-browser() {
-    cp tests/compat/runtimes/*.mjs tests/compat/browser/*.mjs .cache/clients/
-    local tests=(tests/compat/browser/*.test.mjs)
-    part "browser" in_clients node --test --test-reporter=spec "${tests[@]##*/}"
-}
+in_clients() { (cd .cache/clients && "$@"); }
 
 by_url() {
     server_start "$binary" "$data" "$work/server.log"
@@ -90,8 +78,8 @@ by_url() {
     if wanted python; then
         part "python suite" .cache/venv-latest/bin/pytest -q tests/compat/python
     fi
-    if wanted runtimes; then runtimes; fi
-    if wanted browser; then browser; fi
+    if wanted runtimes; then clients "Node 20 and 22, Bun, Deno" runtimes; fi
+    if wanted browser; then clients "a browser" browser; fi
     server_stop || failed+=("the server did not give everything back")
 }
 
