@@ -21,7 +21,7 @@ help:
 	@echo 'make check   formatting, lints, tidy, unit tests'
 	@echo 'make test    check, then faults and the official packages against a real server'
 	@echo 'make bench   the table of figures (release build)'
-	@echo 'make soak    create and kill for SOAK_SECONDS (60), 1,000 sandboxes, 30 crashes, 500 at once, and look for leftovers'
+	@echo 'make soak    10,000,000 simulated schedules, create and kill for SOAK_SECONDS (60), 1,000 sandboxes, 30 crashes, 500 at once, and look for leftovers'
 	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make clean   end all sandboxes of $(SOULBOX_DATA_DIR) and $(TEST_DATA), delete both'
 
@@ -90,6 +90,8 @@ bench: setup
 	@bench/run.sh
 
 soak: setup
+	SOULBOX_SIM_SCHEDULES=10000000 cargo test --release --package soulbox-testkit --test simulation -- --nocapture
+	@tests/mutations/lifecycle.sh
 	@bench/soak.sh
 	SOULBOX_SOAK=10 cargo test $(CI) --package soulbox-envd --test black_box load -- --test-threads 1 --nocapture
 	SOULBOX_BINARY=target/release/soulbox SOULBOX_LEAK_CYCLES=1000 SOULBOX_CRASH_ROUNDS=30 SOULBOX_MANY=500 \

@@ -1,11 +1,15 @@
-"""SIGKILL of our processes at random moments, under load: nothing that ran is lost, nothing that ended is left.
+"""SIGKILL of our processes at random moments of a mixed load: nothing that ran is lost, nothing that ended is left, and rows, kernel
+objects and the API say the same afterwards.
 
-SOULBOX_CRASH_ROUNDS rounds (5; `make soak` takes 30). A failure names its seed; SOULBOX_CRASH_SEED repeats it as far as time allows.
+SOULBOX_CRASH_ROUNDS rounds (5; `make soak` takes 30) of SOULBOX_CRASH_OPERATIONS operations each (200). A failure names its seed;
+SOULBOX_CRASH_SEED repeats it as far as time allows.
 """
 
+import itertools
 import os
 import random
 import signal
+import sqlite3
 import threading
 import time
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ from footprint import Objects
 
 ROUNDS = int(os.environ.get("SOULBOX_CRASH_ROUNDS", "5"))
 SEED = int(os.environ.get("SOULBOX_CRASH_SEED", str(random.SystemRandom().randrange(10**6))))
+OPERATIONS = int(os.environ.get("SOULBOX_CRASH_OPERATIONS", "200"))
 WARM, PARKED = 4, 2
 
 
@@ -51,33 +56,63 @@ class Standing:
 
 
 class Load:
-    """Callers that create, use and kill without a pause, and shrug at whatever goes wrong meanwhile."""
+    """Callers that create, use, list, extend and kill without a pause, and shrug at whatever goes wrong meanwhile; so many operations in all."""
 
-    def __init__(self, callers: int) -> None:
-        self.over = threading.Event()
-        self.done = 0
-        self.threads = [threading.Thread(target=self.run, args=(number,)) for number in range(callers)]
+    def __init__(self, callers: int, operations: int, seed: int) -> None:
+        self.operations = operations
+        self.begun = itertools.count(1)
+        self.number = 0
+        self.failed = 0
+        self.killed: set[str] = set()
+        self.threads = [
+            threading.Thread(target=self.run, args=(random.Random(f"{seed}-{number}"),)) for number in range(callers)
+        ]
         for thread in self.threads:
             thread.start()
 
-    def run(self, number: int) -> None:
-        while not self.over.is_set():
+    def operate(self, what, *arguments, **more):
+        """One operation; false when there are no more."""
+        number = next(self.begun)
+        if number > self.operations:
+            raise StopIteration
+        self.number = number
+        return what(*arguments, **more)
+
+    def run(self, chance: random.Random) -> None:
+        while True:
             try:
                 # A caller whose server dies cannot kill it: then its deadline does.
-                lists = {"network": {"deny_out": ["9.9.9.0/24"]}} if number == 3 else {}
-                sandbox = Sandbox.create("base", timeout=5, request_timeout=5, **lists)
-                if number % 2:
-                    sandbox.commands.run("head -c 300k /dev/urandom | sha256sum", timeout=5, request_timeout=5)
-                if number != 2:
-                    sandbox.kill(request_timeout=5)
-                self.done += 1
+                lists = {"network": {"deny_out": ["9.9.9.0/24"]}} if chance.random() < 0.2 else {}
+                sandbox = self.operate(Sandbox.create, "base", timeout=5, request_timeout=5, **lists)
+                for _ in range(chance.randrange(4)):
+                    self.operate(
+                        *chance.choice(
+                            [
+                                (sandbox.set_timeout, chance.randrange(4, 8)),
+                                (sandbox.files.write, "/tmp/file", "x" * chance.randrange(100_000)),
+                                (sandbox.commands.run, "head -c 300k /dev/urandom | sha256sum"),
+                                (listed,),
+                                (Sandbox.connect, sandbox.sandbox_id),
+                            ]
+                        )
+                    )
+                if chance.random() < 0.75:
+                    self.operate(sandbox.kill, request_timeout=5)
+                    self.killed.add(sandbox.sandbox_id)
+            except StopIteration:
+                return
             except Exception:
-                time.sleep(0.05)
+                self.failed += 1
+                time.sleep(0.02)
+
+    def until(self, number: int) -> None:
+        """Until so many operations have been begun."""
+        until(f"{number} operations", lambda: self.number >= number, 60)
 
     def end(self) -> None:
-        self.over.set()
+        """Waits for the last operation."""
         for thread in self.threads:
-            thread.join(60)
+            thread.join(90)
             assert not thread.is_alive(), "a caller hangs"
 
 
@@ -88,9 +123,23 @@ def listed() -> set[str]:
     return found
 
 
+def rows(server: Server) -> dict[str, str]:
+    """What the database says of every sandbox that is not dead."""
+    path = server.data / "control.db"
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    try:
+        return dict(database.execute("SELECT sandbox_id, state FROM sandboxes WHERE state <> 'dead'"))
+    finally:
+        database.close()
+
+
 def agrees(server: Server, last: list[str]) -> bool:
-    """Kernel objects are those of the sandboxes that the API lists, and of the slots made ahead."""
-    last[:] = Objects.of(server.data).differences(WARM + PARKED, listed())
+    """Kernel objects and rows are those of the sandboxes that the API lists; of kernel objects there are the slots made ahead as well."""
+    sandboxes = listed()
+    last[:] = Objects.of(server.data).differences(WARM + PARKED, sandboxes)
+    written = rows(server)
+    if set(written) != sandboxes or set(written.values()) > {"running"}:
+        last.append(f"rows: {written}, listed: {sandboxes}")
     return not last
 
 
@@ -129,14 +178,16 @@ def test_nothing_is_lost_or_left_when_our_processes_are_killed():
         standing = [Standing.make(f"standing-{number}") for number in range(3)]
         for number in range(ROUNDS):
             whom = ["agent", "front", "both"][number % 3] if number < 3 else chance.choice(["agent", "front", "both"])
-            moment = chance.uniform(0.1, 1.5)
-            print(f"\nround {number}: {whom} after {moment:.3f} s;", end="")
-            load = Load(4)
+            moment = chance.randrange(OPERATIONS // 20, OPERATIONS - OPERATIONS // 20)
+            print(f"\nround {number}: {whom} after {moment} operations;", end="")
+            load = Load(4, OPERATIONS, chance.randrange(10**6))
             forgotten = Sandbox.create("base", timeout=1)
-            time.sleep(moment)
+            load.until(moment)
+            killed = set(load.killed)
             crash(server, whom)
             load.end()
-            print(f" {load.done} sandboxes;", end="")
+            print(f" {load.failed} of {OPERATIONS} failed;", end="")
+            assert not killed & listed(), "what was killed before is back"
             for one in standing:
                 one.check()
             assert listed() >= {one.sandbox_id for one in standing}
@@ -154,6 +205,8 @@ def test_nothing_is_lost_or_left_when_our_processes_are_killed():
         until("and their kernel objects", lambda: agrees(server, []), 20)
         print()
     finally:
-        if load:
-            load.end()
-        server.end()
+        try:
+            if load:
+                load.end()
+        finally:
+            server.end()

@@ -244,6 +244,11 @@ impl World<'_> {
         }
         debug_assert_eq!(incarnation, self.front.incarnation);
         if owner.writing.is_none() && owner.ownership.machine().is_over() {
+            let left = self.rows.live().any(|(living, _)| living == sandbox);
+            if left {
+                let detail = format!("sandbox {sandbox}: {:?}", self.rows.get(sandbox));
+                self.breaks(("an owner leaves a dead row", detail));
+            }
             return;
         }
         if owner.writing.is_none()

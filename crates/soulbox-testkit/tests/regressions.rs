@@ -1,0 +1,188 @@
+//! Schedules that once broke a rule, as small as they could be made, with what was wrong. None of them may do so again.
+//!
+//! What is random in a run follows from its seed, so a change of the simulation may turn an entry into another run; it stays a valid one.
+
+use soulbox_testkit::simulation::{Coverage, Fault, Op, Schedule, run, trace};
+
+#[track_caller]
+fn check(seed: u64, limit: u32, ops: Vec<Op>, faults: Vec<Fault>) {
+    let schedule = Schedule {
+        seed,
+        limit,
+        ops,
+        faults,
+    };
+    if let Err(violation) = run(&schedule, &mut Coverage::default()) {
+        panic!("{violation:?}\n{}", trace(&schedule).join("\n"));
+    }
+}
+
+fn create(at: u64, timeout: u64) -> Op {
+    Op::Create {
+        at,
+        timeout,
+        leaves_after: None,
+        kept: false,
+    }
+}
+
+fn kill(at: u64, sandbox: usize) -> Op {
+    Op::Kill {
+        at,
+        sandbox,
+        any: false,
+    }
+}
+
+/// A deadline that came to a sandbox that was ending was answered "not there"; control took that for its end.
+#[test]
+fn a_deadline_that_meets_the_kill_of_its_expiry() {
+    let set = Op::Set {
+        at: 822,
+        sandbox: 0,
+        timeout: 9,
+    };
+    for seed in 0..200 {
+        check(seed, 2, vec![create(790, 21_764), set], vec![]);
+    }
+}
+
+/// The owner of a killed sandbox died before its row said so; the write came through after the next one had taken the sandbox up.
+#[test]
+fn a_write_of_a_dead_front_that_comes_late() {
+    let ops = vec![
+        create(0, 37_515),
+        Op::Exit {
+            at: 19_034,
+            sandbox: 0,
+        },
+        kill(237, 0),
+    ];
+    let slow = Fault::StoreSlow {
+        from: 76,
+        until: 1_255,
+        by: 1_644,
+    };
+    let faults = vec![slow, Fault::FrontDies { at: 290 }];
+    for seed in [30_124_044_489_766_208, 1, 2, 3] {
+        check(seed, 3, ops.clone(), faults.clone());
+    }
+}
+
+/// A start that is slower than its create is waited for: the kill that followed did not reach it, and it ran on without an owner.
+#[test]
+fn a_start_that_outlasts_its_create() {
+    let slow = Fault::StartSlow {
+        from: 0,
+        until: 10_000,
+        by: 34_000,
+    };
+    for seed in 0..50 {
+        check(seed, 1, vec![create(0, 60_000)], vec![slow]);
+    }
+}
+
+/// A create that arrives after the kill that was sent because it was not answered.
+#[test]
+fn a_create_that_arrives_after_its_kill() {
+    for by in [29_000, 30_500, 31_000, 44_000] {
+        for seed in 0..20 {
+            check(
+                seed,
+                1,
+                vec![create(0, 90_000)],
+                vec![Fault::Late { n: 0, by }],
+            );
+        }
+    }
+}
+
+/// A create that arrives twice: the refusal of the second was taken for the answer to the first.
+#[test]
+fn a_create_that_arrives_twice() {
+    for again_after in [1, 2, 5, 10, 50, 20_000] {
+        let twice = Fault::Twice { n: 0, again_after };
+        for seed in 0..20 {
+            check(seed, 1, vec![create(0, 9_000), kill(3_000, 0)], vec![twice]);
+        }
+    }
+}
+
+/// Processes that outlive SIGKILL were forgotten after ten seconds, and the row said that nothing was left.
+#[test]
+fn an_end_that_takes_longer_than_anybody_waits() {
+    let slow = Fault::EndSlow {
+        from: 0,
+        until: 40_000,
+        by: 24_000,
+    };
+    for seed in 0..50 {
+        let ops = vec![create(0, 30_000), kill(1_000, 0), create(5_000, 1_000)];
+        check(seed, 1, ops, vec![slow]);
+    }
+}
+
+/// The insertion of a row came through after its create had been given up on: a row without an owner that counted for ever.
+#[test]
+fn a_reservation_that_comes_late() {
+    let slow = Fault::StoreSlow {
+        from: 0,
+        until: 10,
+        by: 20_000,
+    };
+    for seed in 0..50 {
+        let ops = vec![create(0, 5_000), create(25_000, 5_000)];
+        check(seed, 1, ops, vec![slow]);
+    }
+}
+
+/// A write of the row was given up on and came through; every later one was then taken for somebody else's affair.
+#[test]
+fn a_write_that_comes_late() {
+    let slow = Fault::StoreSlow {
+        from: 100,
+        until: 200,
+        by: 16_000,
+    };
+    let set = Op::Set {
+        at: 150,
+        sandbox: 0,
+        timeout: 50_000,
+    };
+    for seed in 0..50 {
+        let ops = vec![create(0, 40_000), set, kill(30_000, 0)];
+        check(seed, 1, ops, vec![slow]);
+    }
+}
+
+/// An extension that changed nothing was confirmed although neither the row nor the host had heard of the deadline that it relied on.
+#[test]
+fn an_extension_of_a_deadline_that_nobody_has() {
+    let ops = vec![
+        create(0, 10_000),
+        Op::Set {
+            at: 1_000,
+            sandbox: 0,
+            timeout: 40_000,
+        },
+        Op::Extend {
+            at: 3_000,
+            sandbox: 0,
+            timeout: 20_000,
+        },
+    ];
+    let faults = vec![
+        Fault::StoreFails {
+            from: 900,
+            until: 4_000,
+        },
+        Fault::CutOff {
+            from: 900,
+            until: 5_000,
+        },
+        Fault::FrontDies { at: 3_500 },
+    ];
+    for seed in 0..50 {
+        check(seed, 1, ops.clone(), faults.clone());
+    }
+}
