@@ -10,6 +10,8 @@ use super::Source;
 const DEPENDENCIES: &str = "docs/DEPENDENCIES.md";
 const COVERAGE: &str = "docs/coverage.md";
 const COMPAT: &str = "docs/compat.md";
+/// What is promised to people who do not trust each other; every row of a table names its test.
+const PROMISES: [&str; 2] = ["docs/security.md", "docs/limits.md"];
 /// The lists of acceptance checks; a test's name begins with one of these and the number of its check.
 const LISTS: [&str; 5] = ["envd", "cp", "cli", "ci", "sdk"];
 
@@ -25,6 +27,9 @@ pub(super) fn check(metadata: &Value, sources: &[Source]) -> anyhow::Result<Vec<
     let mut findings = dependencies(metadata, text(DEPENDENCIES)?)?;
     findings.extend(coverage(text(COVERAGE)?, sources));
     findings.extend(compat(text(COMPAT)?, sources));
+    for document in PROMISES {
+        findings.extend(promises(document, text(document)?, sources));
+    }
     Ok(findings)
 }
 
@@ -192,6 +197,30 @@ fn compat(document: &str, sources: &[Source]) -> Vec<String> {
     findings
 }
 
+fn promises(document: &str, text: &str, sources: &[Source]) -> Vec<String> {
+    let rows = rows(text);
+    let mut findings = Vec::new();
+    if rows.len() < 10 {
+        findings.push(format!("{document}: only {} rows", rows.len()));
+    }
+    for (line, cells) in rows {
+        let tests = cells
+            .iter()
+            .flat_map(|cell| quoted(cell))
+            .filter(|name| name.contains('/') && name.contains("::"))
+            .collect::<Vec<_>>();
+        if tests.is_empty() && !cells.iter().any(|cell| cell.starts_with("not tested")) {
+            findings.push(format!(
+                "{document}:{line}: no test is named, and no cell says `not tested: WHY`"
+            ));
+        }
+        for test in tests.into_iter().filter(|test| !test_exists(test, sources)) {
+            findings.push(format!("{document}:{line}: test `{test}` does not exist"));
+        }
+    }
+    findings
+}
+
 fn is_test_file(source: &Source) -> bool {
     let path = source.path.to_string_lossy();
     !path.starts_with("xtask/")
@@ -280,6 +309,20 @@ mod tests {
         assert_eq!(found("| 1 | kill | works | `tests/a.py::test_gone` |"), 1);
         assert_eq!(found("| 1 | kill | mostly | |"), 1);
         assert_eq!(found("| 1 | kill | partly: | |"), 1);
+    }
+
+    #[test]
+    fn a_promise_names_a_test_or_says_that_there_is_none() {
+        let sources = [source("tests/a.py", "def test_kill(): ...")];
+        let found = |row: &str| {
+            let good = "| x | `tests/a.py::test_kill` |\n".repeat(10);
+            let text = format!("| g | t |\n|---|---|\n{good}{row}\n");
+            promises("docs/limits.md", &text, &sources).len()
+        };
+        assert_eq!(found("| y | `a::b`, `tests/a.py::test_kill` |"), 0);
+        assert_eq!(found("| y | not tested: needs two machines |"), 0);
+        assert_eq!(found("| y | `tests/a.py::test_gone` |"), 1);
+        assert_eq!(found("| y | |"), 1);
     }
 
     #[test]
