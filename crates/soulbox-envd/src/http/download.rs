@@ -230,7 +230,7 @@ impl Ahead {
     fn begin(file: File, left: u64) -> Self {
         match left {
             0 => Self::Done,
-            ..=INLINE => Self::Short(file, left),
+            1..=INLINE => Self::Short(file, left),
             _ => {
                 let wanted = left.min(BATCH);
                 let reading = tokio::task::spawn_blocking(move || read_batch(file, wanted));
