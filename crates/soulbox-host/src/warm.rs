@@ -1,5 +1,7 @@
 //! Slots made ahead: some booted for the default template, some parked for any. One thread refills; a create only takes.
 
+mod pace;
+
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -13,6 +15,7 @@ use tokio::runtime::Handle;
 
 use crate::runtime::Runtime;
 use crate::workshop::{Made, MakeError, Prepared, Workshop};
+use pace::Pace;
 
 /// How many of each kind.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +37,7 @@ struct Stock<R: Runtime> {
     parked: VecDeque<Prepared<R>>,
     /// What to boot; `None` when there is no template yet.
     template: Option<TemplateManifest>,
+    pace: Pace,
     stopping: bool,
 }
 
@@ -57,6 +61,7 @@ impl<R: Runtime> Warm<R> {
             booted: VecDeque::new(),
             parked: VecDeque::new(),
             template,
+            pace: Pace::default(),
             stopping: false,
         };
         Arc::new(Self {
@@ -85,6 +90,7 @@ impl<R: Runtime> Warm<R> {
     pub(crate) fn take_booted(&self, build_id: &str) -> (Option<Booted<R>>, Vec<Booted<R>>) {
         let mut dead = Vec::new();
         let mut stock = self.lock();
+        stock.pace.taken(Instant::now());
         if stock
             .template
             .as_ref()
@@ -107,7 +113,9 @@ impl<R: Runtime> Warm<R> {
 
     /// A parked slot, if one is in stock.
     pub(crate) fn take_parked(&self) -> Option<Prepared<R>> {
-        self.lock().parked.pop_front()
+        let mut stock = self.lock();
+        stock.pace.taken(Instant::now());
+        stock.parked.pop_front()
     }
 
     /// Says that something was taken. Called after the answer, so that the refilling does not delay it.
@@ -171,19 +179,27 @@ impl<R: Runtime> Warm<R> {
             if stock.stopping {
                 return Next::Stop;
             }
-            if let Some(template) = stock
-                .template
-                .as_ref()
-                .filter(|_| stock.booted.len() < self.targets.booted)
-            {
-                return Next::Boot(template.clone());
+            let (have, want) = (stock.booted.len(), self.targets.booted);
+            let (next, plenty) = match &stock.template {
+                Some(template) if have < want => (Next::Boot(template.clone()), 2 * have >= want),
+                _ if stock.parked.len() < self.targets.parked => {
+                    (Next::Park, 2 * stock.parked.len() >= self.targets.parked)
+                }
+                _ => {
+                    stock = self
+                        .wanted
+                        .wait(stock)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
+            };
+            let pause = stock.pace.wait(Instant::now(), plenty);
+            if pause.is_zero() {
+                return next;
             }
-            if stock.parked.len() < self.targets.parked {
-                return Next::Park;
-            }
-            stock = self
+            (stock, _) = self
                 .wanted
-                .wait(stock)
+                .wait_timeout(stock, pause)
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::channel::{Channel, FromLauncher, ToLauncher};
@@ -27,7 +28,9 @@ pub(super) fn run(
         .step("join the user namespace")?;
     become_root()?;
     if let Some(plan) = plan {
-        write_sysctls(plan)?;
+        let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .step("open /proc")?;
+        write_sysctls(proc, plan)?;
         control.send(&FromLauncher::Inside, &[]).step("report")?;
         match control
             .receive::<ToLauncher>(None)

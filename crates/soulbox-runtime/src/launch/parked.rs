@@ -1,13 +1,13 @@
 //! The launcher's second life: pid 1 inside, first with the host's root, then with an empty one, then with the sandbox's.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -46,7 +46,6 @@ pub(super) fn run(
     )
     .step("make all mounts private")?;
     let file_systems = make_file_systems(plan)?;
-    write_sysctls(plan)?;
     // Over the host's /proc, which every host has and nobody needs any more in here.
     move_mount(
         &empty_root,
@@ -108,10 +107,19 @@ pub(super) fn become_root() -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// Into the namespaces that this process is in.
-pub(super) fn write_sysctls(plan: &SetupPlan) -> Result<(), LaunchError> {
+/// Into the namespaces that this process is in, by a proc mounted as `proc`. Better one of its own: in the host's, the entries of all network
+/// namespaces have the same names in the same directory, so each look-up walks past those of all other sandboxes.
+pub(super) fn write_sysctls(proc: impl AsFd, plan: &SetupPlan) -> Result<(), LaunchError> {
     for (name, value) in &plan.sysctls {
-        fs::write(format!("/proc/sys/{name}"), value).step(format!("set sysctl {name}"))?;
+        let written = openat(
+            &proc,
+            format!("sys/{name}"),
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(io::Error::from)
+        .and_then(|file| fs::File::from(file).write_all(value.as_bytes()));
+        written.step(format!("set sysctl {name}"))?;
     }
     Ok(())
 }
@@ -121,6 +129,8 @@ fn make_file_systems(plan: &SetupPlan) -> Result<FileSystems, LaunchError> {
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let proc = new_file_system("proc", &[], hardened).step("make a proc")?;
+    // Before they are read-only.
+    write_sysctls(&proc, plan)?;
     for path in &plan.proc_read_only {
         match open_tree(
             &proc,

@@ -1,0 +1,84 @@
+//! When to make slots: not while creates come, since making one takes a whole core for 10 ms, which those and the kills after them then wait
+//! for. Pure.
+
+use std::time::{Duration, Instant};
+
+/// So long after the last create the rush is over.
+const QUIET: Duration = Duration::from_millis(15);
+/// The longest wait for that; longer than a burst that the stock can serve. A rush that goes on then meets a stock that is being made.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+/// The creates of the last moment.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    rush: Option<Rush>,
+}
+
+#[derive(Debug)]
+struct Rush {
+    first: Instant,
+    last: Instant,
+}
+
+impl Pace {
+    /// Something was taken off the stock.
+    pub(super) fn taken(&mut self, now: Instant) {
+        match &mut self.rush {
+            Some(rush) if now < rush.last + QUIET => rush.last = now,
+            rush => {
+                *rush = Some(Rush {
+                    first: now,
+                    last: now,
+                });
+            }
+        }
+    }
+
+    /// How long to wait before the next slot is made. `plenty`: at least half of the stock is there.
+    pub(super) fn wait(&self, now: Instant, plenty: bool) -> Duration {
+        let Some(rush) = &self.rush else {
+            return Duration::ZERO;
+        };
+        let quiet = rush.last + QUIET;
+        let until = if plenty {
+            quiet
+        } else {
+            quiet.min(rush.first + PATIENCE)
+        };
+        until.saturating_duration_since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn millis(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    #[test]
+    fn a_single_create_is_waited_for_and_no_longer() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        assert_eq!(pace.wait(start, false), Duration::ZERO);
+        pace.taken(start);
+        for plenty in [true, false] {
+            assert_eq!(pace.wait(start + millis(5), plenty), millis(10));
+            assert_eq!(pace.wait(start + QUIET, plenty), Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn a_long_rush_empties_half_of_the_stock_and_then_shares() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        for at in (0..400).step_by(5) {
+            pace.taken(start + millis(at));
+        }
+        let now = start + millis(396);
+        assert_eq!(pace.wait(now, true), millis(14));
+        assert_eq!(pace.wait(now, false), Duration::ZERO);
+        // The next rush has its own beginning.
+        pace.taken(now + millis(50));
+        assert_eq!(pace.wait(now + millis(51), false), millis(14));
+    }
+}
