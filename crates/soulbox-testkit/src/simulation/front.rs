@@ -1,15 +1,16 @@
 //! The front: clients' requests, owners, the store and the calls to the agent. Every decision in here is
 //! [`soulbox_control`]'s; this performs, and dies where it is told to.
 
+mod restarts;
+mod writes;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use soulbox_control::lifecycle::{Effect, Event, Machine};
 use soulbox_control::ownership::{
-    Answer, DeadlineChange, Ownership, Reserving, Saving, Task, Ticket, after_create,
-    after_deadline, after_kill,
+    Answer, DeadlineChange, Ownership, Task, Ticket, after_create, after_deadline, after_kill,
 };
-use soulbox_control::reconcile::{self, Found, Listed};
-use soulbox_control::{HostFailure, Progress, Started, Swap};
+use soulbox_control::{HostFailure, Progress, Started};
 use soulbox_types::{Epoch, SandboxState, UnixMillis};
 
 use super::ledger::Wish;
@@ -20,9 +21,6 @@ use super::world::{Command, Item, Link, Reply, World};
 /// As `ControlSettings` has them.
 const START_WITHIN: u64 = 30_000;
 const COMMAND_WITHIN: u64 = 15_000;
-/// As `recovery.rs` has it: lists are compared every 20 s, rows every minute.
-const COMPARE_EVERY: u64 = 20_000;
-const ROWS_EVERY: u64 = 3;
 /// How long callers are kept waiting, as `control.rs` has it.
 const CREATE_ANSWER: u64 = START_WITHIN + COMMAND_WITHIN * 2;
 const KILL_ANSWER: u64 = 60_000;
@@ -338,160 +336,6 @@ impl World<'_> {
         }
     }
 
-    fn writes(&mut self, sandbox: usize, owner: &mut Owner, write: Write) {
-        self.front.last_call += 1;
-        let call = self.front.last_call;
-        let front = self.front.incarnation;
-        let slow = self.fault(|fault| match *fault {
-            Fault::StoreSlow { from, until, by } => Some((from, until, by)),
-            _ => None,
-        });
-        let takes = self.random.skewed(5) + slow.unwrap_or(0);
-        let fails = self.store_fails();
-        owner.writing = Some((call, write));
-        self.after(
-            takes,
-            Item::Written {
-                front,
-                sandbox,
-                call,
-                write,
-                fails,
-            },
-        );
-        if takes >= COMMAND_WITHIN {
-            let item = Item::WriteTimesOut {
-                front,
-                sandbox,
-                call,
-            };
-            self.after(COMMAND_WITHIN, item);
-        }
-    }
-
-    fn store_fails(&self) -> bool {
-        self.fault(|fault| match *fault {
-            Fault::StoreFails { from, until } => Some((from, until, 0)),
-            _ => None,
-        })
-        .is_some()
-    }
-
-    /// The store has done it, or refused to; perhaps nobody waits for that any more.
-    pub(super) fn written(
-        &mut self,
-        front: u32,
-        sandbox: usize,
-        call: u64,
-        write: Write,
-        fails: bool,
-    ) {
-        // The statement of a front that has died may have reached the database or not.
-        if front != self.front.incarnation && self.random.once_in(2) {
-            return;
-        }
-        enum Outcome {
-            Reserving(Reserving),
-            Saving(Saving),
-        }
-        let outcome = match write {
-            Write::Reserve(_) if fails => Outcome::Reserving(Reserving::Refused),
-            Write::Advance { .. } if fails => Outcome::Saving(Saving::Failed),
-            Write::Reserve(row) => {
-                let made = self.rows.reserve(sandbox, row, self.schedule.limit);
-                Outcome::Reserving(if made {
-                    Reserving::Made
-                } else {
-                    Reserving::Refused
-                })
-            }
-            Write::Advance { expected, progress } => {
-                match self.rows.advance(sandbox, expected, &progress) {
-                    Ok(Swap::Done) => {
-                        if progress.state == SandboxState::Dead {
-                            let checked = self.ledger.row_is_dead(sandbox);
-                            self.check(checked);
-                        }
-                        Outcome::Saving(Saving::Done)
-                    }
-                    Ok(Swap::Conflict) => {
-                        let row = self.rows.get(sandbox);
-                        let found = row.map(|row| row.progress);
-                        Outcome::Saving(Saving::Conflict { found })
-                    }
-                    Err(detail) => {
-                        self.breaks(("rows do not go back", detail));
-                        return;
-                    }
-                }
-            }
-        };
-        if !self.is_writing(front, sandbox, call) {
-            return;
-        }
-        let Some(owner) = self.front.owners.get_mut(&sandbox) else {
-            return;
-        };
-        owner.writing = None;
-        let before = *owner.ownership.machine();
-        let now = UnixMillis(1_000_000 + self.now);
-        let cause = soulbox_types::DeathCause::Killed;
-        let event = match outcome {
-            Outcome::Reserving(outcome) => {
-                owner.ownership.reserved(now, outcome);
-                match outcome {
-                    Reserving::Made => Event::Reserved,
-                    Reserving::Refused => Event::NotReserved,
-                    Reserving::Unknown => Event::Kill { cause },
-                }
-            }
-            Outcome::Saving(outcome) => {
-                owner.ownership.saved(now, outcome);
-                match outcome {
-                    Saving::Done | Saving::Conflict { found: None } => Event::Saved,
-                    _ => Event::SaveFailed,
-                }
-            }
-        };
-        let after = *owner.ownership.machine();
-        self.coverage.control(&before, &event, &after);
-        self.drive(sandbox);
-    }
-
-    pub(super) fn write_times_out(&mut self, front: u32, sandbox: usize, call: u64) {
-        if !self.is_writing(front, sandbox, call) {
-            return;
-        }
-        let now = self.time();
-        let Some(owner) = self.front.owners.get_mut(&sandbox) else {
-            return;
-        };
-        let Some((_, write)) = owner.writing.take() else {
-            return;
-        };
-        let before = *owner.ownership.machine();
-        let cause = soulbox_types::DeathCause::FailedToStart;
-        let event = match write {
-            Write::Reserve(_) => {
-                owner.ownership.reserved(now, Reserving::Unknown);
-                Event::Kill { cause }
-            }
-            Write::Advance { .. } => {
-                owner.ownership.saved(now, Saving::Failed);
-                Event::SaveFailed
-            }
-        };
-        let after = *owner.ownership.machine();
-        self.coverage.control(&before, &event, &after);
-        self.drive(sandbox);
-    }
-
-    fn is_writing(&self, front: u32, sandbox: usize, call: u64) -> bool {
-        let owner = self.front.owners.get(&sandbox);
-        let writing = owner.and_then(|owner| owner.writing.as_ref());
-        front == self.front.incarnation && writing.is_some_and(|(current, _)| *current == call)
-    }
-
     pub(super) fn owner_wakes(&mut self, sandbox: usize, at: u64) {
         let Some(owner) = self.front.owners.get_mut(&sandbox) else {
             return;
@@ -595,165 +439,6 @@ impl World<'_> {
             Reply::Failed(failure) => Err(failure.clone()),
             Reply::Done | Reply::Listed(_) => Err(HostFailure::Failed(String::new())),
         })
-    }
-
-    pub(super) fn front_dies(&mut self) {
-        self.front.incarnation += 1;
-        self.front.serving = false;
-        self.front.owners.clear();
-        self.front.calls.clear();
-        self.ledger.front_died();
-        let front = self.front.incarnation;
-        let delay = 10 + self.random.skewed(2_000);
-        self.after(delay, Item::FrontStarts { front });
-    }
-
-    pub(super) fn front_starts(&mut self, front: u32) {
-        if front != self.front.incarnation || self.front.serving {
-            return;
-        }
-        if self.agent.up {
-            self.calls(0, CallKind::Recover, Command::List);
-        } else {
-            self.after(200, Item::FrontStarts { front });
-        }
-    }
-
-    fn recovers(&mut self, reply: Option<Reply>) {
-        let front = self.front.incarnation;
-        let Some(Reply::Listed(listed)) = reply else {
-            self.after(1_000, Item::FrontStarts { front });
-            return;
-        };
-        if self.store_fails() {
-            self.after(1_000, Item::FrontStarts { front });
-            return;
-        }
-        let mut listed: BTreeMap<usize, Listed> = listed.into_iter().collect();
-        let rows: Vec<_> = self.rows.live().collect();
-        for (sandbox, row) in rows {
-            let on_host = listed.remove(&sandbox);
-            self.takes_up(sandbox, &row, on_host.as_ref(), "front starts");
-            if self.front.incarnation != front {
-                return;
-            }
-        }
-        for (sandbox, listed) in listed {
-            self.kills_orphan(sandbox, listed.epoch, "front starts");
-        }
-        self.front.serving = true;
-        let must_run: Vec<_> = self
-            .ledger
-            .alive()
-            .filter(|sandbox| self.ledger.must_run(*sandbox, self.time()))
-            .collect();
-        for sandbox in must_run {
-            let running = self
-                .front
-                .owned()
-                .any(|it| it == (sandbox, SandboxState::Running));
-            if !running {
-                let detail = format!("sandbox {sandbox} is not known after a restart");
-                self.breaks(("no sandbox is lost", detail));
-            }
-        }
-        self.after(COMPARE_EVERY, Item::Compare { front });
-    }
-
-    fn takes_up(&mut self, sandbox: usize, row: &Row, listed: Option<&Listed>, when: &'static str) {
-        let (found, decided) = reconcile::take_up(&row.progress, listed, self.time());
-        let from = match row.progress.state {
-            SandboxState::Creating => "row Creating",
-            SandboxState::Running => "row Running",
-            SandboxState::Killing => "row Killing",
-            SandboxState::Dead => "row Dead",
-        };
-        let event = match (when, listed) {
-            ("abandoned", Some(_)) => "abandoned, listed",
-            ("abandoned", None) => "abandoned",
-            (_, Some(_)) => "front starts, listed",
-            (_, None) => "front starts",
-        };
-        let to = match found {
-            Found::Adopted => "Running",
-            Found::Lost | Found::Unfinished => "Killing",
-        };
-        self.coverage.recovery(from, event, to);
-        self.note(|| format!("  takes up {sandbox}: {row:?} {listed:?} is {found:?}"));
-        let owner = Owner {
-            created_at: row.created_at,
-            ..Owner::of(Ownership::resume(decided, &row.progress))
-        };
-        self.front.owners.insert(sandbox, owner);
-        self.drive(sandbox);
-    }
-
-    fn kills_orphan(&mut self, sandbox: usize, epoch: Epoch, from: &'static str) {
-        self.coverage
-            .recovery("listed, no living row", from, "killed");
-        let command = Command::Kill {
-            sandbox,
-            epoch: epoch.next(),
-        };
-        self.calls(sandbox, CallKind::KillOrphan, command);
-    }
-
-    pub(super) fn compare(&mut self) {
-        let front = self.front.incarnation;
-        self.after(COMPARE_EVERY, Item::Compare { front });
-        self.front.compared += 1;
-        let kind = CallKind::Compare {
-            asked_at: self.time(),
-            rows: self.front.compared.is_multiple_of(ROWS_EVERY),
-        };
-        self.calls(0, kind, Command::List);
-    }
-
-    fn compares(&mut self, asked_at: UnixMillis, rows: bool, reply: Option<Reply>) {
-        let Some(Reply::Listed(listed)) = reply else {
-            return;
-        };
-        let front = self.front.incarnation;
-        let listed: BTreeMap<usize, Listed> = listed.into_iter().collect();
-        let lost: Vec<usize> = self
-            .front
-            .owners
-            .iter()
-            .filter(|(sandbox, owner)| {
-                !listed.contains_key(sandbox)
-                    && reconcile::is_lost(&owner.ownership.machine().progress(), asked_at)
-            })
-            .map(|(sandbox, _)| *sandbox)
-            .collect();
-        for sandbox in lost {
-            self.told(sandbox, Event::Lost);
-        }
-        if self.store_fails() || self.front.incarnation != front {
-            return;
-        }
-        if rows {
-            let now = self.time();
-            let abandoned: Vec<_> = self
-                .rows
-                .live()
-                .filter(|(sandbox, row)| {
-                    !self.front.owners.contains_key(sandbox)
-                        && reconcile::is_abandoned(&row.progress, row.created_at, START_WITHIN, now)
-                })
-                .collect();
-            for (sandbox, row) in abandoned {
-                self.takes_up(sandbox, &row, listed.get(&sandbox), "abandoned");
-                if self.front.incarnation != front {
-                    return;
-                }
-            }
-        }
-        for (sandbox, listed) in listed {
-            let row = self.rows.get(sandbox).map(|row| row.progress);
-            if !self.front.owners.contains_key(&sandbox) && reconcile::is_orphan(row.as_ref()) {
-                self.kills_orphan(sandbox, listed.epoch, "lists compared");
-            }
-        }
     }
 }
 

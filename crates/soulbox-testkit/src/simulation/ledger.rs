@@ -101,10 +101,8 @@ impl Ledger {
         let reasons = self.may_end(sandbox, now);
         let one = &mut self.sandboxes[sandbox];
         match (wish, answer) {
-            (Wish::Create { .. }, Answer::Created(_)) => {
-                if !one.alive && !reasons {
-                    return Err(("a created sandbox is there", format!("sandbox {sandbox}")));
-                }
+            (Wish::Create { .. }, Answer::Created(_)) if !one.alive && !reasons => {
+                return Err(("a created sandbox is there", format!("sandbox {sandbox}")));
             }
             (Wish::Kill, Answer::Killed | Answer::Missing) => {
                 one.over = true;
