@@ -142,10 +142,10 @@ vm() {
     echo "$packages" > "$folder/.made-of"
 }
 
-[ $# -gt 0 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 for part in "$@"; do
     case $part in
     packages | sdks | clients | criu | vm | bench) "$part" ;;
-    *) fail "there is no part $part" "packages, sdks, clients, criu or bench" ;;
+    *) fail "there is no part $part" "packages, sdks, clients, criu, vm or bench" ;;
     esac
 done

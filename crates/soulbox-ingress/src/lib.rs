@@ -10,6 +10,8 @@
 
 mod activity;
 mod crowd;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod headers;
 mod locate;
 mod pool;
