@@ -99,11 +99,12 @@ def test_a_jump_of_an_hour(clock, jump):
     server = Server(within=clock.within)
     try:
         server.start("--warm", "1", "--parked", "1")
-        lasting, short = Sandbox.create("base", timeout=300), Sandbox.create("base", timeout=6)
+        # A connect sets the deadline anew, so one is never connected to.
+        lasting, untouched, short = (Sandbox.create("base", timeout=timeout) for timeout in (300, 300, 6))
         since = time.monotonic()
         clock.jump(jump)
         time.sleep(2)
-        for sandbox in (lasting, short):
+        for sandbox in (lasting, untouched, short):
             assert sandbox.is_running()
         ends_in_time(short, since, 6)
         works(lasting)
@@ -117,9 +118,12 @@ def test_a_jump_of_an_hour(clock, jump):
         os.kill(front, signal.SIGKILL)
         until("a new front", lambda: server.front() not in (None, front) and server.answers())
         works(lasting)
+        assert untouched.commands.run("echo works").stdout == "works\n"
         server.kill()
         server.start("--warm", "1", "--parked", "1")
         works(lasting)
+        time.sleep(2)
+        assert untouched.commands.run("echo works").stdout == "works\n"
         last, since = Sandbox.create("base", timeout=4), time.monotonic()
         ends_in_time(last, since, 4)
         works(lasting)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +70,24 @@ def test_a_killed_agent_leaves_sandboxes_to_the_next_one(server):
     assert unharmed(sandbox)
     assert sandbox.kill()
     assert not sandbox.is_running()
+
+
+def test_a_start_waits_for_the_listener_of_the_last_one(server):
+    """The front of a killed agent holds it for a moment more; here for a second."""
+    sandbox = marked()
+    front = server.front()
+    os.kill(front, signal.SIGSTOP)
+    try:
+        server.kill()
+        release = threading.Timer(1, os.kill, (front, signal.SIGCONT))
+        release.start()
+        server.start()
+        release.join()
+    finally:
+        if alive(front):
+            os.kill(front, signal.SIGCONT)
+    assert unharmed(sandbox)
+    assert sandbox.kill()
 
 
 def test_a_graceful_stop_leaves_sandboxes_to_the_next_start(server):
