@@ -85,7 +85,7 @@ class Server:
             try:
                 if b"front" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:2]:
                     return int(pid)
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
         return None
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, MatchedPath};
 use http::request::Parts;
-use http::{HeaderMap, Method, header};
+use http::{Extensions, HeaderMap, Method, header};
 use soulbox_control::{AuthError, Credential, TeamRow};
 
 use crate::App;
 use crate::error::ApiError;
+use crate::rate::{self, Noted};
 
 const API_KEY: &str = "x-api-key";
 const ADMIN_TOKEN: &str = "x-admin-token";
@@ -40,9 +41,9 @@ impl FromRequestParts<Arc<App>> for Caller {
             .extensions
             .get::<MatchedPath>()
             .map_or("", MatchedPath::as_str);
-        customer(app, &parts.headers, &parts.method, route, Scheme::Customer)
-            .await
-            .map(Self)
+        let team = customer(app, &parts.headers, &parts.method, route, Scheme::Customer).await?;
+        ration(app, &parts.extensions, &team, &parts.method, route)?;
+        Ok(Self(team))
     }
 }
 
@@ -57,9 +58,9 @@ impl FromRequestParts<Arc<App>> for KeyOwner {
             .extensions
             .get::<MatchedPath>()
             .map_or("", MatchedPath::as_str);
-        customer(app, &parts.headers, &parts.method, route, Scheme::KeyOwner)
-            .await
-            .map(Self)
+        let team = customer(app, &parts.headers, &parts.method, route, Scheme::KeyOwner).await?;
+        ration(app, &parts.extensions, &team, &parts.method, route)?;
+        Ok(Self(team))
     }
 }
 
@@ -70,9 +71,7 @@ impl FromRequestParts<Arc<App>> for Administrator {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        check(app, Scheme::Admin, &parts.headers, &parts.method, "")
-            .await
-            .map(|()| Self)
+        administrator(app, &parts.headers).map(|()| Self)
     }
 }
 
@@ -80,14 +79,15 @@ impl FromRequestParts<Arc<App>> for Administrator {
 pub(crate) async fn check(
     app: &App,
     scheme: Scheme,
-    headers: &HeaderMap,
-    method: &Method,
+    request: &Parts,
     route: &str,
 ) -> Result<(), ApiError> {
+    let (headers, method) = (&request.headers, &request.method);
     match scheme {
-        Scheme::Customer | Scheme::KeyOwner => customer(app, headers, method, route, scheme)
-            .await
-            .map(drop),
+        Scheme::Customer | Scheme::KeyOwner => {
+            let team = customer(app, headers, method, route, scheme).await?;
+            ration(app, &request.extensions, &team, method, route)
+        }
         Scheme::AccessToken => {
             let token = bearer(headers)?.ok_or_else(missing)?;
             app.control
@@ -95,13 +95,36 @@ pub(crate) async fn check(
                 .await?;
             Ok(())
         }
-        Scheme::Admin => {
-            let token = text(headers, ADMIN_TOKEN)?.ok_or_else(missing)?;
-            Ok(app.control.check_admin(token)?)
-        }
+        Scheme::Admin => administrator(app, headers),
         // No volume exists, so no token can be valid, but whoever shows none is told so first.
         Scheme::Volume => bearer(headers)?.map(drop).ok_or_else(missing),
     }
+}
+
+fn administrator(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let token = text(headers, ADMIN_TOKEN)?.ok_or_else(missing)?;
+    Ok(app.control.check_admin(token)?)
+}
+
+/// Takes the request out of what the team may ask of this route.
+fn ration(
+    app: &App,
+    extensions: &Extensions,
+    team: &TeamRow,
+    method: &Method,
+    route: &str,
+) -> Result<(), ApiError> {
+    let Some(outcome) = app.limits.take(&team.team_id, method, route) else {
+        return Ok(());
+    };
+    let (taken, refusal) = match outcome {
+        Ok(taken) => (taken, Ok(())),
+        Err((taken, wait)) => (taken, Err(ApiError::rate_limited(rate::seconds(wait)))),
+    };
+    if let Some(noted) = extensions.get::<Noted>() {
+        noted.note(taken);
+    }
+    refusal
 }
 
 /// The first scheme that succeeds lets the request in. Otherwise a ban is the answer, or what the first scheme with a header says.

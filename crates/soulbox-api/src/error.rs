@@ -60,6 +60,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
+    /// Too often; nothing was done.
+    pub(crate) fn rate_limited(seconds: u32) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "Rate limit exceeded").retry_after(seconds.max(1))
+    }
+
     /// Something that E2B has and this server does not have yet.
     pub(crate) fn not_implemented(what: &str) -> Self {
         Self::new(

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
-use axum::middleware::{Next, from_fn};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tracing::Instrument;
 
 use crate::App;
 use crate::error::{ApiError, SHOULD_RETRY};
+use crate::rate::Noted;
 
 const MAX_BODY: usize = 16 << 20;
 const DEADLINE: Duration = Duration::from_secs(70);
@@ -24,17 +25,17 @@ const ALLOWED_HEADERS: &str = "Origin, Content-Length, Content-Type, User-Agent,
 const EXPOSED_HEADERS: &str = "X-Next-Token, X-Total-Running, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, \
      Retry-After, Should-Retry, X-E2B-Trace-ID";
 
-pub(crate) fn wrap(routes: Router<Arc<App>>) -> Router<Arc<App>> {
+pub(crate) fn wrap(routes: Router<Arc<App>>, app: &Arc<App>) -> Router<Arc<App>> {
     routes
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(from_fn(deprecated))
         .layer(from_fn(deadline))
         .layer(from_fn(cors))
-        .layer(from_fn(headers))
+        .layer(from_fn_with_state(Arc::clone(app), headers))
 }
 
 /// Outermost: the trace ID, one log line, and the rule about retrying for answers that no handler made.
-async fn headers(request: Request, next: Next) -> Response {
+async fn headers(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let request_id = trace_id();
     let method = request.method().clone();
@@ -42,18 +43,25 @@ async fn headers(request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     // What handlers log is found by the ID that the client has.
     let span = tracing::info_span!("request", request_id);
+    let noted = Noted::default();
+    request.extensions_mut().insert(noted.clone());
+    let under_way = app.figures.begin();
     let mut response = next.run(request).instrument(span).await;
+    drop(under_way);
     let status = response.status();
     let headers = response.headers_mut();
+    noted.write(headers);
     if status.is_success() {
         headers.remove(SHOULD_RETRY);
     } else if !headers.contains_key(SHOULD_RETRY) {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    app.figures.answered(&method, route, status, began);
     tracing::info!(
         request_id,
         %method,
-        route = route.as_ref().map_or("none", MatchedPath::as_str),
+        route,
         status = status.as_u16(),
         took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "request"

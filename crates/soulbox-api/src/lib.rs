@@ -6,10 +6,12 @@
 
 mod auth;
 mod error;
+mod figures;
 mod input;
 mod layers;
 mod openapi;
 mod query;
+mod rate;
 mod routes;
 mod time;
 mod translate;
@@ -20,6 +22,9 @@ use axum::Router;
 use soulbox_control::Control;
 use tokio_util::sync::CancellationToken;
 
+pub use figures::{Figures, operator_router};
+pub use rate::{RateError, RateLimits};
+
 /// What the routes work on.
 #[derive(Debug)]
 pub struct App {
@@ -28,12 +33,16 @@ pub struct App {
     pub domain: Option<String>,
     /// Cancelled when the server is about to stop: `/health` then says so, everything else works on.
     pub draining: CancellationToken,
+    /// How often a team may ask each route.
+    pub limits: RateLimits,
+    /// Counts what is answered.
+    pub figures: Figures,
 }
 
 /// Every route with its layers. Bodies are limited to 16 MiB, requests to 70 s.
 pub fn router(app: Arc<App>) -> Router {
     let (routes, _) = routes::all();
-    layers::wrap(routes).with_state(app)
+    layers::wrap(routes, &app).with_state(app)
 }
 
 /// The description of every route, as `/openapi.json` has it.

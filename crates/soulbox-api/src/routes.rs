@@ -15,7 +15,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{StatusCode, Uri};
 use utoipa::openapi::HttpMethod;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -61,7 +61,7 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .fold(router, |router, (method, path, scheme)| {
             let (path, scheme) = (*path, *scheme);
             let answer = move |State(app): State<Arc<App>>, request: Request| async move {
-                not_yet(&app, scheme, request.headers(), request.method(), path).await
+                not_yet(&app, scheme, request, path).await
             };
             router.route(path, on(filter(method), answer))
         });
@@ -180,15 +180,10 @@ const NOT_YET: &[(HttpMethod, &str, Scheme)] = &[
     (DELETE, "/events/webhooks/{webhook_id}", Scheme::Customer),
 ];
 
-async fn not_yet(
-    app: &App,
-    scheme: Scheme,
-    headers: &HeaderMap,
-    method: &Method,
-    path: &str,
-) -> ApiError {
-    match auth::check(app, scheme, headers, method, path).await {
-        Ok(()) => ApiError::not_implemented(&format!("{method} {path}")),
+async fn not_yet(app: &App, scheme: Scheme, request: Request, path: &str) -> ApiError {
+    let (parts, _) = request.into_parts();
+    match auth::check(app, scheme, &parts, path).await {
+        Ok(()) => ApiError::not_implemented(&format!("{} {path}", parts.method)),
         Err(refusal) => refusal,
     }
 }

@@ -86,6 +86,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
         credentials,
         secrets,
         listener,
+        admin_listener,
     } = start;
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|error| failure("watch for SIGTERM")(error.into()))?;
@@ -127,25 +128,26 @@ async fn serve(start: Start) -> Result<(), Failure> {
         access_token: credentials.access_token,
         admin_token: credentials.admin_token,
         token_seed: secrets.token_seed,
-        database_url: settings.database_url.as_ref().map(|url| url.as_str().to_owned()),
+        database_url: settings
+            .database_url
+            .as_ref()
+            .map(|url| url.as_str().to_owned()),
         max_sandbox_hours: settings.max_sandbox_hours,
         max_sandboxes: settings.max_sandboxes,
         max_requests: settings.max_requests,
+        rate_limits: settings.rate_limits.clone(),
+        admin_listener: settings.admin_listen.map(|address| address.to_string()),
     };
     let handler = Arc::new(handler::Requests::new(
         agent.host.clone(),
         front_settings,
-        vec![listener],
+        std::iter::once(listener).chain(admin_listener).collect(),
         node::NodeAccount::new(&settings.data_dir)
             .map_err(|error| failure("read random bytes")(anyhow::anyhow!("{error}")))?,
     ));
     let others = fronts::Others::bind(&settings.data_dir)
         .map_err(|error| failure("listen for other fronts")(error.into()))?;
-    let others = tokio::spawn(others.serve(
-        agent.host.clone(),
-        Arc::clone(&handler),
-        stop.clone(),
-    ));
+    let others = tokio::spawn(others.serve(agent.host.clone(), Arc::clone(&handler), stop.clone()));
     let fronts = tokio::spawn(fronts::supervise(
         settings.clone(),
         agent.host.clone(),

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use soulbox_api::{Figures, RateLimits, operator_router};
 use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
 use soulbox_ingress::{Ingress, Server};
 use soulbox_sys::fdpass;
@@ -73,13 +74,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
         .context("the host RPC's descriptor is not usable")?;
     let data = fdpass::take_inherited(arguments.data_fd)
         .context("the control directory's descriptor is not usable")?;
-    confined(
-        socket.into(),
-        data,
-        arguments.uid,
-        arguments.database,
-        None,
-    )
+    confined(socket.into(), data, arguments.uid, arguments.database, None)
 }
 
 /// A front with a listener of its own, beside the agent's; it must have the records in PostgreSQL.
@@ -139,7 +134,7 @@ async fn run(
     let mut stop = Stop::listen()?;
     socket.set_nonblocking(true)?;
     let (client, events) = Client::start(UnixStream::from_std(socket)?);
-    let (settings, mut listeners) = hello(&client)
+    let (settings, mut listeners, mut admin_listener) = hello(&client)
         .await
         .context("the host agent did not introduce itself")?;
     if let Some(own) = listener {
@@ -149,15 +144,13 @@ async fn run(
         );
         own.set_nonblocking(true)?;
         listeners = vec![TcpListener::from_std(own)?];
+        // The agent's own front tells its figures there.
+        admin_listener = None;
     }
 
     let (store, _relaying) = Records::open(&settings, data, relay, &client).await?;
     let hosts = Arc::new(RpcHosts::new(client.clone()));
-    let control = Control::new(
-        store.shared(),
-        hosts.clone(),
-        control_settings(&settings)?,
-    );
+    let control = Control::new(store.shared(), hosts.clone(), control_settings(&settings)?);
     let located = Arc::new(Located {
         control: control.clone(),
         client: client.clone(),
@@ -180,19 +173,29 @@ async fn run(
         _ => bail!("TLS needs both a certificate and a key"),
     };
     let (draining, ended) = (CancellationToken::new(), CancellationToken::new());
+    let limits = settings.rate_limits.as_deref().map(RateLimits::parse);
+    let limits = limits.transpose()?.unwrap_or_default();
+    let figures = Figures::default();
+    let admin = admin(admin_listener, &control, &figures, &ended);
     let api = soulbox_api::router(Arc::new(soulbox_api::App {
         control: control.clone(),
         domain: settings.domain.clone(),
         draining: draining.clone(),
+        limits,
+        figures: figures.clone(),
     }));
     let server = Server::new(api, ingress.clone(), tls);
-    let addresses: Vec<_> = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
+    let addresses: Vec<_> = listeners
+        .iter()
+        .filter_map(|it| it.local_addr().ok())
+        .collect();
     info!(listeners = ?addresses, "front ready");
 
     let background = async {
         tokio::join!(
             control.run(ended.clone()),
-            forward(events, &control, &ingress)
+            forward(events, &control, &ingress),
+            admin
         );
     };
     let serving = async {
@@ -219,24 +222,46 @@ async fn run(
     Ok(())
 }
 
-async fn hello(client: &Client) -> anyhow::Result<(FrontSettings, Vec<TcpListener>)> {
+/// Tells figures until the end, if there is a listener for them.
+async fn admin(
+    listener: Option<TcpListener>,
+    control: &Control,
+    figures: &Figures,
+    ended: &CancellationToken,
+) {
+    let Some(listener) = listener else {
+        return;
+    };
+    let router = operator_router(control.clone(), figures.clone());
+    let served = axum::serve(listener, router).into_future();
+    if let Some(Err(error)) = ended.run_until_cancelled(served).await {
+        warn!(%error, "figures are told no more");
+    }
+}
+
+/// What the agent says, its public listeners, and the administrator's if there is one.
+async fn hello(
+    client: &Client,
+) -> anyhow::Result<(FrontSettings, Vec<TcpListener>, Option<TcpListener>)> {
     let (Reply::Hello(hello), descriptors) = client.request(Request::Hello).await? else {
         bail!("the answer is of another kind");
     };
     let Hello { now, settings, .. } = *hello;
     soulbox_control::clock::set(UnixMillis(now));
+    let wanted = settings.listeners.len() + usize::from(settings.admin_listener.is_some());
     ensure!(
-        descriptors.len() == settings.listeners.len() && !descriptors.is_empty(),
-        "{} listeners came for {} addresses",
+        descriptors.len() == wanted && !settings.listeners.is_empty(),
+        "{} listeners came for {wanted} addresses",
         descriptors.len(),
-        settings.listeners.len()
     );
     let listeners = descriptors.into_iter().map(|descriptor| {
         let listener = std::net::TcpListener::from(descriptor);
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     });
-    Ok((settings, listeners.collect::<Result<_, _>>()?))
+    let mut listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let admin = listeners.split_off(settings.listeners.len()).pop();
+    Ok((settings, listeners, admin))
 }
 
 fn control_settings(settings: &FrontSettings) -> anyhow::Result<ControlSettings> {

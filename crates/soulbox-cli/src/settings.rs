@@ -13,6 +13,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use soulbox_api::RateLimits;
 use soulbox_runtime::network::Cidr;
 use soulbox_types::MiB;
 
@@ -53,6 +54,10 @@ pub struct Settings {
     pub max_sandboxes: u32,
     /// Requests under way into the ports of one sandbox, and as many to its envd.
     pub max_requests: u32,
+    /// How often a team may ask each route, as JSON, known to be right.
+    pub rate_limits: Option<String>,
+    /// Where figures are told, if anywhere; only this machine reaches it.
+    pub admin_listen: Option<SocketAddr>,
     /// Where the records are when they are not in the data directory.
     pub database_url: Option<DatabaseUrl>,
     pub log_format: LogFormat,
@@ -118,13 +123,15 @@ pub enum Setting {
     MaxSandboxHours,
     MaxSandboxes,
     MaxRequests,
+    RateLimits,
+    AdminListen,
     DatabaseUrl,
     LogFormat,
     Log,
 }
 
 impl Setting {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
         Self::DataDir,
         Self::Listen,
         Self::Domain,
@@ -141,6 +148,8 @@ impl Setting {
         Self::MaxSandboxHours,
         Self::MaxSandboxes,
         Self::MaxRequests,
+        Self::RateLimits,
+        Self::AdminListen,
         Self::DatabaseUrl,
         Self::LogFormat,
         Self::Log,
@@ -165,6 +174,8 @@ impl Setting {
             Self::MaxSandboxHours => "max_sandbox_hours",
             Self::MaxSandboxes => "max_sandboxes",
             Self::MaxRequests => "max_requests",
+            Self::RateLimits => "rate_limits",
+            Self::AdminListen => "admin_listen",
             Self::DatabaseUrl => "database_url",
             Self::LogFormat => "log_format",
             Self::Log => "log",
@@ -227,6 +238,8 @@ struct Raw {
     max_sandbox_hours: u64,
     max_sandboxes: u32,
     max_requests: u32,
+    rate_limits: Option<String>,
+    admin_listen: Option<SocketAddr>,
     database_url: Option<DatabaseUrl>,
     log_format: LogFormat,
     log: String,
@@ -252,6 +265,8 @@ impl Default for Raw {
             max_sandbox_hours: 24,
             max_sandboxes: 1000,
             max_requests: 2000,
+            rate_limits: None,
+            admin_listen: None,
             database_url: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
@@ -298,6 +313,19 @@ impl Raw {
             }
             Setting::MaxSandboxes => self.max_sandboxes = number(text, 1, 100_000)?,
             Setting::MaxRequests => self.max_requests = number(text, 1, 100_000)?,
+            Setting::RateLimits => {
+                RateLimits::parse(text).map_err(|error| BadValue::new(text, error.wanted()))?;
+                self.rate_limits = Some(text.to_owned());
+            }
+            Setting::AdminListen => {
+                let wanted = "a loopback address with a port, such as 127.0.0.1:9090";
+                let address: SocketAddr = text.parse().map_err(|_| BadValue::new(text, wanted))?;
+                // What is told there needs no credential.
+                if !address.ip().is_loopback() {
+                    return Err(BadValue::new(text, wanted));
+                }
+                self.admin_listen = Some(address);
+            }
             Setting::DatabaseUrl => {
                 // Not quoted: it may have a password.
                 soulbox_store::postgres_options(text).map_err(|error| {
@@ -372,6 +400,8 @@ impl Raw {
             max_sandbox_hours: self.max_sandbox_hours,
             max_sandboxes: self.max_sandboxes,
             max_requests: self.max_requests,
+            rate_limits: self.rate_limits,
+            admin_listen: self.admin_listen,
             database_url: self.database_url,
             log_format: self.log_format,
             log: self.log,

@@ -150,6 +150,9 @@ fn hello(listener: &TcpListener) -> Hello {
         max_sandbox_hours: 24,
         max_sandboxes: 10,
         max_requests: 100,
+        database_url: None,
+        rate_limits: None,
+        admin_listener: None,
     };
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
     Hello {

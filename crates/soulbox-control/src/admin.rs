@@ -55,6 +55,21 @@ impl Control {
         Ok(Some(all))
     }
 
+    /// How many sandboxes this server owns, by the name of their state.
+    #[must_use]
+    pub fn counts_by_state(&self) -> [(&'static str, u32); 3] {
+        let mut counts = [("creating", 0), ("running", 0), ("killing", 0)];
+        for handle in self.registry().all() {
+            match handle.state() {
+                SandboxState::Creating => counts[0].1 += 1,
+                SandboxState::Running => counts[1].1 += 1,
+                SandboxState::Killing => counts[2].1 += 1,
+                SandboxState::Dead => {}
+            }
+        }
+        counts
+    }
+
     /// How many sandboxes run, by team; teams without any are absent.
     #[must_use]
     pub fn running_counts(&self) -> BTreeMap<String, u32> {

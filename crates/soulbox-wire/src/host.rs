@@ -184,6 +184,10 @@ pub struct FrontSettings {
     pub max_sandboxes: u32,
     /// Requests under way into the ports of one sandbox, and as many to its envd.
     pub max_requests: u32,
+    /// How often a team may ask each route, as JSON.
+    pub rate_limits: Option<String>,
+    /// Where figures are told; its descriptor comes after those of `listeners`.
+    pub admin_listener: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

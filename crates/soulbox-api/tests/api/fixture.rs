@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use soulbox_api::App;
+use soulbox_api::{App, Figures, RateLimits};
 use soulbox_control::{
     Control, ControlSettings, Credentials, HostCreate, HostDisk, HostFailure, HostLogLine,
     HostNode, HostSandbox, HostTemplate, HostUsage, Hosts, KeyKind, KeyRow, NodeStatus, Started,
@@ -283,6 +283,7 @@ pub(crate) struct Fixture {
     pub(crate) hosts: Arc<FakeHosts>,
     pub(crate) store: Arc<SqliteStore>,
     pub(crate) draining: CancellationToken,
+    pub(crate) figures: Figures,
 }
 
 /// A server with templates `base` and `other`, two teams, a limit of [`LIMIT`] sandboxes and [`HOURS`] hours.
@@ -309,17 +310,29 @@ pub(crate) async fn start(
     store: Arc<SqliteStore>,
     settings: ControlSettings,
 ) -> Fixture {
+    start_limited(hosts, store, settings, RateLimits::default()).await
+}
+
+/// Likewise, where routes may be asked so often only.
+pub(crate) async fn start_limited(
+    hosts: Arc<FakeHosts>,
+    store: Arc<SqliteStore>,
+    settings: ControlSettings,
+    limits: RateLimits,
+) -> Fixture {
     let control = Control::new(store.clone(), hosts.clone(), settings);
     let credentials = Credentials {
         api_key: KEY.to_owned(),
         access_token: ACCESS_TOKEN.to_owned(),
     };
     control.recover(&credentials).await.expect("recovery");
-    let draining = CancellationToken::new();
+    let (draining, figures) = (CancellationToken::new(), Figures::default());
     let app = App {
         control: control.clone(),
         domain: None,
         draining: draining.clone(),
+        limits,
+        figures: figures.clone(),
     };
     Fixture {
         router: soulbox_api::router(Arc::new(app)),
@@ -327,6 +340,7 @@ pub(crate) async fn start(
         hosts,
         store,
         draining,
+        figures,
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Requests<R: Runtime> {
 type Answer = (Result<Reply, HostError>, Vec<OwnedFd>);
 
 impl<R: Runtime> Requests<R> {
-    /// `listeners` are those that `settings` names, in the same order.
+    /// `listeners` are those that `settings` names, in the same order, the administrator's last.
     pub(super) fn new(
         host: Host<R>,
         settings: FrontSettings,

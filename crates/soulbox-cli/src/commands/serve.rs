@@ -34,6 +34,8 @@ pub struct Start {
     pub secrets: Secrets,
     /// Bound and listening; non-blocking.
     pub listener: TcpListener,
+    /// Where figures are told, likewise.
+    pub admin_listener: Option<TcpListener>,
 }
 
 /// Checks all that can be checked without making a sandbox, and starts logging.
@@ -45,11 +47,13 @@ pub fn prepare(arguments: Arguments) -> Result<Start, Failure> {
     prepare_data_dir(&settings.data_dir)?;
     let (credentials, secrets) = credentials::load_or_create(&settings.data_dir)?;
     let listener = listen(settings.listen)?;
+    let admin_listener = settings.admin_listen.map(listen).transpose()?;
     Ok(Start {
         settings,
         credentials,
         secrets,
         listener,
+        admin_listener,
     })
 }
 

@@ -66,6 +66,12 @@ pub struct ServeFlags {
     /// Requests under way into the ports of one sandbox, and as many to its envd [default: 2000]
     #[arg(long, value_name = "N")]
     pub max_requests: Option<String>,
+    /// How often a team may ask each route [default: as it likes], such as '{"POST /v2/sandboxes": {"rate": 5, "burst": 10}}'
+    #[arg(long, value_name = "JSON")]
+    pub rate_limits: Option<String>,
+    /// Loopback address that tells figures at /metrics [default: none]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub admin_listen: Option<String>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -95,6 +101,8 @@ impl ServeFlags {
             (Setting::MaxSandboxHours, self.max_sandbox_hours),
             (Setting::MaxSandboxes, self.max_sandboxes),
             (Setting::MaxRequests, self.max_requests),
+            (Setting::RateLimits, self.rate_limits),
+            (Setting::AdminListen, self.admin_listen),
             (Setting::LogFormat, self.log_format),
             (Setting::Log, self.log),
         ]

@@ -93,6 +93,9 @@ fn every_key_can_be_set_in_every_place() {
         Setting::MaxSandboxHours => "8",
         Setting::MaxSandboxes => "9",
         Setting::MaxRequests => "9",
+        Setting::RateLimits => r#"{"GET /v2/sandboxes": {"rate": 5, "burst": 10}}"#,
+        Setting::AdminListen => "127.0.0.1:9090",
+        Setting::DatabaseUrl => "postgres://soulbox:secret@127.0.0.1/soulbox",
         Setting::LogFormat => "json",
         Setting::Log => "warn,soulbox_host=debug",
     };
@@ -138,7 +141,7 @@ fn mistakes_in_the_file_name_their_place() {
         resolve(Some("warm = 1\n  colour = \"red\"\n"), &[], &[]),
         expect![[r#"
             error: soulbox.toml line 2, column 3: unknown setting `colour`
-            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, log_format, log"#]],
+            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, rate_limits, admin_listen, database_url, log_format, log"#]],
     );
     check_failure(
         resolve(Some("warm = 1\nlisten = 3000\n"), &[], &[]),
@@ -156,7 +159,7 @@ fn mistakes_in_the_file_name_their_place() {
         resolve(Some("[pool]\nsize = 1\n"), &[], &[]),
         expect![[r#"
         error: soulbox.toml line 1, column 2: unknown setting `pool`
-        hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, log_format, log"#]],
+        hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, rate_limits, admin_listen, database_url, log_format, log"#]],
     );
     check_failure(
         resolve(Some("log = { a = 1 }\n"), &[], &[]),
@@ -281,4 +284,22 @@ fn an_empty_variable_is_no_value() {
             .domain,
         None
     );
+}
+
+#[test]
+fn figures_are_told_to_this_machine_only_and_limits_name_routes() {
+    for (variable, value, said) in [
+        ("SOULBOX_ADMIN_LISTEN", "0.0.0.0:9090", "a loopback address"),
+        ("SOULBOX_ADMIN_LISTEN", "9090", "a loopback address"),
+        (
+            "SOULBOX_RATE_LIMITS",
+            r#"{"GET /nowhere": {"rate": 1, "burst": 1}}"#,
+            "`GET /nowhere` is none",
+        ),
+        ("SOULBOX_RATE_LIMITS", "5/s", "JSON of routes"),
+    ] {
+        let error = resolve(None, &[(variable, value)], &[]).expect_err(value);
+        let text = Failure::from(error).to_string();
+        assert!(text.contains(said) && text.contains(variable), "{text}");
+    }
 }
