@@ -96,6 +96,7 @@ soak: setup
 	SOULBOX_SOAK=10 cargo test $(CI) --package soulbox-envd --test black_box load -- --test-threads 1 --nocapture
 	SOULBOX_BINARY=target/release/soulbox SOULBOX_LEAK_CYCLES=1000 SOULBOX_CRASH_ROUNDS=30 SOULBOX_MANY=500 \
 		.cache/venv-latest/bin/pytest -q -s tests/e2e/test_leaks.py tests/e2e/test_crashes.py tests/e2e/test_many.py
+	SOULBOX_BINARY=target/release/soulbox tests/vm/run.sh
 
 # Stored inputs are replayed by the unit tests; this looks for new ones. Needs a C++ compiler.
 fuzz:
