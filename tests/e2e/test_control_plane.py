@@ -7,13 +7,18 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 import time
+import urllib.error
+import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import DATA, Server, until
-from e2b import RateLimitException, Sandbox
+from e2b import RateLimitException, Sandbox, ServiceBusyException
 
 LIMIT = 3
 
@@ -97,6 +102,185 @@ def other(server):
     yield made
     made.execute("UPDATE teams SET banned = 0, blocked = 0 WHERE team_id = ?", made.id)
     made.admin.kill_all()
+
+
+def administrator(server) -> Client:
+    return Client(server, **{"X-Admin-Token": credentials()["admin_token"]})
+
+
+def test_cp_009_a_revoked_key_is_refused_at_once(server, other):
+    status, made = other.admin.call("POST", "/api-keys", {"name": "for a while"})
+    assert status == 201 and len(made["key"]) == 44
+    client = Client(server, **{"X-API-Key": made["key"]})
+    assert client.call("GET", "/v2/sandboxes")[0] == 200
+    assert other.admin.call("DELETE", f"/api-keys/{made['id']}")[0] == 204
+    status, said = client.call("GET", "/v2/sandboxes")
+    assert status == 401 and "Cannot get the team for the given API key" in said["message"]
+    assert other.client.call("GET", "/v2/sandboxes")[0] == 200, "the team's other key works on"
+
+
+def test_cp_010_the_last_use_of_a_key(server, other):
+    made = other.admin.call("POST", "/api-keys", {"name": "fresh"})[1]
+    used = lambda: next(key for key in other.admin.call("GET", "/api-keys")[1] if key["id"] == made["id"]).get("lastUsed")
+    assert used() is None
+    client = Client(server, **{"X-API-Key": made["key"]})
+    assert client.call("GET", "/v2/sandboxes")[0] == 200
+    first = used()
+    assert first is not None
+    time.sleep(1.1)
+    assert client.call("GET", "/v2/sandboxes")[0] == 200
+    assert used() == first
+
+
+def test_cp_149_the_administrator_makes_and_revokes_keys(server, other):
+    admin = administrator(server)
+    keys = f"/admin/teams/{other.id}/api-keys"
+    status, made = admin.call("POST", keys, {"name": "by the operator"})
+    assert status == 201
+    client = Client(server, **{"X-API-Key": made["key"]})
+    client.create()
+    client.kill_all()
+    assert admin.call("DELETE", f"{keys}/{made['id']}")[0] == 204
+    assert client.call("GET", "/v2/sandboxes")[0] == 401
+    assert admin.call("DELETE", f"{keys}/{made['id']}")[0] == 404
+    nobody = f"/admin/teams/{uuid.uuid4()}/api-keys"
+    assert admin.call("POST", nobody, {"name": "x"})[0] == 404
+    assert admin.call("POST", keys, {})[0] == 400
+    assert other.client.call("POST", keys, {"name": "x"})[0] == 401
+    other.mark("banned")
+    status, said = admin.call("POST", keys, {"name": "x"})
+    assert status == 403 and said["message"] == "team is banned"
+
+
+def test_cp_002_health_tells_of_the_end(server, one):
+    health = f"http://127.0.0.1:{server.port}/health"
+
+    def status() -> int:
+        try:
+            with urllib.request.urlopen(health, timeout=5) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            assert error.read() == b"Service is unavailable"
+            return error.code
+
+    sandbox = Sandbox.connect(one.create())
+    front = server.front()
+    finished = []
+    # A request that is under way keeps the front for as long as it lasts.
+    thread = threading.Thread(target=lambda: finished.append(sandbox.commands.run("sleep 2; echo end").stdout))
+    thread.start()
+    until("the command runs", lambda: any(it.cmd == "/bin/bash" for it in sandbox.commands.list()))
+    assert status() == 200
+    os.kill(front, signal.SIGTERM)
+    until("it says so", lambda: server.front() == front and status() == 503, 2)
+    thread.join(20)
+    assert finished == ["end\n"]
+    until("a new front", lambda: server.front() not in (None, front) and server.answers(), 20)
+    assert status() == 200
+
+
+def test_cp_014_nodes_are_the_administrators(server, one):
+    assert Client(server).call("GET", "/nodes")[0] == 401
+    assert Client(server, **{"X-Admin-Token": "wrong"}).call("GET", "/nodes")[0] == 401
+    assert one.call("GET", "/nodes")[0] == 401
+    one.create()
+    status, [node] = administrator(server).call("GET", "/nodes")
+    assert status == 200 and node["status"] == "ready" and node["sandboxCount"] == 1
+    assert node["createSuccesses"] >= 1 and node["sandboxStartingCount"] == 0
+    assert node["metrics"]["cpuCount"] >= 1 and node["machineInfo"]["cpuArchitecture"] == os.uname().machine
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert abs(node["metrics"]["memoryTotalBytes"] - memory) < memory / 10
+    assert any(str(DATA).startswith(disk["mountPoint"]) and disk["totalBytes"] > 0 for disk in node["metrics"]["disks"])
+    detail = administrator(server).call("GET", f"/nodes/{node['id']}")[1]
+    assert detail["serviceInstanceID"] == node["serviceInstanceID"] and "sandboxStartingCount" not in detail
+
+
+@contextmanager
+def drained(server):
+    """While the only node takes nothing new."""
+    admin = administrator(server)
+    node = admin.call("GET", "/nodes")[1][0]["id"]
+    assert admin.call("POST", f"/nodes/{node}", {"status": "draining"})[0] == 204
+    try:
+        yield
+    finally:
+        assert admin.call("POST", f"/nodes/{node}", {"status": "ready"})[0] == 204
+
+
+def test_cp_147_a_draining_node_takes_nothing_new(server, one):
+    admin = administrator(server)
+    kept = one.create()
+    assert admin.call("POST", "/nodes/nobody", {"status": "draining"})[0] == 404
+    for body in ({"status": "connecting"}, {"status": "x"}, {}):
+        assert admin.call("POST", f"/nodes/{os.uname().nodename}", body)[0] == 400
+    with drained(server):
+        status, said = one.call("POST", "/sandboxes", {"templateID": "base"})
+        assert (status, said["error_code"]) == (503, "sandbox_no_compatible_node")
+        assert Sandbox.connect(kept).commands.run("echo still").stdout == "still\n"
+        # The host remembers it, not the front.
+        front = server.front()
+        os.kill(front, signal.SIGKILL)
+        until("a new front", lambda: server.front() not in (None, front) and server.answers())
+        assert one.call("POST", "/sandboxes", {"templateID": "base"})[0] == 503
+        assert [item["sandboxID"] for item in one.call("GET", "/v2/sandboxes")[1]] == [kept]
+    one.create()
+
+
+@contextmanager
+def counted(server, without: str | None = None):
+    """A relay to the API that counts requests and may drop a header of the answers."""
+    seen = []
+
+    class Relay(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            seen.append(self.path)
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            connection.request("POST", self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            text = answer.read()
+            connection.close()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in (without, "content-length", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    relay = ThreadingHTTPServer(("127.0.0.1", 0), Relay)
+    thread = threading.Thread(target=relay.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{relay.server_port}", seen
+    finally:
+        relay.shutdown()
+        relay.server_close()
+
+
+def test_sdk_04_a_refusal_for_good_costs_one_request(server, one):
+    with drained(server):
+        for without, requests in ((None, 1), ("should-retry", 4)):
+            with counted(server, without) as (url, seen):
+                with pytest.raises(ServiceBusyException):
+                    Sandbox.create("base", api_url=url)
+            assert len(seen) == requests, f"{seen} without {without}"
+
+
+def test_ci_104_drain_and_back(server, one):
+    admin, wrong = administrator(server), Client(server, **{"X-Admin-Token": "wrong"})
+    node = admin.call("GET", "/nodes")[1][0]["id"]
+    assert wrong.call("POST", f"/nodes/{node}", {"status": "draining"})[0] == 401
+    with drained(server):
+        assert admin.call("GET", f"/nodes/{node}")[1]["status"] == "draining"
+        assert one.call("POST", "/sandboxes", {"templateID": "base"})[0] == 503
+    assert admin.call("GET", f"/nodes/{node}")[1]["status"] == "ready"
+    one.create()
 
 
 def test_cp_011_a_banned_team_does_nothing(other):

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from conftest import TEMPLATE, Answer, api, request, through_ingress
-from e2b import Sandbox
+from e2b import CommandExitException, Sandbox
 
 UNKNOWN = "iaaaaaaaaaaaaaaaaaaaa"
 
@@ -458,6 +458,67 @@ class TestMetrics:
         assert list(found) == [made["sandboxID"]] and found[made["sandboxID"]]["memTotal"] > 0
         many = ",".join(f"i{number}" for number in range(101))
         refused(call("GET", f"/sandboxes/metrics?sandbox_ids={many}"), 400, "maximum is 100")
+
+
+class TestLogs:
+    def test_cp_146_what_happened(self, own):
+        sandbox = own(timeout=120)
+        sandbox.commands.run("true")
+        with pytest.raises(CommandExitException):
+            sandbox.commands.run("exit 3")
+        v1, v2 = f"/sandboxes/{sandbox.sandbox_id}/logs", f"/v2/sandboxes/{sandbox.sandbox_id}/logs"
+        lines = [json.loads(line["line"]) for line in ok(call("GET", v1), 200)["logs"]]
+        assert all(isinstance(line["level"], str) and isinstance(line["logger"], str) for line in lines)
+        assert [line["message"] for line in lines] == ["sandbox started"] + ["process_start", "process_end"] * 2
+        newest = ok(call("GET", v2), 200)["logs"]
+        oldest = ok(call("GET", v2 + "?direction=forward"), 200)["logs"]
+        assert [line["message"] for line in newest] == [line["message"] for line in oldest][::-1]
+        assert [when(line["timestamp"]) for line in oldest] == sorted(when(line["timestamp"]) for line in oldest)
+        assert newest[0]["fields"]["exit_code"] == "3" and newest[0]["level"] == "warn"
+        started = ok(call("GET", v2 + "?search=" + urllib.parse.quote("exit 3")), 200)["logs"]
+        assert [line["message"] for line in started] == ["process_start"]
+        assert ok(call("GET", v2 + "?level=error"), 200)["logs"] == []
+        assert [line["level"] for line in ok(call("GET", v2 + "?level=warn"), 200)["logs"]] == ["warn"]
+        cursor = int(when(oldest[-1]["timestamp"]).timestamp() * 1000)
+        assert ok(call("GET", f"{v2}?cursor={cursor}&direction=forward"), 200)["logs"][-1] == oldest[-1]
+        assert ok(call("GET", f"/v2/sandboxes/{UNKNOWN}/logs"), 200) == {"logs": []}
+        assert ok(call("GET", f"/sandboxes/{UNKNOWN}/logs"), 200) == {"logs": [], "logEntries": []}
+
+    def test_they_outlive_the_sandbox_and_tell_no_output(self, own):
+        sandbox = own(timeout=120)
+        sandbox.commands.run("echo a-secret-word; echo another-one >&2", envs={"TOKEN": "of-the-environment"})
+        sandbox.kill()
+        lines = ok(call("GET", f"/v2/sandboxes/{sandbox.sandbox_id}/logs?direction=forward"), 200)["logs"]
+        assert [line["message"] for line in lines] == ["sandbox started", "process_start", "process_end", "sandbox ended"]
+        assert lines[-1]["fields"]["cause"] == "killed"
+        assert "of-the-environment" not in json.dumps(lines)
+        assert not any("a-secret-word" in json.dumps(line) for line in lines if line["message"] != "process_start")
+
+    def test_a_talkative_guest_is_bounded(self, own):
+        sandbox = own(timeout=240)
+        start = json.dumps({"process": {"cmd": "/no/such/program", "args": ["x" * 1000]}})
+        envelope = b"\0" + len(start).to_bytes(4, "big") + start.encode()
+        sandbox.files.write("/tmp/start", envelope)
+        # As the guest itself may do it: its own daemon, asked again and again.
+        sandbox.commands.run(
+            "for i in $(seq 600); do curl -s -o /dev/null -H \"X-Access-Token: $T\" -H 'Content-Type: application/connect+json' "
+            "--data-binary @/tmp/start http://127.0.0.1:49983/process.Process/Start; done",
+            envs={"T": sandbox._envd_access_token}, timeout=200,
+        )
+        lines = ok(call("GET", f"/v2/sandboxes/{sandbox.sandbox_id}/logs"), 200)["logs"]
+        assert any(line["message"] == "sandbox started" for line in lines)
+        assert 50 < len(lines) <= 600 and len(json.dumps(lines)) < 400_000, f"{len(lines)} lines"
+
+    def test_the_daemons_log_is_the_hosts(self, own):
+        sandbox = own(timeout=120)
+        answer = through_ingress(sandbox.sandbox_id, 49983, "/logs", headers={"X-Access-Token": sandbox._envd_access_token})
+        assert answer.status == 404, answer
+
+    def test_bad_parameters(self):
+        path = f"/v2/sandboxes/{UNKNOWN}/logs?"
+        for bad in ("cursor=x", "limit=1001", "direction=up", "level=loud", "search=" + "x" * 257):
+            refused(call("GET", path + bad), 400, bad.split("=")[0])
+        refused(call("GET", "/v2/sandboxes/a-b-c/logs"), 400, "Invalid sandbox ID")
 
 
 class TestNotOffered:
