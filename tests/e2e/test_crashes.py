@@ -92,7 +92,7 @@ class Load:
                                 (sandbox.files.write, "/tmp/file", "x" * chance.randrange(100_000)),
                                 (sandbox.commands.run, "head -c 300k /dev/urandom | sha256sum"),
                                 (listed,),
-                                (Sandbox.connect, sandbox.sandbox_id),
+                                (Sandbox.connect, sandbox.sandbox_id, 5),
                             ]
                         )
                     )
@@ -125,7 +125,7 @@ def listed() -> set[str]:
 
 def rows(server: Server) -> dict[str, str]:
     """What the database says of every sandbox that is not dead."""
-    path = server.data / "control.db"
+    path = server.data / "control/control.db"
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
     try:
         return dict(database.execute("SELECT sandbox_id, state FROM sandboxes WHERE state <> 'dead'"))
@@ -138,7 +138,7 @@ def agrees(server: Server, last: list[str]) -> bool:
     sandboxes = listed()
     last[:] = Objects.of(server.data).differences(WARM + PARKED, sandboxes)
     written = rows(server)
-    if set(written) != sandboxes or set(written.values()) > {"running"}:
+    if set(written) != sandboxes or set(written.values()) - {"running"}:
         last.append(f"rows: {written}, listed: {sandboxes}")
     return not last
 

@@ -186,3 +186,26 @@ fn an_extension_of_a_deadline_that_nobody_has() {
         check(seed, 1, ops.clone(), faults.clone());
     }
 }
+
+/// A deadline was told before the row had it. The front died, the next one gave the same epoch to its own decision, and the old one came
+/// late and won.
+#[test]
+fn a_deadline_of_a_dead_front_that_comes_late() {
+    let set = |at, timeout| Op::Set {
+        at,
+        sandbox: 0,
+        timeout,
+    };
+    let ops = vec![create(0, 40_000), set(700, 12_000), set(5_000, 50_000)];
+    let faults = vec![
+        Fault::StoreFails {
+            from: 700,
+            until: 800,
+        },
+        Fault::FrontDies { at: 750 },
+        Fault::Late { n: 2, by: 7_000 },
+    ];
+    for seed in 0..50 {
+        check(seed, 1, ops.clone(), faults.clone());
+    }
+}

@@ -146,6 +146,9 @@ impl Schedule {
         if random.once_in(200) {
             return Self::unanswered(seed, random);
         }
+        if random.once_in(200) {
+            return Self::overtaken(seed, random);
+        }
         let most = if random.once_in(4) { 16 } else { 6 };
         let faults = (0..random.below(most)).map(|_| fault(random)).collect();
         Self {
@@ -180,6 +183,46 @@ impl Schedule {
             limit: 1,
             ops: vec![create, kill],
             faults: vec![slow, Fault::Lost { n: 0 }],
+        }
+    }
+
+    /// A decision of a front that dies, not saved and late, and one of its successor meanwhile: too rare as well.
+    fn overtaken(seed: u64, random: &mut Random) -> Self {
+        let at = random.between(500, 1_000);
+        let set = |at, timeout| Op::Set {
+            at,
+            sandbox: 0,
+            timeout,
+        };
+        let create = Op::Create {
+            at: 0,
+            timeout: 40_000,
+            leaves_after: None,
+            kept: false,
+        };
+        let ops = vec![
+            create,
+            set(at, random.between(8_000, 30_000)),
+            set(at + random.between(3_000, 6_000), 50_000),
+        ];
+        let faults = vec![
+            Fault::StoreFails {
+                from: at,
+                until: at + 100,
+            },
+            Fault::FrontDies {
+                at: at + random.between(10, 100),
+            },
+            Fault::Late {
+                n: 2,
+                by: random.between(4_000, 9_000),
+            },
+        ];
+        Self {
+            seed,
+            limit: 1,
+            ops,
+            faults,
         }
     }
 
