@@ -58,7 +58,7 @@ quickstarts() {
 
 # ES modules find their packages beside themselves. Chromium and the runtimes come with `scripts/setup.sh clients`.
 clients() { # clients NAME FOLDER
-    cp examples/quickstart.mjs tests/compat/runtimes/*.mjs "tests/compat/$2"/*.mjs .cache/clients/
+    cp examples/quickstart.mjs tests/compat/{runtimes,browser}/*.mjs .cache/clients/
     local tests=("tests/compat/$2"/*.test.mjs)
     part "$1" in_clients node --test --test-concurrency=1 --test-reporter=spec "${tests[@]##*/}"
 }
