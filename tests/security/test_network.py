@@ -78,6 +78,16 @@ def test_names_are_resolved(sandbox):
     assert not resolves(sandbox, "unknown.example")
 
 
+def test_refusals_from_outside_are_told(sandbox):
+    """The error quotes a packet by the address that it had outside; the program inside must be told all the same."""
+    code = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); s.connect(('1.1.1.1', 9)); s.send(b'x'); "
+        "s.recv(1)"
+    )
+    said = sandbox.commands.run(f'python3 -c "{code}" 2>&1 || true').stdout
+    assert "ConnectionRefusedError" in said, said
+
+
 def test_nothing_public_when_denied(net, closed):
     for address in PUBLIC:
         assert net.fetch(net.host, f"http://{address}/")["asked"] == address, "the control"

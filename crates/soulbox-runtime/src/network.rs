@@ -5,9 +5,10 @@
 //! So a slot costs two set elements, and a change of policy one netlink message. Lists of ranges are elements of two more sets ([`lists`]);
 //! a sandbox without lists has none.
 
-mod lists;
-mod rules;
 pub mod found;
+mod lists;
+mod quoted;
+mod rules;
 pub mod sockets;
 mod tracked;
 
@@ -113,6 +114,8 @@ impl HostNetwork {
             .netfilter
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        quoted::append(&held, &instance.table(), rules::LEAVE)
+            .map_err(failed("add the rules for ICMP errors"))?;
         *network.lists() =
             Lists::read(&held, &instance.table()).map_err(failed("read the sets of ranges"))?;
         drop(held);

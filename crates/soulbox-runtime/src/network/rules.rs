@@ -21,6 +21,9 @@ pub(super) const DENY: &str = "deny";
 /// keeps the limit of its time until the slot is given back.
 pub(super) const CONNECTIONS: &str = "connections";
 
+/// The chain of packets on their way into a sandbox.
+pub(super) const LEAVE: &str = "leave";
+
 /// All sets and maps.
 pub(super) const SETS: [&str; 5] = [OWN, OPEN, ALLOW, DENY, CONNECTIONS];
 
@@ -73,7 +76,7 @@ pub(super) fn ruleset(instance: Instance, policy: &NetworkPolicy) -> String {
     for (chain, hook) in [
         ("arrive", "type filter hook prerouting priority -310"),
         ("answer", "type filter hook output priority raw"),
-        ("leave", "type filter hook postrouting priority 300"),
+        (LEAVE, "type filter hook postrouting priority 300"),
         ("host", "type filter hook input priority -10"),
         ("pass", "type filter hook forward priority -10"),
         ("hide", "type nat hook postrouting priority srcnat"),
