@@ -14,6 +14,8 @@ const LEAST_KERNEL: (u32, u32) = (6, 15);
 const LEAST_DISK: u64 = 2 << 30;
 /// What 500 sandboxes with a few watchers each need; the kernel's own default is 128.
 const LEAST_INOTIFY: u64 = 1024;
+/// Sandboxes that may all use up what they may have of connections before the host has none left.
+const LEAST_CROWDED: u64 = 32;
 
 pub(super) fn all(settings: &Settings) -> Vec<Check> {
     let root = root();
@@ -88,6 +90,13 @@ pub(super) fn all(settings: &Settings) -> Vec<Check> {
     checks.push(Check::optional(
         "inotify instances",
         inotify(&read("/proc/sys/fs/inotify/max_user_instances")),
+    ));
+    checks.push(Check::optional(
+        "tracked connections",
+        tracked(
+            &read("/proc/sys/net/netfilter/nf_conntrack_max"),
+            settings.max_connections,
+        ),
     ));
     checks.push(Check::required("disk space", disk(&settings.data_dir)));
     checks.push(Check::optional(
@@ -295,6 +304,26 @@ fn inotify(limit: &str) -> Found {
     )
 }
 
+/// The host tracks connections in one table; each sandbox may have so many.
+fn tracked(limit: &str, of_one: u32) -> Found {
+    // Absent until something tracks; the kernel then sizes it by the host's memory.
+    let Ok(limit) = limit.trim().parse::<u64>() else {
+        return Ok("nothing is tracked yet".into());
+    };
+    let sandboxes = limit / u64::from(of_one);
+    let detail = format!("{limit}, enough for {sandboxes} sandboxes with {of_one} each");
+    if sandboxes >= LEAST_CROWDED {
+        return Ok(detail);
+    }
+    missing(
+        detail,
+        format!(
+            "sysctl -w net.netfilter.nf_conntrack_max={}, or serve with fewer --max-connections",
+            LEAST_CROWDED * u64::from(of_one)
+        ),
+    )
+}
+
 fn disk(data_dir: &Path) -> Found {
     // The data directory, or what would hold it.
     let Some((place, stats)) = data_dir
@@ -320,6 +349,18 @@ fn disk(data_dir: &Path) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_of_connections_that_few_sandboxes_fill_is_a_gap() {
+        assert_eq!(
+            tracked("262144\n", 4096),
+            Ok("262144, enough for 64 sandboxes with 4096 each".into())
+        );
+        let (detail, mend) = tracked("65536", 4096).expect_err("16 sandboxes fill it");
+        assert!(detail.contains("16 sandboxes"), "{detail}");
+        assert!(mend.contains("nf_conntrack_max=131072"), "{mend}");
+        assert!(tracked("", 4096).is_ok());
+    }
 
     #[test]
     fn kernels_are_compared_by_number() {
