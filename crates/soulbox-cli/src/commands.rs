@@ -1,7 +1,9 @@
 //! One module per command: arguments in, work done by others, text out. stdout is data, stderr is talk.
 
+pub mod admin;
 pub mod api;
 pub mod clean;
+pub mod db;
 pub mod doctor;
 pub mod env;
 pub mod serve;
@@ -13,7 +15,7 @@ use crate::failure::Failure;
 use crate::settings::{Flag, Setting, Settings};
 
 /// Flags of the commands that only need to find the installation.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Installation {
     /// Config file [default: /etc/soulbox/soulbox.toml, if it exists]
     #[arg(long, value_name = "FILE")]
@@ -33,6 +35,15 @@ impl Installation {
             &flags,
         )?)
     }
+}
+
+/// Runs what a command does with a database, on this thread.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(error).hint("the system is short of something"))?
+        .block_on(work)
 }
 
 fn process_environment(name: &str) -> Option<String> {

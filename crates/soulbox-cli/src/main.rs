@@ -27,7 +27,13 @@ struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Serve(Box<commands::serve::Arguments>),
+    /// Manage teams and API keys
+    #[command(subcommand)]
+    Admin(commands::admin::Command),
     Api(commands::api::Arguments),
+    /// Migrate, back up and restore the records
+    #[command(subcommand)]
+    Db(commands::db::Command),
     Clean(commands::clean::Arguments),
     /// The front process; started by the host agent only
     #[command(hide = true)]
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(arguments) => agent::run(commands::serve::prepare(*arguments)?)?,
+        Command::Admin(command) => commands::admin::run(command)?,
+        Command::Db(command) => commands::db::run(command)?,
         Command::Api(arguments) => commands::api::run(arguments)?,
         Command::Clean(arguments) => agent::clean(&commands::clean::prepare(arguments)?)?,
         Command::Front(arguments) => front::main(&arguments)?,

@@ -27,6 +27,16 @@ pub enum KeyError {
     Store(#[from] StoreError),
 }
 
+/// A key of a team; not stored yet.
+///
+/// # Errors
+/// No random bytes.
+pub fn new_api_key(team_id: &TeamId, name: &str) -> Result<NewKey, KeyError> {
+    let secret = format!("{API_KEY_PREFIX}{}", hex::encode(random::bytes::<20>()?));
+    let row = key_row(KeyKind::ApiKey, &secret, name, team_id)?.ok_or(KeyError::Malformed)?;
+    Ok(NewKey { row, secret })
+}
+
 impl Control {
     /// The team of this ID, banned or not.
     ///
@@ -50,8 +60,7 @@ impl Control {
     /// # Errors
     /// No random bytes, or the store refused; no key was made then.
     pub async fn create_api_key(&self, team_id: &TeamId, name: &str) -> Result<NewKey, KeyError> {
-        let secret = format!("{API_KEY_PREFIX}{}", hex::encode(random::bytes::<20>()?));
-        let row = key_row(KeyKind::ApiKey, &secret, name, team_id)?.ok_or(KeyError::Malformed)?;
+        let NewKey { row, secret } = new_api_key(team_id, name)?;
         self.store().insert_api_key(&row).await?;
         tracing::info!(%team_id, key_id = row.key_id, "made an API key");
         Ok(NewKey { row, secret })

@@ -31,6 +31,7 @@ mod settings;
 mod sharing;
 mod spec;
 mod store;
+mod teams;
 mod token;
 
 pub use admin::KilledAll;
@@ -42,7 +43,7 @@ pub use hosts::{
     HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostTemplate, HostUsage, Hosts,
     NodeStatus, Started,
 };
-pub use keys::{KeyError, NewKey};
+pub use keys::{KeyError, NewKey, new_api_key};
 pub use list::{Cursor, ListQuery, Order, Page, page, parse_sandbox_id};
 pub use live::{LiveSandbox, Traffic};
 pub use logs::{HostLogLine, LogDirection, LogLevel, LogLine, LogQuery};
@@ -58,6 +59,7 @@ pub use store::{
     KeyKind, KeyRow, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
     TemplateRow,
 };
+pub use teams::{TeamError, new_team};
 
 /// An error with its sources, for one field of a log line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

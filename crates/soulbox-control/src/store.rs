@@ -294,7 +294,7 @@ pub trait Store: Send + Sync + 'static {
     fn shared(&self) -> bool {
         false
     }
-    /// What other servers change from now on; none when the records are this server's alone.
+    /// What other servers, and programs that administer, change from now on; none when they cannot.
     async fn changes(&self) -> Result<Option<Box<dyn Changes>>, StoreError> {
         Ok(None)
     }

@@ -2,11 +2,13 @@
 //! The only crate that links sqlx. One suite, `tests/store.rs`, holds both to the same rules.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod open;
 mod postgres;
 mod rows;
 mod sqlite;
 
+pub use backup::BackupError;
 pub use open::{Brought, OpenError};
 pub use postgres::{PostgresStore, postgres_options};
 pub use sqlite::SqliteStore;

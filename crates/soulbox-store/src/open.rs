@@ -1,5 +1,6 @@
 //! The schema: which version a database has, and bringing it to the one that this build knows. Both databases count alike.
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
@@ -23,6 +24,8 @@ pub enum OpenError {
     Connect(#[source] sqlx::Error),
     #[error("the database has schema version {found}, this soulbox knows versions up to {known}")]
     Newer { found: i64, known: i64 },
+    #[error("the database has schema version {found}, this soulbox needs {known}")]
+    Older { found: i64, known: i64 },
     #[error("failed to bring the database to schema version {to}")]
     Migrate {
         to: i64,
@@ -61,20 +64,24 @@ impl Schema {
             .unwrap_or(0)
     }
 
-    /// Whether a database can be brought to exactly this version.
-    pub(crate) fn knows(&self, version: i64) -> bool {
-        self.0.version_exists(version)
+    /// Refuses a database that is not of the newest version; changes nothing.
+    pub(crate) async fn demand_newest<DB: Database>(&self, pool: &Pool<DB>) -> Result<(), OpenError>
+    where
+        DB::Connection: Migrate,
+    {
+        let (found, known) = (found(pool).await?, self.newest());
+        match found.cmp(&known) {
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => Err(OpenError::Newer { found, known }),
+            Ordering::Less => Err(OpenError::Older { found, known }),
+        }
     }
 
-    /// Runs what is missing up to `to`, or all. Each migration is a transaction.
+    /// Runs what is missing. Each migration is a transaction.
     ///
     /// # Errors
     /// [`OpenError::Newer`] without a change when the database is ahead of this build.
-    pub(crate) async fn bring_up<DB: Database>(
-        &self,
-        pool: &Pool<DB>,
-        to: Option<i64>,
-    ) -> Result<Brought, OpenError>
+    pub(crate) async fn bring_up<DB: Database>(&self, pool: &Pool<DB>) -> Result<Brought, OpenError>
     where
         DB::Connection: Migrate,
     {
@@ -83,15 +90,11 @@ impl Schema {
         if from > known {
             return Err(OpenError::Newer { found: from, known });
         }
-        let to = to.unwrap_or(known);
         self.0
-            .run_to(to, pool)
+            .run(pool)
             .await
-            .map_err(|source| OpenError::Migrate { to, source })?;
-        Ok(Brought {
-            from,
-            to: from.max(to),
-        })
+            .map_err(|source| OpenError::Migrate { to: known, source })?;
+        Ok(Brought { from, to: known })
     }
 }
 
@@ -120,6 +123,5 @@ mod tests {
     #[test]
     fn both_databases_know_the_same_newest_version() {
         assert_eq!(Schema::sqlite().newest(), Schema::postgres().newest());
-        assert!(Schema::sqlite().knows(1) && !Schema::sqlite().knows(0));
     }
 }

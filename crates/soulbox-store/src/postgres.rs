@@ -22,7 +22,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::failed;
-use crate::open::{OpenError, Schema};
+use crate::open::{Brought, OpenError, Schema};
 use crate::rows::{self, number};
 
 /// Connections of one server; a create holds one for some milliseconds.
@@ -80,12 +80,33 @@ impl PostgresStore {
     /// The database cannot be reached, or is of a newer schema.
     pub async fn open(options: PgConnectOptions) -> Result<Self, OpenError> {
         let store = Self::connect(options).await?;
-        Schema::postgres().bring_up(&store.pool, None).await?;
+        store.migrate().await?;
         Ok(store)
     }
 
-    /// Connects and leaves the schema as it is.
-    pub(crate) async fn connect(options: PgConnectOptions) -> Result<Self, OpenError> {
+    /// Connects to a database of the newest schema; changes nothing.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or has another schema.
+    pub async fn open_as_is(options: PgConnectOptions) -> Result<Self, OpenError> {
+        let store = Self::connect(options).await?;
+        Schema::postgres().demand_newest(&store.pool).await?;
+        Ok(store)
+    }
+
+    /// Brings the schema to the newest version.
+    ///
+    /// # Errors
+    /// It is newer than this build knows, or a step failed.
+    pub async fn migrate(&self) -> Result<Brought, OpenError> {
+        Schema::postgres().bring_up(&self.pool).await
+    }
+
+    /// Connects and leaves the schema as it is, whatever it is.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn connect(options: PgConnectOptions) -> Result<Self, OpenError> {
         let options = options.application_name("soulbox").options(SESSION);
         let pool = PgPoolOptions::new()
             .min_connections(1)

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, CatalogRows, IdempotencyClaim, KeyKind, KeyRow, Network,
-    Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, BuildRow, CatalogRows, Change, Changes, IdempotencyClaim, KeyKind,
+    KeyRow, Network, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
+    TemplateRow,
 };
 use soulbox_types::{DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis};
 use sqlx::sqlite::{
@@ -18,12 +19,14 @@ use sqlx::sqlite::{
 use sqlx::{Row, SqliteConnection};
 
 use crate::failed;
-use crate::open::{OpenError, Schema};
+use crate::open::{Brought, OpenError, Schema};
 use crate::rows::{self, flag, number, optional};
 
 /// How long a writer waits for the other one.
 const BUSY: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
+/// How soon a change of `soulbox admin` takes effect.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The records in one SQLite file.
 #[derive(Debug, Clone)]
@@ -39,9 +42,37 @@ impl SqliteStore {
     /// # Errors
     /// The file cannot be opened, or is of a newer schema.
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
+        let store = Self::connect(path, true).await?;
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    /// Opens a file of the newest schema beside the server that uses it; changes nothing.
+    ///
+    /// # Errors
+    /// There is no such file, or it has another schema.
+    pub async fn open_as_is(path: &Path) -> Result<Self, OpenError> {
+        let store = Self::connect(path, false).await?;
+        Schema::sqlite().demand_newest(&store.durable).await?;
+        Ok(store)
+    }
+
+    /// Brings the schema to the newest version.
+    ///
+    /// # Errors
+    /// It is newer than this build knows, or a step failed.
+    pub async fn migrate(&self) -> Result<Brought, OpenError> {
+        Schema::sqlite().bring_up(&self.durable).await
+    }
+
+    /// Opens the file and leaves its schema as it is, whatever it is.
+    ///
+    /// # Errors
+    /// It is not there and shall not be made, or is no database.
+    pub async fn connect(path: &Path, create: bool) -> Result<Self, OpenError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
+            .create_if_missing(create)
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(BUSY)
             .foreign_keys(true);
@@ -55,9 +86,8 @@ impl SqliteStore {
             path: path.to_owned(),
             source,
         };
-        // The durable connection comes first: it makes the file and its schema.
+        // The durable connection comes first: it makes the file.
         let durable = pool(1).connect_with(durable).await.map_err(wrap)?;
-        Schema::sqlite().bring_up(&durable, None).await?;
         let fast = pool(1).connect_with(fast).await.map_err(wrap)?;
         let readers = pool(READERS)
             .connect_with(options.read_only(true))
@@ -86,7 +116,7 @@ impl SqliteStore {
                 path: PathBuf::from(":memory:"),
                 source,
             })?;
-        Schema::sqlite().bring_up(&only, None).await?;
+        Schema::sqlite().bring_up(&only).await?;
         Ok(Self {
             fast: only.clone(),
             durable: only.clone(),
@@ -94,11 +124,71 @@ impl SqliteStore {
         })
     }
 
+    /// Tells the server that uses the file that a key or a team was changed by another program.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub async fn announce(&self) -> Result<(), StoreError> {
+        const ACTION: &str = "announce a change";
+        let mut transaction = self
+            .durable
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(failed(ACTION))?;
+        let told = told(&mut *transaction).await.map_err(failed(ACTION))?;
+        let next = told.wrapping_add(1);
+        sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA user_version = {next}")))
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed(ACTION))?;
+        transaction.commit().await.map_err(failed(ACTION))
+    }
+
+    pub(crate) fn readers(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    pub(crate) fn durable(&self) -> &SqlitePool {
+        &self.durable
+    }
+
     /// Writes everything to the file proper and closes it; calls after that fail.
     pub async fn close(&self) {
         self.readers.close().await;
         self.fast.close().await;
         self.durable.close().await;
+    }
+}
+
+/// How often other programs announced a change: a number in the file's header that SQLite leaves to its users.
+async fn told<'c>(
+    from: impl sqlx::Executor<'c, Database = sqlx::Sqlite>,
+) -> Result<i32, sqlx::Error> {
+    sqlx::query("PRAGMA user_version")
+        .fetch_one(from)
+        .await?
+        .try_get(0)
+}
+
+/// Looks for announced changes from time to time.
+struct Announced {
+    readers: SqlitePool,
+    told: i32,
+}
+
+#[async_trait]
+impl Changes for Announced {
+    async fn next(&mut self) -> Change {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // What cannot be read now is read the next time.
+            if let Ok(told) = told(&self.readers).await
+                && told != self.told
+            {
+                self.told = told;
+                return Change::Keys;
+            }
+        }
     }
 }
 
@@ -562,6 +652,12 @@ impl Store for SqliteStore {
             .await
             .map_err(failed(ACTION))?;
         Ok(pruned.rows_affected())
+    }
+
+    async fn changes(&self) -> Result<Option<Box<dyn Changes>>, StoreError> {
+        let readers = self.readers.clone();
+        let told = told(&readers).await.map_err(failed("look for changes"))?;
+        Ok(Some(Box::new(Announced { readers, told })))
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {
