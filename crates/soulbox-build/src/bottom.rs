@@ -78,6 +78,10 @@ pub enum BottomError {
     IdTooHigh { path: PathBuf, uid: u32, gid: u32 },
     #[error("`{path}` is a device outside of /dev")]
     StrayDevice { path: PathBuf },
+    #[error(
+        "`{path}` is a link and must be a folder: what is made in it would come to lie elsewhere"
+    )]
+    LinkedFolder { path: PathBuf },
 }
 
 /// What a finished tree holds.
@@ -94,6 +98,7 @@ pub fn finish(root: &Path) -> Result<TreeSize, BottomError> {
     let dev = root.join("dev");
     remove_tree(&dev)?;
     for (name, mode) in FOLDERS {
+        refuse_links(root, Path::new(name))?;
         make_folder(&root.join(name), mode)?;
     }
     for (name, major, minor) in DEVICES {
@@ -125,6 +130,7 @@ pub fn finish(root: &Path) -> Result<TreeSize, BottomError> {
         })?;
         set_mode(&path, 0o644)?;
     }
+    refuse_links(root, Path::new("var/lib/dbus"))?;
     remove_file(&root.join("var/lib/dbus/machine-id"))?;
     measure(root)
 }
@@ -167,6 +173,23 @@ fn measure(root: &Path) -> Result<TreeSize, BottomError> {
         }
     }
     Ok(size)
+}
+
+/// A tree is made by programs of its own packages: a link such as `etc -> /etc` would lead what is written here to the host's.
+fn refuse_links(root: &Path, name: &Path) -> Result<(), BottomError> {
+    let mut path = root.to_owned();
+    for component in name.components() {
+        path.push(component);
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_symlink() => {
+                return Err(BottomError::LinkedFolder { path });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(BottomError::Read { path, source }),
+        }
+    }
+    Ok(())
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), BottomError> {
@@ -253,6 +276,45 @@ mod tests {
         assert!(root.join(GUEST_PROGRAMS).is_dir());
         // A second run finds its own work and does it again.
         assert_eq!(finish(root).unwrap().entries, size.entries);
+    }
+
+    #[test]
+    fn links_of_a_hostile_tree_lead_nowhere() {
+        for linked in [
+            "etc", "run", "tmp", "proc", "sys", "var", "usr", "usr/lib", "dev",
+        ] {
+            let (tree, outside) = (tree(), tempfile::tempdir().unwrap());
+            for name in ["hostname", "hosts", "resolv.conf", "machine-id"] {
+                fs::write(outside.path().join(name), "of the host").unwrap();
+            }
+            let path = tree.path().join(linked);
+            _ = fs::remove_dir_all(&path);
+            symlink(outside.path(), &path).unwrap();
+            match finish(tree.path()) {
+                // Whatever /dev was is replaced, without following it.
+                Ok(_) => assert_eq!(linked, "dev"),
+                Err(error) => assert!(
+                    matches!(&error, BottomError::LinkedFolder { path: found } if *found == path),
+                    "{linked}: {error}"
+                ),
+            }
+            let left: Vec<_> = fs::read_dir(outside.path()).unwrap().collect();
+            assert_eq!(left.len(), 4, "{linked}");
+            for entry in left {
+                let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+                assert_eq!(text, "of the host", "{linked}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_file_is_replaced() {
+        let (tree, outside) = (tree(), tempfile::tempdir().unwrap());
+        let target = outside.path().join("passwd");
+        fs::write(&target, "of the host").unwrap();
+        symlink(&target, tree.path().join("etc/hosts")).unwrap();
+        finish(tree.path()).unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "of the host");
     }
 
     #[test]
