@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import DATA, Server, until
+from conftest import DATA, Server, free_port, until
 from e2b import RateLimitException, Sandbox, ServiceBusyException
 
 LIMIT = 3
@@ -227,8 +227,8 @@ def test_cp_147_a_draining_node_takes_nothing_new(server, one):
 
 
 @contextmanager
-def counted(server, without: str | None = None):
-    """A relay to the API that counts requests and may drop a header of the answers."""
+def counted(server, without: str | None = None, after: float = 0):
+    """A relay to the API that counts requests, may drop a header of the answers, and may refuse connections for some seconds."""
     seen = []
 
     class Relay(BaseHTTPRequestHandler):
@@ -253,8 +253,16 @@ def counted(server, without: str | None = None):
         def log_message(self, *_):
             pass
 
-    relay = ThreadingHTTPServer(("127.0.0.1", 0), Relay)
-    thread = threading.Thread(target=relay.serve_forever, daemon=True)
+    relay = ThreadingHTTPServer(("127.0.0.1", free_port()), Relay, bind_and_activate=False)
+    relay.server_bind()
+
+    def serve() -> None:
+        time.sleep(after)
+        # Bound and not listening, its port refuses.
+        relay.server_activate()
+        relay.serve_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{relay.server_port}", seen
@@ -270,6 +278,13 @@ def test_sdk_04_a_refusal_for_good_costs_one_request(server, one):
                 with pytest.raises(ServiceBusyException):
                     Sandbox.create("base", api_url=url)
             assert len(seen) == requests, f"{seen} without {without}"
+
+
+def test_ci_107_a_refused_connection_is_tried_again(server, one):
+    with counted(server, after=0.3) as (url, seen):
+        sandbox = Sandbox.create("base", timeout=60, api_url=url)
+        assert [item["sandboxID"] for item in one.call("GET", "/v2/sandboxes")[1]] == [sandbox.sandbox_id]
+    assert seen == ["/v2/sandboxes"], "what was delivered is not sent again"
 
 
 def test_ci_104_drain_and_back(server, one):

@@ -6,6 +6,7 @@ What needs a server of its own (other teams, small limits, restarts) is in tests
 import json
 import os
 import re
+import subprocess
 import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from conftest import TEMPLATE, Answer, api, request, through_ingress
-from e2b import CommandExitException, Sandbox
+from e2b import CommandExitException, NotFoundException, Sandbox, SandboxQuery
 
 UNKNOWN = "iaaaaaaaaaaaaaaaaaaaa"
 
@@ -519,6 +520,32 @@ class TestLogs:
         for bad in ("cursor=x", "limit=1001", "direction=up", "level=loud", "search=" + "x" * 257):
             refused(call("GET", path + bad), 400, bad.split("=")[0])
         refused(call("GET", "/v2/sandboxes/a-b-c/logs"), 400, "Invalid sandbox ID")
+
+
+class TestByThePackage:
+    def test_envd_159_metadata_with_odd_characters(self, own):
+        metadata = {"who": "a b&c=d", "what": "é %41"}
+        sandbox = own(timeout=60, metadata=metadata, envs={"A": "b c&d"})
+        assert sandbox.commands.run("echo $A").stdout == "b c&d\n"
+        found = Sandbox.list(query=SandboxQuery(metadata=metadata)).next_items()
+        assert [(item.sandbox_id, item.metadata) for item in found] == [(sandbox.sandbox_id, metadata)]
+        assert Sandbox.list(query=SandboxQuery(metadata={"who": "a b"})).next_items() == []
+
+    def test_envd_160_of_nobody(self):
+        assert Sandbox.kill(UNKNOWN) is False
+        with pytest.raises(NotFoundException):
+            Sandbox.get_info(UNKNOWN)
+        refused(call("DELETE", f"/sandboxes/{UNKNOWN}"), 404)
+
+    def test_envd_163_keys_have_the_form_that_old_packages_want(self):
+        # The older generation looks at it before it sends anything.
+        script = "from e2b import Sandbox; print(Sandbox.list().next_items() is not None)"
+        environment = {name: value for name, value in os.environ.items() if name != "E2B_VALIDATE_API_KEY"}
+        command = [".cache/venv-245/bin/python", "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        assert (done.returncode, done.stdout) == (0, "True\n"), done
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | {"E2B_API_KEY": "x"}, timeout=60)
+        assert done.returncode != 0 and "Invalid API key format" in done.stderr, done
 
 
 class TestNotOffered:
