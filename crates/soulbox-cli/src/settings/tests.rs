@@ -299,7 +299,7 @@ fn figures_are_told_to_this_machine_only_and_limits_name_routes() {
         ("SOULBOX_RATE_LIMITS", "5/s", "JSON of routes"),
     ] {
         let error = resolve(None, &[(variable, value)], &[]).expect_err(value);
-        let text = Failure::from(error).to_string();
+        let text = error.to_string();
         assert!(text.contains(said) && text.contains(variable), "{text}");
     }
 }
