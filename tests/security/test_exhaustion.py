@@ -378,3 +378,5 @@ def test_buffers_of_tcp_are_the_sandboxs(own, neighbour):
         pass  # ended at its limit
     assert used() - before < (1 << 30) // 4096 // 2, "512 MiB in pages: more than the sandbox's memory"
     assert answers(neighbour)
+    sandbox.kill()
+    until("the buffers are given back", lambda: used() - before < 4096, 30)
