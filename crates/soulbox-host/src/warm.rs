@@ -180,10 +180,12 @@ impl<R: Runtime> Warm<R> {
                 return Next::Stop;
             }
             let (have, want) = (stock.booted.len(), self.targets.booted);
+            let plenty = |have: usize, want: usize| 4 * have >= 3 * want;
             let (next, plenty) = match &stock.template {
-                Some(template) if have < want => (Next::Boot(template.clone()), 2 * have >= want),
+                Some(template) if have < want => (Next::Boot(template.clone()), plenty(have, want)),
                 _ if stock.parked.len() < self.targets.parked => {
-                    (Next::Park, 2 * stock.parked.len() >= self.targets.parked)
+                    let plenty = plenty(stock.parked.len(), self.targets.parked);
+                    (Next::Park, plenty)
                 }
                 _ => {
                     stock = self

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 /// So long after the last create the rush is over.
 const QUIET: Duration = Duration::from_millis(15);
-/// The longest wait for that; longer than a burst that the stock can serve. A rush that goes on then meets a stock that is being made.
-const PATIENCE: Duration = Duration::from_millis(150);
+/// The longest wait for that once part of the stock is gone. A longer one would only empty the stock of a rush that goes on sooner, and a create
+/// that finds none takes four times as long.
+const PATIENCE: Duration = Duration::from_millis(60);
 
 /// The creates of the last moment.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ impl Pace {
         }
     }
 
-    /// How long to wait before the next slot is made. `plenty`: at least half of the stock is there.
+    /// How long to wait before the next slot is made. `plenty`: at least three quarters of the stock are there.
     pub(super) fn wait(&self, now: Instant, plenty: bool) -> Duration {
         let Some(rush) = &self.rush else {
             return Duration::ZERO;
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_rush_empties_half_of_the_stock_and_then_shares() {
+    fn a_long_rush_takes_part_of_the_stock_and_then_shares() {
         let (start, mut pace) = (Instant::now(), Pace::default());
         for at in (0..400).step_by(5) {
             pace.taken(start + millis(at));
