@@ -20,8 +20,11 @@ test('xterm_js_on_ws_pty', { timeout: 120_000 }, async () => {
       await page.evaluate(() => resize(100, 40))
       await page.keyboard.type('stty size\n')
       await until(page, '40 100')
-      await page.keyboard.type('sleep 100\n')
+      // Ready before it says so: an interrupt that comes before the program does is nobody's.
+      await page.keyboard.type('sh -c \'trap "echo cau""ght; exit" INT; echo rea""dy; while :; do sleep 1; done\'\n')
+      await until(page, 'ready')
       await page.keyboard.press('Control+c')
+      await until(page, 'caught')
       await page.keyboard.type('echo after-the-$((1+1))nd; exit 5\n')
       await until(page, 'after-the-2nd')
       await page.waitForFunction(() => ending())

@@ -78,9 +78,11 @@ def test_input_output_sizes_and_the_end(sandbox):
         terminal.socket.send(json.dumps({"type": "resize", "cols": 120, "rows": 40}))
         terminal.type("stty size\n")
         terminal.until(b"40 120")
-        terminal.type("printf 'b\\303\\244r\\n'; sleep 100\n")
+        # Ready before it says so: an interrupt that comes before the program does is nobody's.
+        terminal.type("sh -c 'trap \"echo cau\"\"ght; exit\" INT; printf \"b\\303\\244r\\n\"; while :; do sleep 1; done'\n")
         terminal.until("bär".encode())
         terminal.type("\x03")
+        terminal.until(b"caught")
         terminal.type("exit 7\n")
         assert terminal.notice("exit") == {"type": "exit", "exitCode": 7, "exited": True, "status": "exit status 7"}
         assert terminal.closed() == (4007, "exit status 7")
