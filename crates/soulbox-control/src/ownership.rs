@@ -254,6 +254,11 @@ impl Ownership {
                 return Some(Task::Answer(ticket, answer));
             }
             if let Some(mut effect) = self.effects.pop_front() {
+                if effect == Effect::Save && rank(self.row.0) > rank(self.machine.state()) {
+                    // A row does not go back: it says already what this is on the way to.
+                    self.feed(now, Event::Saved);
+                    continue;
+                }
                 if self.shared
                     && effect == Effect::Cut
                     && let Some(first) = self.effects.front_mut()

@@ -209,3 +209,32 @@ fn a_deadline_of_a_dead_front_that_comes_late() {
         check(seed, 1, ops.clone(), faults.clone());
     }
 }
+
+/// The last write of a front that died said that a sandbox was over and came late; the next front, which was still killing it, wrote
+/// that over it.
+#[test]
+fn a_row_that_is_further_than_its_owner() {
+    let ops = vec![
+        create(1, 14_002),
+        create(0, 19_648),
+        Op::Exit {
+            at: 405,
+            sandbox: 1,
+        },
+        create(8_314, 1_512),
+        create(0, 30_545),
+    ];
+    let slow = |until, by| Fault::StoreSlow { from: 0, until, by };
+    let faults = vec![
+        Fault::FrontDies { at: 481 },
+        slow(54, 22),
+        slow(777, 15_803),
+        Fault::CutOff {
+            from: 594,
+            until: 34_491,
+        },
+    ];
+    for seed in [30_124_101_197_334_025, 1, 2, 3] {
+        check(seed, 1, ops.clone(), faults.clone());
+    }
+}
