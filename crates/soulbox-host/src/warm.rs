@@ -180,13 +180,9 @@ impl<R: Runtime> Warm<R> {
                 return Next::Stop;
             }
             let (have, want) = (stock.booted.len(), self.targets.booted);
-            let plenty = |have: usize, want: usize| 4 * have >= 3 * want;
-            let (next, plenty) = match &stock.template {
-                Some(template) if have < want => (Next::Boot(template.clone()), plenty(have, want)),
-                _ if stock.parked.len() < self.targets.parked => {
-                    let plenty = plenty(stock.parked.len(), self.targets.parked);
-                    (Next::Park, plenty)
-                }
+            let next = match &stock.template {
+                Some(template) if have < want => Next::Boot(template.clone()),
+                _ if stock.parked.len() < self.targets.parked => Next::Park,
                 _ => {
                     stock = self
                         .wanted
@@ -195,7 +191,7 @@ impl<R: Runtime> Warm<R> {
                     continue;
                 }
             };
-            let pause = stock.pace.wait(Instant::now(), plenty);
+            let pause = stock.pace.wait(Instant::now());
             if pause.is_zero() {
                 return next;
             }

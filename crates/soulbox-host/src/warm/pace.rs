@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 /// So long after the last create the rush is over.
 const QUIET: Duration = Duration::from_millis(15);
-/// The longest wait for that once part of the stock is gone. A longer one would only empty the stock of a rush that goes on sooner, and a create
-/// that finds none takes four times as long.
+/// The longest wait for that. A longer one would only empty the stock of a rush that goes on sooner, and a create that finds none takes four
+/// times as long.
 const PATIENCE: Duration = Duration::from_millis(60);
 
 /// The creates of the last moment.
@@ -35,17 +35,12 @@ impl Pace {
         }
     }
 
-    /// How long to wait before the next slot is made. `plenty`: at least three quarters of the stock are there.
-    pub(super) fn wait(&self, now: Instant, plenty: bool) -> Duration {
+    /// How long to wait before the next slot is made.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
         let Some(rush) = &self.rush else {
             return Duration::ZERO;
         };
-        let quiet = rush.last + QUIET;
-        let until = if plenty {
-            quiet
-        } else {
-            quiet.min(rush.first + PATIENCE)
-        };
+        let until = (rush.last + QUIET).min(rush.first + PATIENCE);
         until.saturating_duration_since(now)
     }
 }
@@ -61,25 +56,22 @@ mod tests {
     #[test]
     fn a_single_create_is_waited_for_and_no_longer() {
         let (start, mut pace) = (Instant::now(), Pace::default());
-        assert_eq!(pace.wait(start, false), Duration::ZERO);
+        assert_eq!(pace.wait(start), Duration::ZERO);
         pace.taken(start);
-        for plenty in [true, false] {
-            assert_eq!(pace.wait(start + millis(5), plenty), millis(10));
-            assert_eq!(pace.wait(start + QUIET, plenty), Duration::ZERO);
-        }
+        assert_eq!(pace.wait(start + millis(5)), millis(10));
+        assert_eq!(pace.wait(start + QUIET), Duration::ZERO);
     }
 
     #[test]
-    fn a_long_rush_takes_part_of_the_stock_and_then_shares() {
+    fn a_long_rush_is_not_waited_for() {
         let (start, mut pace) = (Instant::now(), Pace::default());
         for at in (0..400).step_by(5) {
             pace.taken(start + millis(at));
         }
         let now = start + millis(396);
-        assert_eq!(pace.wait(now, true), millis(14));
-        assert_eq!(pace.wait(now, false), Duration::ZERO);
+        assert_eq!(pace.wait(now), Duration::ZERO);
         // The next rush has its own beginning.
         pace.taken(now + millis(50));
-        assert_eq!(pace.wait(now + millis(51), false), millis(14));
+        assert_eq!(pace.wait(now + millis(51)), millis(14));
     }
 }
