@@ -21,8 +21,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::chain;
 use crate::clock::{self, now};
-use crate::memory::{self, MemoryError};
 use crate::lifecycle::{self, Answer, Effect, Fences, Machine};
+use crate::memory::{self, MemoryError};
 use crate::record::{Record, Records};
 use crate::runtime::{DialError, ProcessName, Runtime, RuntimeError};
 use crate::sandbox::{self, Ended, Owned, Reply, Request, answer_as_result};
