@@ -105,14 +105,14 @@ where
     let version = |error: sqlx::Error| OpenError::Version(error.into());
     let table = &Migrator::DEFAULT.table_name;
     let mut connection = pool.acquire().await.map_err(version)?;
-    connection
-        .ensure_migrations_table(table)
-        .await
-        .map_err(OpenError::Version)?;
-    let applied = connection
-        .list_applied_migrations(table)
-        .await
-        .map_err(OpenError::Version)?;
+    // Two that make the table at once: one of them would hear of a type that exists already.
+    connection.lock().await.map_err(OpenError::Version)?;
+    let applied = match connection.ensure_migrations_table(table).await {
+        Ok(()) => connection.list_applied_migrations(table).await,
+        Err(error) => Err(error),
+    };
+    connection.unlock().await.map_err(OpenError::Version)?;
+    let applied = applied.map_err(OpenError::Version)?;
     Ok(applied.iter().map(|it| it.version).max().unwrap_or(0))
 }
 

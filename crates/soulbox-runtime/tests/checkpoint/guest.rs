@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use soulbox_envd_proto::{INIT_SIGNATURE_HEADER, sign_init};
 use soulbox_runtime::dial;
 use soulbox_runtime::identity::ENVD_PORT;
 use soulbox_runtime::native::{Native, Running};
@@ -68,6 +69,22 @@ impl<'host> Guest<'host> {
             stream.read_to_end(&mut answer)
         });
         asked.is_ok() && answer.starts_with(b"HTTP/1.1 204 ")
+    }
+
+    /// What a host does first: before, envd takes no orders. Without a token, so that none is needed afterwards.
+    pub fn claim(&self, init_secret: &[u8]) {
+        let body = "{}";
+        let signature = sign_init(init_secret, body.as_bytes());
+        let request = format!(
+            "POST /init HTTP/1.1\r\nHost: envd\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             {INIT_SIGNATURE_HEADER}: {signature}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = self.connect().expect("connect to envd");
+        stream.write_all(request.as_bytes()).expect("ask envd");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("hear from envd");
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
     }
 
     /// Has envd start `sh -c SCRIPT` and leaves it alone; its pid inside.

@@ -66,6 +66,7 @@ fn a_sandbox_is_dumped_and_goes_on_elsewhere() {
     let boot = plan::boot("user", "/home/user", "00ff");
     let booted = host.native.boot(parked, source("first"), &boot);
     let guest = Guest::new(&host.native, booted.expect("boot"));
+    guest.claim(&[0x00, 0xff]);
     let counter = guest.start(COUNTER);
     eventually("the counter sends", || guest.numbers("received").len() > 5);
     // Init, its first child, and the counter.
