@@ -109,6 +109,9 @@ def test_a_crashed_server_is_swept():
             assert refused.returncode == 1 and "another server uses data directory" in refused.stderr
             assert open_one.commands.run("echo unharmed").stdout == "unharmed\n"
 
+            # Two sandboxes, and the stock: two with a daemon, one parked.
+            ours = lambda: {it for it in os.listdir("/sys/class/net") if it.startswith(f"sb{number}-")} - set(other.interfaces)
+            until("the stock is full again", lambda: len(ours()) >= 5)
             crash(server)
             until("parked launchers end with the server", lambda: len(names(sweep(), "interface")) <= 4)
             shown = sweep()
