@@ -103,18 +103,21 @@ impl<T: Copy> Series<T> {
             return found;
         };
         let step = step_millis(range.to.millis_since(range.from.unwrap_or(first)));
+        // Half a sample's interval of grace, since samples do not come by the millisecond.
+        let step = step.saturating_sub(clock::millis(EVERY) / 2);
         let mut next = first;
-        found
-            .into_iter()
-            .filter(|(at, _)| {
-                let keep = *at >= next;
-                if keep {
-                    // Half a sample's interval of grace, since samples do not come by the millisecond.
-                    next = at.plus_millis(step.saturating_sub(clock::millis(EVERY) / 2));
+        let mut thinned: Vec<Point<T>> = Vec::new();
+        for (at, sample) in found {
+            match thinned.last_mut() {
+                // What happened between two points is in one of them.
+                Some(point) if at < next => point.1 = (self.fold)(point.1, sample),
+                _ => {
+                    next = at.plus_millis(step);
+                    thinned.push((at, sample));
                 }
-                keep
-            })
-            .collect()
+            }
+        }
+        thinned
     }
 }
 
@@ -371,6 +374,7 @@ mod tests {
         assert_eq!(series.within(range(100_000, 199_999)).len(), 20);
         let thin = series.within(range(0, 2 * 3_600_000));
         assert_eq!(thin[1].0, UnixMillis(30_000));
+        assert_eq!(thin[0].1, 5, "the most of what it stands for");
         assert_eq!(thin.len(), 50);
         assert!(series.within(range(5_000_000, 6_000_000)).is_empty());
     }

@@ -48,7 +48,8 @@ class Listener:
 
     def agents(self, request: str) -> set[str]:
         """The user agents of all requests whose first line begins so."""
-        pattern = rb"(?:^|\n)" + re.escape(request.encode()) + rb"[^\r]*\r\n(?:[^\r]+\r\n)*?user-agent: ([^\r]+)\r\n"
+        # No line break before it: the body of the request before may have none.
+        pattern = re.escape(request.encode()) + rb"[^\r]*\r\n(?:[^\r]+\r\n)*?user-agent: ([^\r]+)\r\n"
         return {name.decode() for heard in self.heard for name in re.findall(pattern, bytes(heard), re.IGNORECASE)}
 
 
