@@ -12,7 +12,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -156,15 +156,8 @@ impl Session {
             None,
         )
         .map_err(io_step("make a socket for CRIU"))?;
-        let (control, end) = Channel::pair().map_err(io_step("make a control socket"))?;
         let run = criu.clone_run().map_err(io_step("clone the tmpfs"))?;
-        let process = Command::new(launcher)
-            .env_clear()
-            .stdin(Stdio::from(end))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(io_step("start the launcher"))?;
+        let (control, process) = Channel::start(launcher).map_err(io_step("start the launcher"))?;
         let session = Self {
             process,
             socket,

@@ -17,7 +17,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,17 +123,7 @@ impl Native {
     /// The step that failed; nothing is left of the slot then.
     pub fn prepare(&self, slot: Slot, limits: &Limits) -> Result<Parked, NativeError> {
         let cgroup = self.hierarchies.create(&slot.cgroup(), limits)?;
-        let (control, theirs) = Channel::pair().map_err(io_step("make a control socket"))?;
-        let mut launcher = Command::new(&self.launcher)
-            .env_clear()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|source| NativeError::Launcher {
-                path: self.launcher.clone(),
-                source,
-            })?;
+        let (control, mut launcher) = self.launch()?;
         let cloned = self.start_launcher(slot, &control, &cgroup);
         if cloned.is_err() {
             // It may hang in a step; it owns nothing yet.
@@ -167,6 +157,13 @@ impl Native {
             matches!(message, FromLauncher::Parked)
         })?;
         Ok(parked)
+    }
+
+    fn launch(&self) -> Result<(Channel, Child), NativeError> {
+        Channel::start(&self.launcher).map_err(|source| NativeError::Launcher {
+            path: self.launcher.clone(),
+            source,
+        })
     }
 
     fn start_launcher(

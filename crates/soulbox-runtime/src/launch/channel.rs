@@ -3,6 +3,8 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -92,6 +94,21 @@ impl Channel {
             None,
         )?;
         Ok((Self { socket: ours }, theirs))
+    }
+
+    /// Starts the launcher with the other end as its standard input, and nothing else of ours.
+    ///
+    /// # Errors
+    /// No socket, or a program that cannot be executed.
+    pub(crate) fn start(launcher: &Path) -> io::Result<(Self, Child)> {
+        let (control, theirs) = Self::pair()?;
+        let process = Command::new(launcher)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok((control, process))
     }
 
     /// The launcher's end: a duplicate of standard input that is closed on exec.

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -341,17 +341,7 @@ impl Visitor {
         let namespaces = [open_namespace(pid, "user"), open_namespace(pid, "net")];
         let [user, net] = namespaces.map(|opened| opened.map_err(io_step("open a namespace")));
         let (user, net) = (user?, net?);
-        let (control, theirs) = Channel::pair().map_err(io_step("make a control socket"))?;
-        let process = Command::new(&native.launcher)
-            .env_clear()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|source| NativeError::Launcher {
-                path: native.launcher.clone(),
-                source,
-            })?;
+        let (control, process) = native.launch()?;
         let has_plan = plan.is_some();
         let visitor = Self { process, control };
         visitor
