@@ -37,13 +37,9 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        let route = parts
-            .extensions
-            .get::<MatchedPath>()
-            .map_or("", MatchedPath::as_str);
-        let team = customer(app, &parts.headers, &parts.method, route, Scheme::Customer).await?;
-        ration(app, &parts.extensions, &team, &parts.method, route)?;
-        Ok(Self(team))
+        let_in(app, parts, matched(parts), Scheme::Customer)
+            .await
+            .map(Self)
     }
 }
 
@@ -54,13 +50,9 @@ impl FromRequestParts<Arc<App>> for KeyOwner {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        let route = parts
-            .extensions
-            .get::<MatchedPath>()
-            .map_or("", MatchedPath::as_str);
-        let team = customer(app, &parts.headers, &parts.method, route, Scheme::KeyOwner).await?;
-        ration(app, &parts.extensions, &team, &parts.method, route)?;
-        Ok(Self(team))
+        let_in(app, parts, matched(parts), Scheme::KeyOwner)
+            .await
+            .map(Self)
     }
 }
 
@@ -82,12 +74,9 @@ pub(crate) async fn check(
     request: &Parts,
     route: &str,
 ) -> Result<(), ApiError> {
-    let (headers, method) = (&request.headers, &request.method);
+    let headers = &request.headers;
     match scheme {
-        Scheme::Customer | Scheme::KeyOwner => {
-            let team = customer(app, headers, method, route, scheme).await?;
-            ration(app, &request.extensions, &team, method, route)
-        }
+        Scheme::Customer | Scheme::KeyOwner => let_in(app, request, route, scheme).await.map(drop),
         Scheme::AccessToken => {
             let token = bearer(headers)?.ok_or_else(missing)?;
             app.control
@@ -104,6 +93,25 @@ pub(crate) async fn check(
 fn administrator(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
     let token = text(headers, ADMIN_TOKEN)?.ok_or_else(missing)?;
     Ok(app.control.check_admin(token)?)
+}
+
+fn matched(request: &Parts) -> &str {
+    request
+        .extensions
+        .get::<MatchedPath>()
+        .map_or("", MatchedPath::as_str)
+}
+
+/// The team that the request acts for, with the request taken out of its ration.
+async fn let_in(
+    app: &App,
+    request: &Parts,
+    route: &str,
+    scheme: Scheme,
+) -> Result<Arc<TeamRow>, ApiError> {
+    let team = customer(app, &request.headers, &request.method, route, scheme).await?;
+    ration(app, &request.extensions, &team, &request.method, route)?;
+    Ok(team)
 }
 
 /// Takes the request out of what the team may ask of this route.
