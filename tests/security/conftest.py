@@ -7,12 +7,14 @@ import json
 import os
 import secrets
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from e2b import CommandExitException, Sandbox
 from server import Server, until
+from topology import topology
 
 HERE = Path(__file__).parent
 
@@ -100,6 +102,25 @@ def create(**limits: int) -> Sandbox:
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return Sandbox.connect(json.load(answer)["sandboxID"])
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A network of namespaces for a server of its own; see topology.py."""
+    with topology() as (made, stack):
+        made.stack = stack
+        yield made
+
+
+@contextmanager
+def server_within(net, *options: str):
+    """On all addresses of its host, so that only the rules keep sandboxes out; what goes over 203.0.113.0/30 stays in the namespaces."""
+    made = Server(within=net.host.enter, host="0.0.0.0")
+    net.relay(net.stack, made.port)
+    try:
+        yield made.start("--insecure", *options)
+    finally:
+        made.end()
 
 
 @pytest.fixture(scope="module")

@@ -6,30 +6,19 @@ As in test_network.py, the server's network is a namespace whose uplink leads to
 import json
 
 import pytest
-from conftest import exit_code, run_file
+from conftest import exit_code, run_file, server_within
 from e2b import Sandbox
-from server import Server, until
-from topology import PUBLIC, topology
+from server import until
+from topology import PUBLIC
 
 CAP = 100
 GATEWAY = "169.254.0.22"
 
 
 @pytest.fixture(scope="module")
-def net():
-    with topology() as (made, stack):
-        made.stack = stack
-        yield made
-
-
-@pytest.fixture(scope="module")
 def server(net):
-    made = Server(within=net.host.enter, host="0.0.0.0")
-    net.relay(net.stack, made.port)
-    try:
-        yield made.start("--insecure", "--max-connections", str(CAP))
-    finally:
-        made.end()
+    with server_within(net, "--max-connections", str(CAP)) as made:
+        yield made
 
 
 def opened(sandbox: Sandbox, kind: str, count: int) -> int:

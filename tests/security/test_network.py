@@ -7,10 +7,10 @@ metadata addresses (topology.py). Every "refused" has its control: the same addr
 import json
 
 import pytest
-from conftest import HERE, exit_code, on_host, run_file
+from conftest import HERE, exit_code, on_host, run_file, server_within
 from e2b import Sandbox
-from server import Server, run
-from topology import HOST_PRIVATE, HOST_PUBLIC, NAME, PUBLIC, REFUSED, UPLINK, topology
+from server import run
+from topology import HOST_PRIVATE, HOST_PUBLIC, NAME, PUBLIC, REFUSED, UPLINK
 
 GATEWAY, INNER = "169.254.0.22", "169.254.0.21"
 SERVICE_PORT = 8080
@@ -19,22 +19,10 @@ NOT_CONNECTED = (7, 28)
 
 
 @pytest.fixture(scope="module")
-def net():
-    with topology() as (made, stack):
-        made.stack = stack
-        yield made
-
-
-@pytest.fixture(scope="module")
 def server(net):
-    """On all addresses of its host, so that only the rules keep sandboxes out; what goes over 203.0.113.0/30 stays in the namespaces."""
-    made = Server(within=net.host.enter, host="0.0.0.0")
-    net.relay(net.stack, made.port)
     net.serve_on_host(net.stack, SERVICE_PORT)
-    try:
-        yield made.start("--insecure")
-    finally:
-        made.end()
+    with server_within(net) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -6,30 +6,19 @@ import urllib.error
 import urllib.request
 
 import pytest
-from conftest import exit_code, run_file
+from conftest import exit_code, run_file, server_within
 from e2b import Sandbox
-from server import Server, until
-from topology import PUBLIC, REFUSED, UPLINK, topology
+from server import until
+from topology import PUBLIC, REFUSED, UPLINK
 
 ONE, TWO = PUBLIC
 EVERYTHING = "0.0.0.0/0"
 
 
 @pytest.fixture(scope="module")
-def net():
-    with topology() as (made, stack):
-        made.stack = stack
-        yield made
-
-
-@pytest.fixture(scope="module")
 def server(net):
-    made = Server(within=net.host.enter, host="0.0.0.0")
-    net.relay(net.stack, made.port)
-    try:
-        yield made.start("--insecure")
-    finally:
-        made.end()
+    with server_within(net) as made:
+        yield made
 
 
 def ask(method: str, path: str, body=None, key: str | None = None) -> tuple[int, dict | None]:
