@@ -9,7 +9,7 @@ import struct
 
 import pytest
 from conftest import exit_code, on_host
-from test_network import GATEWAY, NOT_CONNECTED, curl, net, outer_addresses, reached, server  # noqa: F401
+from test_network import GATEWAY, NOT_CONNECTED, curl, outer_addresses, reached, server  # noqa: F401
 
 # 169.254.169.254 and its kin, as libraries, browsers and shells may take them.
 METADATA = (
