@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 
 import pytest
 from conftest import exit_code, on_host
@@ -263,7 +264,9 @@ def raw(sandbox: Sandbox, head: str, *parts: bytes, finish: bool = False) -> byt
             for part in parts:
                 connection.sendall(part)
             if finish:
-                connection.shutdown(socket.SHUT_WR)
+                # A peer that has refused and closed by now leaves nothing to shut down.
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
             said = b""
             while piece := connection.recv(65536):
                 said += piece

@@ -276,12 +276,16 @@ fn control_settings(settings: &FrontSettings) -> anyhow::Result<ControlSettings>
 
 /// Hands the host's events on until the RPC ends.
 async fn forward(mut events: mpsc::Receiver<Event>, control: &Control, ingress: &Ingress) {
-    while let Some(Event::Exited {
-        sandbox_id,
-        epoch,
-        cause,
-    }) = events.recv().await
-    {
+    while let Some(event) = events.recv().await {
+        let Event::Exited {
+            sandbox_id,
+            epoch,
+            cause,
+        } = event
+        else {
+            warn!("the host tells of a pause, which this build does not know");
+            continue;
+        };
         let Ok(sandbox_id) = sandbox_id.parse() else {
             warn!("an event of the host has a malformed sandbox ID");
             continue;

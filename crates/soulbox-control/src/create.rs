@@ -10,7 +10,7 @@ use crate::catalog::{ResolveError, Resolved};
 use crate::clock;
 use crate::control::{Control, SandboxView, longest};
 use crate::error::{CreateError, LimitError};
-use crate::hosts::HostCreate;
+use crate::hosts::{AtDeadline, HostCreate};
 use crate::lifecycle::Machine;
 use crate::owner::{Creation, Refusal};
 use crate::random;
@@ -78,6 +78,8 @@ impl Control {
             env: spec.env,
             default_user: resolved.build.default_user.clone(),
             default_workdir: resolved.build.default_workdir.clone(),
+            at_deadline: AtDeadline::Kill,
+            snapshot: None,
         };
         let (reply, created) = oneshot::channel();
         let limit = team.max_sandboxes.unwrap_or(settings.max_sandboxes);

@@ -23,6 +23,59 @@ pub struct HostCreate {
     pub env: BTreeMap<String, String>,
     pub default_user: String,
     pub default_workdir: String,
+    pub at_deadline: AtDeadline,
+    /// What it goes on from, other than its build alone.
+    pub snapshot: Option<FromSnapshot>,
+}
+
+/// What the host does by itself at the deadline.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AtDeadline {
+    #[default]
+    Kill,
+    Pause {
+        memory: bool,
+    },
+}
+
+/// A snapshot of the same build that a sandbox begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FromSnapshot {
+    pub snapshot_id: SnapshotName,
+    /// Its processes go on where they were; else it boots from what was on disk.
+    pub memory: bool,
+}
+
+/// A snapshot to be made of a live sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSave {
+    pub sandbox_id: SandboxId,
+    pub epoch: Epoch,
+    pub snapshot_id: SnapshotName,
+    /// Processes and memory too, not only what is on disk.
+    pub memory: bool,
+    /// The sandbox ends with it; else it goes on.
+    pub end: bool,
+}
+
+/// The name of a snapshot on its host: 1 to 64 of `[a-z0-9-]`.
+pub type SnapshotName = String;
+
+/// A snapshot that lies whole on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSnapshot {
+    pub snapshot_id: SnapshotName,
+    /// Whose it was, and the epoch of the command that made it; that of its last command when the host did so by itself.
+    pub sandbox_id: SandboxId,
+    pub epoch: Epoch,
+    pub build_id: BuildId,
+    pub memory: bool,
+    /// The sandbox ended with it: it is a pause.
+    pub ended: bool,
+    pub created_at: UnixMillis,
+    /// Bytes on disk: of the files that the sandbox wrote, and of its memory.
+    pub disk_bytes: u64,
+    pub image_bytes: u64,
 }
 
 /// A sandbox that answers.
@@ -140,6 +193,17 @@ pub enum HostFailure {
     NotReady(String),
     #[error("the host failed: {0}")]
     Failed(String),
+    /// It cannot do that at all.
+    #[error("the host cannot do this: {0}")]
+    Unsupported(String),
+    /// The sandbox goes on.
+    #[error("the sandbox cannot be saved: {0}")]
+    CannotSave(String),
+    #[error("the host does not have the snapshot")]
+    SnapshotMissing,
+    /// It is another installation's, was changed, or is of a machine that the host is not like.
+    #[error("the snapshot cannot be used: {0}")]
+    SnapshotRefused(String),
     #[error("the sandbox's agent did not accept its initialisation: {0}")]
     Init(String),
     /// Nobody answered; whether it was done is unknown.
@@ -195,6 +259,34 @@ pub trait Hosts: Send + Sync + 'static {
         epoch: Epoch,
         egress: &Egress,
     ) -> Result<(), HostFailure>;
+
+    /// Makes a snapshot; returns when all of it is on disk and, where the sandbox is to end, no process of it is left.
+    ///
+    /// # Errors
+    /// [`HostFailure::CannotSave`] when it goes on, [`HostFailure::Unsupported`], [`HostFailure::NotFound`] when it is over.
+    async fn save(&self, _save: &HostSave) -> Result<HostSnapshot, HostFailure> {
+        Err(HostFailure::Unsupported(
+            "this host makes no snapshots".to_owned(),
+        ))
+    }
+
+    /// Deletes a snapshot; one that is not there is deleted already.
+    ///
+    /// # Errors
+    /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
+    async fn delete_snapshot(&self, _snapshot_id: &str) -> Result<(), HostFailure> {
+        Err(HostFailure::Unsupported(
+            "this host makes no snapshots".to_owned(),
+        ))
+    }
+
+    /// Every whole snapshot.
+    ///
+    /// # Errors
+    /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
+    async fn snapshots(&self) -> Result<Vec<HostSnapshot>, HostFailure> {
+        Ok(Vec::new())
+    }
 
     /// Every live sandbox.
     ///

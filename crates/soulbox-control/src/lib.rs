@@ -40,8 +40,8 @@ pub use catalog::{ResolveError, TemplateView};
 pub use control::{Control, HostEvent, SandboxView};
 pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};
 pub use hosts::{
-    HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostTemplate, HostUsage, Hosts,
-    NodeStatus, Started,
+    AtDeadline, FromSnapshot, HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostSave,
+    HostSnapshot, HostTemplate, HostUsage, Hosts, NodeStatus, Started,
 };
 pub use keys::{KeyError, NewKey, new_api_key};
 pub use list::{Cursor, ListQuery, Order, Page, page, parse_sandbox_id};

@@ -73,6 +73,65 @@ pub enum Request {
     SetNodeStatus(NodeStatus),
     /// Templates whose layers lie in this host's pool, read from disk anew. Reply: [`Reply::Templates`].
     Templates,
+    /// Make a snapshot of a live sandbox. Reply: [`Reply::Saved`], when all of it is on disk and, with [`After::End`], no process is left.
+    Save(Save),
+    /// Delete a snapshot; one that is not there is deleted already. Reply: [`Reply::Done`].
+    DeleteSnapshot { snapshot_id: String },
+    /// Every whole snapshot of this host. Reply: [`Reply::Snapshots`].
+    Snapshots,
+}
+
+/// A snapshot to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Save {
+    pub sandbox_id: String,
+    pub epoch: u64,
+    /// 1 to 64 of `[a-z0-9-]`, of the front's choice and nobody else's.
+    pub snapshot_id: String,
+    /// Processes and memory too, not only what is on disk.
+    pub memory: bool,
+    pub after: After,
+}
+
+/// What becomes of a sandbox when its snapshot is made. When it cannot be made, the sandbox goes on in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum After {
+    GoOn,
+    End,
+}
+
+/// A whole snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSnapshot {
+    pub snapshot_id: String,
+    /// Whose it was, and the epoch of the command that made it; that of its last command when the host did so by itself.
+    pub sandbox_id: String,
+    pub epoch: u64,
+    pub build_id: String,
+    pub memory: bool,
+    /// Whether the sandbox ended with it: it is a pause.
+    pub after: After,
+    pub created_at: u64,
+    /// Bytes on disk: of the files that the sandbox wrote, and of its memory.
+    pub disk_bytes: u64,
+    pub image_bytes: u64,
+}
+
+/// What a sandbox begins from, other than its template alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FromSnapshot {
+    pub snapshot_id: String,
+    /// Its processes go on where they were; else it boots from what was on disk.
+    pub memory: bool,
+}
+
+/// What the host does by itself at a deadline.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AtDeadline {
+    #[default]
+    Kill,
+    /// A snapshot with [`After::End`], of the name `auto-SANDBOX-EPOCH`; when it cannot be made, it is killed.
+    Pause { memory: bool },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -87,6 +146,11 @@ pub struct Create {
     pub disk_mib: u64,
     pub egress: Egress,
     pub deadline: u64,
+    #[serde(default)]
+    pub at_deadline: AtDeadline,
+    /// Of the same build.
+    #[serde(default)]
+    pub snapshot: Option<FromSnapshot>,
 }
 
 /// Where a sandbox may connect to; ranges are such as `1.2.3.0/24`.
@@ -149,6 +213,8 @@ pub enum Reply {
     Usage(Vec<HostUsage>),
     Node(Box<Node>),
     Templates(Vec<HostTemplate>),
+    Saved(HostSnapshot),
+    Snapshots(Vec<HostSnapshot>),
 }
 
 /// All that the front needs to start; it reads no file but its own database.
@@ -302,6 +368,8 @@ pub enum Event {
         epoch: u64,
         cause: String,
     },
+    /// At its deadline a sandbox was paused by the host itself.
+    Paused(HostSnapshot),
 }
 
 /// Why the host did not do it.
@@ -330,4 +398,12 @@ pub enum HostErrorKind {
     NotReady,
     /// The step named in the message failed; nothing is left of the sandbox.
     Failed,
+    /// This host cannot do it at all; the message says what is missing.
+    Unsupported,
+    /// The snapshot cannot be made, for the reason in the message; the sandbox goes on.
+    CannotSave,
+    /// No such snapshot here.
+    SnapshotMissing,
+    /// The snapshot is not this installation's, was changed, or is of a machine that this one is not like.
+    SnapshotRefused,
 }

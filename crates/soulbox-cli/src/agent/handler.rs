@@ -174,6 +174,13 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
             (Ok(Reply::Done), Vec::new())
         }
         Request::Templates => (host.templates().await.map(Reply::Templates), Vec::new()),
+        Request::Save(_) | Request::DeleteSnapshot { .. } | Request::Snapshots => (
+            Err(HostError {
+                kind: HostErrorKind::Unsupported,
+                message: "this host makes no snapshots yet".to_owned(),
+            }),
+            Vec::new(),
+        ),
     }
 }
 

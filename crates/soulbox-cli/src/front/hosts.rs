@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode};
 use soulbox_control::{
-    HostCreate, HostDisk, HostFailure, HostLogLine, HostNode, HostSandbox, HostTemplate, HostUsage,
-    Hosts, NodeStatus, Started,
+    AtDeadline, HostCreate, HostDisk, HostFailure, HostLogLine, HostNode, HostSandbox, HostSave,
+    HostSnapshot, HostTemplate, HostUsage, Hosts, NodeStatus, Started,
 };
 use soulbox_envd_proto::{ENVD_PORT, INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, sign_init};
 use soulbox_ingress::{Ingress, Upstream};
@@ -73,6 +73,14 @@ impl Hosts for RpcHosts {
             disk_mib: sandbox.limits.disk.0,
             egress: (&sandbox.egress).into(),
             deadline: sandbox.deadline.0,
+            at_deadline: match sandbox.at_deadline {
+                AtDeadline::Kill => host::AtDeadline::Kill,
+                AtDeadline::Pause { memory } => host::AtDeadline::Pause { memory },
+            },
+            snapshot: sandbox.snapshot.as_ref().map(|from| host::FromSnapshot {
+                snapshot_id: from.snapshot_id.clone(),
+                memory: from.memory,
+            }),
         });
         let (Reply::Created(created), descriptors) = self.request(request).await? else {
             return Err(unexpected());
@@ -180,6 +188,38 @@ impl Hosts for RpcHosts {
             .map_err(HostFailure::Failed)
     }
 
+    async fn save(&self, save: &HostSave) -> Result<HostSnapshot, HostFailure> {
+        let request = HostRequest::Save(host::Save {
+            sandbox_id: save.sandbox_id.to_string(),
+            epoch: save.epoch.0,
+            snapshot_id: save.snapshot_id.clone(),
+            memory: save.memory,
+            after: if save.end {
+                host::After::End
+            } else {
+                host::After::GoOn
+            },
+        });
+        match self.request(request).await? {
+            (Reply::Saved(saved), _) => snapshot(saved),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn delete_snapshot(&self, snapshot_id: &str) -> Result<(), HostFailure> {
+        self.done(HostRequest::DeleteSnapshot {
+            snapshot_id: snapshot_id.to_owned(),
+        })
+        .await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<HostSnapshot>, HostFailure> {
+        match self.request(HostRequest::Snapshots).await? {
+            (Reply::Snapshots(all), _) => all.into_iter().map(snapshot).collect(),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn node(&self) -> Result<HostNode, HostFailure> {
         match self.request(HostRequest::Node).await? {
             (Reply::Node(described), _) => Ok(node(*described)),
@@ -275,6 +315,10 @@ fn failure(error: RpcError) -> HostFailure {
             HostErrorKind::NoCapacity => HostFailure::NoCapacity(error.message),
             HostErrorKind::NotReady => HostFailure::NotReady(error.message),
             HostErrorKind::Failed => HostFailure::Failed(error.message),
+            HostErrorKind::Unsupported => HostFailure::Unsupported(error.message),
+            HostErrorKind::CannotSave => HostFailure::CannotSave(error.message),
+            HostErrorKind::SnapshotMissing => HostFailure::SnapshotMissing,
+            HostErrorKind::SnapshotRefused => HostFailure::SnapshotRefused(error.message),
         },
         other => HostFailure::Unreachable(crate::failure::chain(&other)),
     }
@@ -286,6 +330,23 @@ fn unexpected() -> HostFailure {
 
 fn malformed(error: &soulbox_types::IdError) -> HostFailure {
     HostFailure::Failed(format!("the answer is malformed: {error}"))
+}
+
+pub(super) fn snapshot(saved: host::HostSnapshot) -> Result<HostSnapshot, HostFailure> {
+    Ok(HostSnapshot {
+        sandbox_id: saved
+            .sandbox_id
+            .parse()
+            .map_err(|error| malformed(&error))?,
+        epoch: Epoch(saved.epoch),
+        build_id: saved.build_id.parse().map_err(|error| malformed(&error))?,
+        memory: saved.memory,
+        ended: saved.after == host::After::End,
+        created_at: UnixMillis(saved.created_at),
+        disk_bytes: saved.disk_bytes,
+        image_bytes: saved.image_bytes,
+        snapshot_id: saved.snapshot_id,
+    })
 }
 
 fn listed(sandbox: host::HostSandbox) -> Result<HostSandbox, HostFailure> {

@@ -165,6 +165,10 @@ fn time_for(request: &Request) -> (&'static str, Duration) {
         Request::Node => ("Node", Duration::from_secs(5)),
         Request::SetNodeStatus(_) => ("SetNodeStatus", Duration::from_secs(5)),
         Request::Templates => ("Templates", Duration::from_secs(10)),
+        // Gigabytes of memory and of files go to disk.
+        Request::Save(_) => ("Save", Duration::from_secs(120)),
+        Request::DeleteSnapshot { .. } => ("DeleteSnapshot", Duration::from_secs(30)),
+        Request::Snapshots => ("Snapshots", Duration::from_secs(10)),
     }
 }
 

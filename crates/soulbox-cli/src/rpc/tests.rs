@@ -148,7 +148,10 @@ async fn events_come_out() {
     agent.events.send(sent).await.unwrap();
     let Event::Exited {
         sandbox_id, epoch, ..
-    } = soon(events.recv()).await.unwrap();
+    } = soon(events.recv()).await.unwrap()
+    else {
+        panic!("another event than was sent");
+    };
     assert_eq!((sandbox_id.as_str(), epoch), ("i1", 3));
 }
 

@@ -437,6 +437,8 @@ pub fn request(sandbox_id: &str) -> Create {
         disk_mib: 100,
         egress: soulbox_wire::host::Egress::Open,
         deadline: now() + 600_000,
+        at_deadline: soulbox_wire::host::AtDeadline::Kill,
+        snapshot: None,
     }
 }
 

@@ -81,6 +81,8 @@ fn sandbox(memory: u64) -> HostCreate {
         env: [("A".to_owned(), "1".to_owned())].into(),
         default_user: "user".to_owned(),
         default_workdir: "/home/user".to_owned(),
+        at_deadline: AtDeadline::Kill,
+        snapshot: None,
     }
 }
 
