@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{AuthError, Credential, Keyring};
+use crate::builds::{Builder, BuilderSlot};
 use crate::catalog::{Catalog, ResolveError, TemplateView};
 use crate::clock;
 use crate::error::SandboxError;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) catalog: RwLock<Arc<Catalog>>,
     pub(crate) spawns: Mutex<HashMap<TemplateId, Spawns>>,
     pub(crate) metrics: Metrics,
+    pub(crate) builder: BuilderSlot,
     /// Serialises readings of the hosts' templates, and says when the last one was.
     pub(crate) refreshed: tokio::sync::Mutex<Option<tokio::time::Instant>>,
 }
@@ -89,8 +91,16 @@ impl Control {
                 catalog: RwLock::default(),
                 spawns: Mutex::default(),
                 metrics: Metrics::default(),
+                builder: BuilderSlot::default(),
                 refreshed: tokio::sync::Mutex::default(),
             }),
+        }
+    }
+
+    /// Who performs builds of templates from now on; without one, none can be started. The first one stays.
+    pub fn set_builder(&self, builder: Arc<dyn Builder>) {
+        if self.shared.builder.set(builder).is_err() {
+            tracing::warn!("there is a builder already");
         }
     }
 

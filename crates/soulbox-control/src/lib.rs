@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod archives;
 mod auth;
+mod builds;
 mod catalog;
 pub mod clock;
 mod control;
@@ -35,7 +37,13 @@ mod teams;
 mod token;
 
 pub use admin::KilledAll;
+pub use archives::{ArchiveError, Archives};
 pub use auth::{AuthError, Credential};
+pub use builds::{
+    BuildFailure, BuildJob, BuildLogLine, BuildReporter, BuildSource, BuildSpecification, BuildStep,
+    Builder, FilesHash, FilesHashError, FinishedBuild, LONGEST_MESSAGE, ParentBuild, RegistryLogin,
+    StepRules,
+};
 pub use catalog::{ResolveError, TemplateView};
 pub use control::{Control, HostEvent, SandboxView};
 pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};

@@ -1,5 +1,6 @@
 //! What control is told at its start; nothing here is read from the environment.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Policy and secrets of one installation.
@@ -25,6 +26,16 @@ pub struct ControlSettings {
     pub command_within: Duration,
     /// How long rows of dead sandboxes are kept.
     pub keep_dead: Duration,
+    /// Builds of one team that are waiting or under way.
+    pub max_builds: u32,
+    /// How long a build may take, and how long it may wait to be started.
+    pub build_within: Duration,
+    pub start_build_within: Duration,
+    /// Where uploaded archives of COPY steps are kept; none: they cannot be uploaded.
+    pub archives: Option<PathBuf>,
+    pub max_archive_bytes: u64,
+    /// How long an archive is kept after its upload.
+    pub keep_archives: Duration,
 }
 
 impl ControlSettings {
@@ -43,6 +54,12 @@ impl ControlSettings {
             start_within: Duration::from_secs(30),
             command_within: Duration::from_secs(15),
             keep_dead: Duration::from_secs(7 * 24 * 3600),
+            max_builds: 20,
+            build_within: Duration::from_secs(3600),
+            start_build_within: Duration::from_secs(40 * 60),
+            archives: None,
+            max_archive_bytes: 8 << 30,
+            keep_archives: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
