@@ -1,334 +1,216 @@
-//! `cargo xtask mutate`: takes one guard away at a time and expects its test to fail. A test that passes without its guard guards nothing.
+//! `cargo xtask mutate`: takes guards away and expects the test of each to fail. A test that passes without its guard guards nothing.
 //!
-//! Guards are a table, tests/mutations/guards.toml: a piece of text of a source file, what stands in its place when the guard is gone, and the
-//! test. The edits happen in a scratch copy of the last commit (a git worktree in target/mutants with a target folder of its own): never in the
-//! tree of the person who works, and no program has a switch for it. Each test is run once with all guards in place first, since one that
-//! fails anyway shows nothing.
+//! Guards are a table ([`table`]): pieces of text of source files, what stands in their place when the guard is gone, and the test. A build
+//! takes minutes and a test seconds, so all guards that do not hide each other go at once, a *batch*, and then each one's test runs against
+//! that one build. What keeps a failure from being another guard's: each has a test of its own in its batch, `says` is a word that only its
+//! own failure prints, and one test that needs none of them must still pass.
+//!
+//! The edits happen in a scratch copy of the last commit ([`scratch`]): never in the tree of the person who works, and no program has a switch
+//! for it.
 
-use std::collections::BTreeMap;
+mod scratch;
+mod table;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
-const TABLE: &str = "tests/mutations/guards.toml";
-const SCRATCH: &str = "target/mutants";
-/// What pytest ends with when tests ran and some failed; everything above is a mistake of ours.
-const PYTEST_FAILED: i32 = 1;
-/// The same of cargo-nextest.
-const NEXTEST_FAILED: i32 = 100;
+use scratch::Scratch;
+use table::{Check, Guard, TABLE, parse};
 
-/// One entry of the table.
-#[derive(Debug, PartialEq, Eq)]
-struct Guard {
-    name: String,
-    file: PathBuf,
-    /// Stands in `file` once.
-    from: String,
-    to: String,
-    check: Check,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Check {
-    /// A package and a filter of its tests.
-    Unit { package: String, filter: String },
-    /// Arguments of pytest; they need the server built.
-    Attack(Vec<String>),
-}
+/// Needs a server and a sandbox that work, and none of the guards.
+const CONTROL: [&str; 3] = [
+    "tests/security/test_isolation.py",
+    "-k",
+    "git_commits or multiprocessing",
+];
 
 /// What became of a guard.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     Noticed,
     /// The test passes without the guard.
     Survived,
-    /// The sources without it are no program.
-    Broken,
+    /// The test fails, but does not print the word that its guard's absence makes it print.
+    OtherReason,
 }
 
-/// Performs all guards whose name contains one of `wanted`, all of them when there is none.
-pub(crate) fn run(workspace: &Path, wanted: &[&str]) -> anyhow::Result<()> {
+/// How to go about it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options<'a> {
+    /// Only guards with one of these words in their name or test; all when there is none.
+    wanted: Vec<&'a str>,
+    /// Without the run that has all guards in place: for whoever has just seen the suite pass.
+    trust_whole: bool,
+    scratch: Option<PathBuf>,
+}
+
+impl<'a> Options<'a> {
+    pub(crate) fn parse(arguments: &[&'a str]) -> anyhow::Result<Self> {
+        let mut options = Self::default();
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            match *argument {
+                "--trust-whole" => options.trust_whole = true,
+                "--scratch" => {
+                    let folder = rest.next().context("--scratch needs a folder")?;
+                    options.scratch = Some(folder.into());
+                }
+                word => {
+                    ensure!(!word.starts_with('-'), "unknown option `{word}`");
+                    options.wanted.push(word);
+                }
+            }
+        }
+        Ok(options)
+    }
+
+    fn wants(&self, guard: &Guard) -> bool {
+        let among = |word: &&str| guard.name.contains(*word) || guard.check.title().contains(*word);
+        self.wanted.is_empty() || self.wanted.iter().any(among)
+    }
+}
+
+pub(crate) fn run(workspace: &Path, options: &Options<'_>) -> anyhow::Result<()> {
     let text = fs::read_to_string(workspace.join(TABLE))
         .with_context(|| format!("failed to read `{TABLE}`"))?;
     let mut guards = parse(&text)?;
-    guards.retain(|guard| wanted.is_empty() || wanted.iter().any(|word| guard.name.contains(word)));
+    guards.retain(|guard| options.wants(guard));
     ensure!(
         !guards.is_empty(),
-        "no guard of {TABLE} has such a name: {wanted:?}"
+        "no guard of {TABLE} has such a name or test: {:?}",
+        options.wanted
     );
-    let scratch = Scratch::new(workspace)?;
+    let scratch = Scratch::new(workspace, options.scratch.as_deref())?;
+    let batches = batches(guards);
     // All of them before the first build: a text that is not there is cheap to find.
-    for guard in &guards {
-        guard.without(&scratch.read(&guard.file)?)?;
+    for batch in &batches {
+        scratch.without(batch)?;
     }
-    let mut whole = BTreeMap::new();
-    for guard in &guards {
-        if !whole.contains_key(&guard.check) {
-            eprintln!("whole: {}", guard.check.title());
-            let outcome = scratch.check(&guard.check)?;
-            ensure!(
-                outcome == Outcome::Survived,
-                "{} fails with all guards in place",
-                guard.check.title()
-            );
-            whole.insert(guard.check.clone(), ());
-        }
+    if !options.trust_whole {
+        whole(&scratch, &batches)?;
     }
     println!("| guard | test | without it |\n|---|---|---|");
     let mut bad = 0;
-    for guard in &guards {
-        let original = scratch.read(&guard.file)?;
-        scratch.write(&guard.file, &guard.without(&original)?)?;
-        let outcome = scratch.check(&guard.check);
-        scratch.write(&guard.file, &original)?;
-        let said = match outcome? {
-            Outcome::Noticed => "fails",
-            Outcome::Survived => "PASSES",
-            Outcome::Broken => "DOES NOT BUILD",
-        };
-        bad += usize::from(said != "fails");
-        println!("| {} | `{}` | {said} |", guard.name, guard.check.title());
+    for batch in &batches {
+        let originals = scratch.take_away(batch)?;
+        let outcomes = judge_batch(&scratch, batch);
+        scratch.put_back(&originals)?;
+        for (guard, outcome) in batch.iter().zip(outcomes?) {
+            let said = match outcome {
+                Outcome::Noticed => "fails",
+                Outcome::Survived => "PASSES",
+                Outcome::OtherReason => "FAILS FOR ANOTHER REASON",
+            };
+            bad += usize::from(outcome != Outcome::Noticed);
+            println!("| {} | `{}` | {said} |", guard.name, guard.check.title());
+        }
     }
     ensure!(bad == 0, "{bad} guard(s) can go without a test failing");
     Ok(())
 }
 
-fn parse(text: &str) -> anyhow::Result<Vec<Guard>> {
-    let table: toml::Table = text.parse().with_context(|| TABLE.to_owned())?;
-    let entries = table
-        .get("guard")
-        .and_then(toml::Value::as_array)
-        .with_context(|| format!("{TABLE} has no [[guard]]"))?;
-    entries.iter().map(guard).collect()
+/// Each test with all guards in place: one that fails anyway shows nothing.
+fn whole(scratch: &Scratch, batches: &[Vec<Guard>]) -> anyhow::Result<()> {
+    for batch in batches {
+        scratch.build(batch)?;
+        for guard in batch {
+            eprintln!("whole: {}", guard.check.title());
+            let outcome = scratch.check(&guard.check, None)?;
+            ensure!(
+                outcome == Outcome::Survived,
+                "{} fails with all guards in place",
+                guard.check.title()
+            );
+        }
+    }
+    Ok(())
 }
 
-fn guard(entry: &toml::Value) -> anyhow::Result<Guard> {
-    let text = |name: &str| {
-        entry
-            .get(name)
-            .and_then(toml::Value::as_str)
-            .map(str::to_owned)
-    };
-    let name = text("name").context("a guard has no `name`")?;
-    let needed =
-        |field: &str| text(field).with_context(|| format!("guard `{name}` has no `{field}`"));
-    let check = match (text("package"), entry.get("attack")) {
-        (Some(package), None) => Check::Unit {
-            package,
-            filter: needed("filter")?,
-        },
-        (None, Some(arguments)) => Check::Attack(
-            arguments
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(toml::Value::as_str)
-                .map(str::to_owned)
-                .collect(),
-        ),
-        _ => bail!("guard `{name}` needs either `package` and `filter`, or `attack`"),
-    };
-    Ok(Guard {
-        file: needed("file")?.into(),
-        from: needed("from")?,
-        to: needed("to")?,
-        name,
-        check,
-    })
-}
-
-impl Guard {
-    fn without(&self, original: &str) -> anyhow::Result<String> {
-        let found = original.matches(&self.from).count();
+fn judge_batch(scratch: &Scratch, batch: &[Guard]) -> anyhow::Result<Vec<Outcome>> {
+    let names = batch.iter().map(|guard| guard.name.as_str());
+    let names = names.collect::<Vec<_>>().join(", ");
+    eprintln!("away: {names}");
+    scratch.build(batch)?;
+    if batch
+        .iter()
+        .any(|guard| matches!(guard.check, Check::Attack(_)))
+    {
+        let control = Check::Attack(CONTROL.map(str::to_owned).to_vec());
         ensure!(
-            found == 1 && self.from != self.to,
-            "guard `{}`: its text stands {found} times in {}",
-            self.name,
-            self.file.display()
+            scratch.check(&control, None)? == Outcome::Survived,
+            "without these nothing works at all, so failing shows nothing: {names}"
         );
-        Ok(original.replacen(&self.from, &self.to, 1))
     }
-}
-
-impl Check {
-    fn title(&self) -> String {
-        match self {
-            Self::Unit { package, filter } => format!("{package} {filter}"),
-            Self::Attack(arguments) => arguments.join(" "),
-        }
-    }
-}
-
-/// The copy in which guards are taken away. It stays for the next run, which then compiles only what changed.
-struct Scratch {
-    workspace: PathBuf,
-    tree: PathBuf,
-}
-
-impl Scratch {
-    fn new(workspace: &Path) -> anyhow::Result<Self> {
-        let tree = workspace.join(SCRATCH);
-        let git = |folder: &Path, arguments: &[&str]| -> anyhow::Result<()> {
-            let status = Command::new("git")
-                .current_dir(folder)
-                .args(arguments)
-                .stdout(Stdio::null())
-                .status()
-                .context("failed to start git")?;
-            ensure!(status.success(), "git {} failed", arguments.join(" "));
-            Ok(())
-        };
-        if tree.join(".git").exists() {
-            let head = Command::new("git")
-                .current_dir(workspace)
-                .args(["rev-parse", "HEAD"])
-                .output()
-                .context("failed to start git")?;
-            let head = String::from_utf8_lossy(&head.stdout).trim().to_owned();
-            // Also undoes an edit that an interrupted run left.
-            git(
-                &tree,
-                &["checkout", "--quiet", "--force", "--detach", &head],
-            )?;
-        } else {
-            git(workspace, &["worktree", "prune"])?;
-            git(
-                workspace,
-                &[
-                    "worktree", "add", "--quiet", "--force", "--detach", SCRATCH, "HEAD",
-                ],
-            )?;
-        }
-        Ok(Self {
-            workspace: workspace.to_owned(),
-            tree,
+    batch
+        .iter()
+        .map(|guard| {
+            let outcome = scratch.check(&guard.check, guard.says.as_deref())?;
+            eprintln!("away: {}: {outcome:?}", guard.name);
+            Ok(outcome)
         })
-    }
-
-    fn read(&self, file: &Path) -> anyhow::Result<String> {
-        let path = self.tree.join(file);
-        fs::read_to_string(&path).with_context(|| format!("failed to read `{}`", path.display()))
-    }
-
-    fn write(&self, file: &Path, text: &str) -> anyhow::Result<()> {
-        let path = self.tree.join(file);
-        fs::write(&path, text).with_context(|| format!("failed to write `{}`", path.display()))
-    }
-
-    /// Builds what the check needs, and runs it.
-    fn check(&self, check: &Check) -> anyhow::Result<Outcome> {
-        match check {
-            Check::Unit { package, filter } => {
-                let nextest = |more: &str| {
-                    self.cargo(&[
-                        "nextest",
-                        "run",
-                        "--cargo-profile",
-                        "ci",
-                        "-p",
-                        package,
-                        more,
-                    ])
-                };
-                if nextest("--no-run")? != Some(0) {
-                    return Ok(Outcome::Broken);
-                }
-                judge(nextest(filter)?, NEXTEST_FAILED, check)
-            }
-            Check::Attack(arguments) => {
-                let built = self.cargo(&["xtask", "guests"])? == Some(0)
-                    && self.cargo(&["build", "--profile", "ci", "-p", "soulbox-cli"])? == Some(0);
-                if !built {
-                    return Ok(Outcome::Broken);
-                }
-                let data = std::env::var_os("SOULBOX_DATA_DIR")
-                    .map_or_else(|| self.workspace.join("target/test-data"), PathBuf::from);
-                let data = self.workspace.join(data);
-                ensure!(
-                    data.join("pool.img").exists() || data.join("pool").exists(),
-                    "`{}` has no base template, make server-under-test builds it",
-                    data.display()
-                );
-                let status = Command::new(self.workspace.join(".cache/venv-latest/bin/pytest"))
-                    .current_dir(&self.tree)
-                    .args(["-q", "-x", "--no-header"])
-                    .args(arguments)
-                    .env("SOULBOX_BINARY", self.tree.join("target/ci/soulbox"))
-                    .env("SOULBOX_DATA_DIR", data)
-                    .stdout(Stdio::null())
-                    .status()
-                    .context("failed to start pytest")?;
-                judge(status.code(), PYTEST_FAILED, check)
-            }
-        }
-    }
-
-    fn cargo(&self, arguments: &[&str]) -> anyhow::Result<Option<i32>> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .current_dir(&self.tree)
-            .args(arguments)
-            // Those of the run that started this one are about another tree.
-            .env_remove("CARGO_TARGET_DIR")
-            .env_remove("CARGO_MANIFEST_DIR")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .context("failed to start cargo")?;
-        Ok(status.code())
-    }
+        .collect()
 }
 
-fn judge(code: Option<i32>, failed: i32, check: &Check) -> anyhow::Result<Outcome> {
-    match code {
-        Some(0) => Ok(Outcome::Survived),
-        Some(code) if code == failed => Ok(Outcome::Noticed),
-        // No test of that name, a mistake in the command line, a signal.
-        other => bail!("`{}` did not run: {other:?}", check.title()),
+/// Guards of one kind and one named batch, no two with the same test.
+fn batches(guards: Vec<Guard>) -> Vec<Vec<Guard>> {
+    let mut made: Vec<Vec<Guard>> = Vec::new();
+    for guard in guards {
+        let fits = |batch: &&mut Vec<Guard>| {
+            batch.iter().all(|other| {
+                other.batch == guard.batch
+                    && other.check.is_attack() == guard.check.is_attack()
+                    && other.check != guard.check
+            })
+        };
+        match made.iter_mut().find(fits) {
+            Some(batch) => batch.push(guard),
+            None => made.push(vec![guard]),
+        }
     }
+    made
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ONE: &str = "[[guard]]\nname = \"n\"\nfile = \"f\"\nfrom = \"a\"\nto = \"\"\n";
-
     #[test]
-    fn a_guard_has_one_test() {
-        let unit = parse(&format!("{ONE}package = \"p\"\nfilter = \"t\"\n")).unwrap();
-        assert_eq!(unit[0].check.title(), "p t");
-        let attack = parse(&format!("{ONE}attack = [\"x.py\", \"-k\", \"y\"]\n")).unwrap();
-        assert_eq!(attack[0].check.title(), "x.py -k y");
-        assert!(parse(ONE).is_err());
-        assert!(parse(&format!("{ONE}package = \"p\"\n")).is_err());
-        assert!(parse("").is_err());
+    fn guards_with_one_test_go_one_after_the_other() {
+        let entry = |name: &str, check: &str| {
+            format!(
+                "[[guard]]\nname = \"{name}\"\nfile = \"f\"\nfrom = \"a\"\nto = \"\"\n{check}\n"
+            )
+        };
+        let attack = |test: &str| format!("attack = [\"{test}\"]");
+        let unit = "package = \"p\"\nfilter = \"t\"";
+        let text = [
+            entry("one", &attack("x")),
+            entry("two", &attack("y")),
+            entry("same test", &attack("x")),
+            entry("alone", &format!("batch = \"b\"\n{}", attack("z"))),
+            entry("unit", unit),
+            entry("same unit", unit),
+        ];
+        let batches = batches(parse(&text.concat()).unwrap());
+        let names = |batch: &Vec<Guard>| {
+            let names = batch.iter().map(|guard| guard.name.clone());
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let named = batches.iter().map(names).collect::<Vec<_>>();
+        assert_eq!(
+            named,
+            ["one two", "same test", "alone", "unit", "same unit"]
+        );
     }
 
     #[test]
-    fn only_a_text_that_stands_there_once_can_go() {
-        let guard = &parse(&format!("{ONE}attack = [\"x\"]\n")).unwrap()[0];
-        assert_eq!(guard.without("bac").unwrap(), "bc");
-        assert!(guard.without("b").is_err() && guard.without("aa").is_err());
-    }
-
-    #[test]
-    fn a_test_that_did_not_run_is_no_failure_of_it() {
-        let check = Check::Attack(Vec::new());
-        assert_eq!(judge(Some(0), 1, &check).unwrap(), Outcome::Survived);
-        assert_eq!(judge(Some(1), 1, &check).unwrap(), Outcome::Noticed);
-        assert!(judge(Some(5), 1, &check).is_err() && judge(None, 1, &check).is_err());
-    }
-
-    /// The table and the sources must not drift apart between two soaks.
-    #[test]
-    fn every_guard_of_the_table_stands_in_its_file() {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for guard in parse(&fs::read_to_string(workspace.join(TABLE)).unwrap()).unwrap() {
-            let text = fs::read_to_string(workspace.join(&guard.file)).unwrap();
-            guard.without(&text).unwrap();
-        }
+    fn options_are_told_from_words() {
+        let options = Options::parse(&["raw", "--trust-whole", "--scratch", "x", "y"]).unwrap();
+        assert_eq!(options.wanted, ["raw", "y"]);
+        assert!(options.trust_whole);
+        assert_eq!(options.scratch.as_deref(), Some(Path::new("x")));
+        assert!(Options::parse(&["--scratch"]).is_err() && Options::parse(&["-x"]).is_err());
     }
 }
