@@ -3,27 +3,46 @@
 //! [`crate::host`] and [`crate::sandbox`] perform the effects and feed back what came of them. Nothing in here waits, reads a clock
 //! or fails. Rules that hold for every sequence of events:
 //! - a command that is older than the latest one is refused;
-//! - a kill wins over everything: also a start that is under way ends with it, and no later command takes it back;
+//! - a kill wins over everything: a start and a save that are under way end with it, and no later command takes it back;
 //! - kills join: everybody who asked is answered when no process is left, and not before;
+//! - saves of the same snapshot join; a snapshot with which the sandbox ends is answered when it is whole and no process is left;
+//! - a save that fails leaves the sandbox running, unless it was harmed;
 //! - a sandbox is known, and its ID taken, until no process of it is left.
 //!
 //! ```text
 //! Starting -> Live -> Ending -> Gone
-//!     |         +---- exited ----^
-//!     +-- start failed ----------^     (killed meanwhile: Ending)
+//!     |       |  ^ +-- exited ----^
+//!     |     Saving ----> (ended with its snapshot: Ending, or Gone when it has exited already)
+//!     +-- start failed -----------^     (killed meanwhile: Ending)
 //! ```
 //! `docs/lifecycle.md` has the table of transitions, which the simulation checks against this code.
 
-use std::collections::{BTreeMap, VecDeque};
+mod fences;
+mod saving;
 
 use soulbox_types::{DeathCause, Epoch, UnixMillis};
 
+pub use fences::Fences;
+
 /// SIGKILL to the last exit; after so long those who wait are told, and it is sent again.
 const END_MILLIS: u64 = 10_000;
-/// How long an ended or unknown sandbox bars late creates of it: longer than any request can be under way.
-const BARRED_MILLIS: u64 = 600_000;
-/// Bars that are kept; beyond that the oldest go. Ten minutes of 80 kills a second, some 5 MB.
-const MOST_BARS: usize = 50_000;
+/// Longer than all the steps of a save, which have limits of their own, may take together.
+pub const SAVE_MILLIS: u64 = 420_000;
+
+/// What becomes of a sandbox whose snapshot is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    GoOn,
+    End,
+}
+
+/// What is done at the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtDeadline {
+    Kill,
+    /// A snapshot with which it ends; when there can be none, it is killed.
+    Pause,
+}
 
 /// Where a sandbox is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +54,8 @@ pub enum Phase {
     },
     /// envd accepts connections.
     Live,
+    /// A snapshot of it is being made.
+    Saving(Saving),
     /// SIGKILL was sent.
     Ending {
         /// When to send it again, and to say that it is taking long.
@@ -44,6 +65,21 @@ pub enum Phase {
     Gone,
 }
 
+/// A save under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saving {
+    pub after: After,
+    /// It is the deadline's: nobody asked.
+    pub at_deadline: bool,
+    /// No process is left already, and whether its memory limit was why; what came of the save is waited for.
+    pub exited: Option<OutOfMemory>,
+    /// What is not done by then never will be.
+    pub until: UnixMillis,
+}
+
+/// Whether the memory limit ended a sandbox.
+pub type OutOfMemory = bool;
+
 /// All that [`step`] needs to know about a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
@@ -51,11 +87,15 @@ pub struct Machine {
     /// The latest that a command carried.
     pub epoch: Epoch,
     pub deadline: UnixMillis,
+    pub at_deadline: AtDeadline,
     /// Why it ends; the first cause stays.
     pub cause: Option<DeathCause>,
+    /// It ends since its snapshot is whole: it is paused.
+    pub saved: bool,
 }
 
-/// What happened. Commands have a caller, who is answered by the effects of the command's own step or joins those who wait for the end.
+/// What happened. Commands have a caller, who is answered by the effects of the command's own step or joins those who wait for the end
+/// or for the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// envd accepts connections, and its record is written.
@@ -72,9 +112,22 @@ pub enum Event {
     SetEgress {
         epoch: Epoch,
     },
+    Save {
+        epoch: Epoch,
+        after: After,
+        /// It is the very snapshot that is being made, by its name and all else.
+        same: bool,
+    },
+    /// The snapshot is whole and on disk.
+    Saved,
+    /// It was not made, and nothing of it is left.
+    SaveFailed {
+        /// Whether the processes may be damaged or stand still.
+        harmed: bool,
+    },
     /// No process is left.
     Exited {
-        out_of_memory: bool,
+        out_of_memory: OutOfMemory,
     },
     /// The time of [`Machine::wake_at`] is here.
     Tick,
@@ -85,8 +138,10 @@ pub enum Event {
 pub enum Answer {
     Done,
     StaleEpoch,
-    /// It is being made or is ending, so there is nothing to change; it is not over.
+    /// It is being made, is ending or is being paused, so there is nothing to change; it is not over.
     NotLive,
+    /// Another snapshot of it is being made.
+    Busy,
     NotFound,
 }
 
@@ -97,38 +152,51 @@ pub enum Effect {
     Answer(Answer),
     /// The caller of this command waits for the end.
     Join,
+    /// The caller of this command waits for the snapshot.
+    JoinSave,
     /// Write epoch and deadline to its record; whether that succeeded is the answer.
     Record,
     /// Change where it may connect to; whether that succeeded is the answer.
     Egress,
+    /// Write the epoch to its record and begin the snapshot: that of the command, or the deadline's own.
+    Save,
+    /// Tell those who wait for the snapshot that it is there.
+    SaveDone,
+    /// Tell those who wait for the snapshot why there is none.
+    SaveFailed,
+    /// The snapshot is of no use any more: delete it, or do not finish it, and tell those who wait for it.
+    DiscardSave,
     /// SIGKILL to all its processes.
     Signal,
     /// Tell those who wait for the end that processes are left; they need not wait any longer.
     StillThere,
     /// Free the ID and tell those who wait that nothing is left.
     Forget,
-    /// Delete the record, [`Effect::Forget`], send an event when nobody waited, and give back what it had.
+    /// Delete the record, [`Effect::Forget`], tell those who wait for the snapshot when it is [`Machine::saved`], send an event when
+    /// nobody waited, and give back what it had.
     Bury,
 }
 
 impl Machine {
     /// A sandbox whose start was asked for.
     #[must_use]
-    pub fn create(epoch: Epoch, deadline: UnixMillis) -> Self {
+    pub fn create(epoch: Epoch, deadline: UnixMillis, at_deadline: AtDeadline) -> Self {
         Self {
             phase: Phase::Starting { doomed: false },
             epoch,
             deadline,
+            at_deadline,
             cause: None,
+            saved: false,
         }
     }
 
     /// A sandbox that runs since before this agent did, as its record has it.
     #[must_use]
-    pub fn adopt(epoch: Epoch, deadline: UnixMillis) -> Self {
+    pub fn adopt(epoch: Epoch, deadline: UnixMillis, at_deadline: AtDeadline) -> Self {
         Self {
             phase: Phase::Live,
-            ..Self::create(epoch, deadline)
+            ..Self::create(epoch, deadline, at_deadline)
         }
     }
 
@@ -138,6 +206,10 @@ impl Machine {
         match self.phase {
             Phase::Starting { .. } | Phase::Gone => None,
             Phase::Live => Some(self.deadline),
+            Phase::Saving(saving) if self.dies_saving(saving) => {
+                Some(saving.until.min(self.deadline))
+            }
+            Phase::Saving(saving) => Some(saving.until),
             Phase::Ending { again_at } => Some(again_at),
         }
     }
@@ -148,11 +220,38 @@ impl Machine {
         self.phase == Phase::Starting { doomed: true }
     }
 
+    /// Whether the deadline ends it before its snapshot is made: a pause at the deadline waits for that, and a pause that is under
+    /// way is an end already.
+    fn dies_saving(&self, saving: Saving) -> bool {
+        saving.after == After::GoOn
+            && saving.exited.is_none()
+            && self.at_deadline == AtDeadline::Kill
+    }
+
     fn end(&mut self, now: UnixMillis, cause: DeathCause) {
         self.cause.get_or_insert(cause);
         self.phase = Phase::Ending {
             again_at: now.plus_millis(END_MILLIS),
         };
+    }
+
+    fn save(&mut self, now: UnixMillis, after: After, at_deadline: bool) {
+        self.phase = Phase::Saving(Saving {
+            after,
+            at_deadline,
+            exited: None,
+            until: now.plus_millis(SAVE_MILLIS),
+        });
+    }
+
+    /// It ended by itself.
+    fn exit(&mut self, out_of_memory: OutOfMemory) {
+        self.cause.get_or_insert(if out_of_memory {
+            DeathCause::OutOfMemory
+        } else {
+            DeathCause::AgentDied
+        });
+        self.phase = Phase::Gone;
     }
 }
 
@@ -161,12 +260,19 @@ impl Machine {
 pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<Effect>) {
     let mut next = *machine;
     let effects = match (machine.phase, event) {
-        (Phase::Starting { .. } | Phase::Live | Phase::Ending { .. }, Event::Kill { epoch })
-        | (Phase::Live, Event::SetDeadline { epoch, .. } | Event::SetEgress { epoch })
-            if epoch < machine.epoch =>
-        {
+        (
+            Phase::Starting { .. } | Phase::Live | Phase::Saving(_) | Phase::Ending { .. },
+            Event::Kill { epoch },
+        )
+        | (
+            Phase::Live | Phase::Saving(_),
+            Event::SetDeadline { epoch, .. }
+            | Event::SetEgress { epoch }
+            | Event::Save { epoch, .. },
+        ) if epoch < machine.epoch => {
             vec![Effect::Answer(Answer::StaleEpoch)]
         }
+        (Phase::Saving(saving), _) => saving::step(machine, &mut next, saving, now, event),
 
         (Phase::Starting { doomed: false }, Event::Started) => {
             next.phase = Phase::Live;
@@ -199,22 +305,34 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         }
         (Phase::Live, Event::SetEgress { .. }) => vec![Effect::Egress],
         (Phase::Live, Event::Exited { out_of_memory }) => {
-            next.cause = Some(if out_of_memory {
-                DeathCause::OutOfMemory
-            } else {
-                DeathCause::AgentDied
-            });
-            next.phase = Phase::Gone;
+            next.exit(out_of_memory);
             vec![Effect::Bury]
         }
-        (Phase::Live, Event::Tick) if now >= machine.deadline => {
-            next.end(now, DeathCause::Expired);
-            vec![Effect::Signal]
+        (Phase::Live, Event::Save { epoch, after, .. }) => {
+            next.epoch = epoch;
+            next.save(now, after, false);
+            vec![Effect::JoinSave, Effect::Save]
         }
+        (Phase::Live, Event::Tick) if now >= machine.deadline => match machine.at_deadline {
+            AtDeadline::Kill => {
+                next.end(now, DeathCause::Expired);
+                vec![Effect::Signal]
+            }
+            AtDeadline::Pause => {
+                next.save(now, After::End, true);
+                vec![Effect::Save]
+            }
+        },
 
         (Phase::Ending { .. }, Event::Kill { epoch }) => {
             next.epoch = epoch;
-            vec![Effect::Join]
+            if machine.saved {
+                next.saved = false;
+                next.cause = Some(DeathCause::Killed);
+                vec![Effect::Join, Effect::DiscardSave]
+            } else {
+                vec![Effect::Join]
+            }
         }
         (Phase::Ending { .. }, Event::Exited { .. }) => {
             next.phase = Phase::Gone;
@@ -230,158 +348,19 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         // Not over: whoever heard that it is unknown would take it for ended.
         (
             Phase::Starting { .. } | Phase::Ending { .. },
-            Event::SetDeadline { .. } | Event::SetEgress { .. },
+            Event::SetDeadline { .. } | Event::SetEgress { .. } | Event::Save { .. },
         ) => vec![Effect::Answer(Answer::NotLive)],
-        (_, Event::Kill { .. } | Event::SetDeadline { .. } | Event::SetEgress { .. }) => {
-            vec![Effect::Answer(Answer::NotFound)]
-        }
+        (
+            _,
+            Event::Kill { .. }
+            | Event::SetDeadline { .. }
+            | Event::SetEgress { .. }
+            | Event::Save { .. },
+        ) => vec![Effect::Answer(Answer::NotFound)],
         _ => Vec::new(),
     };
     (next, effects)
 }
 
-/// Which creates come too late: a create of a sandbox that has ended here, or whose kill has overtaken it, starts nothing any more.
-///
-/// In memory only: a request does not outlive the connection to the agent that it was sent on.
-#[derive(Debug)]
-pub struct Fences<K> {
-    /// What is barred, and until when.
-    latest: BTreeMap<K, (Epoch, UnixMillis)>,
-    /// In the order of their ends.
-    bars: VecDeque<(UnixMillis, K)>,
-}
-
-impl<K> Default for Fences<K> {
-    fn default() -> Self {
-        Self {
-            latest: BTreeMap::new(),
-            bars: VecDeque::new(),
-        }
-    }
-}
-
-impl<K: Ord + Clone> Fences<K> {
-    /// From now on a create of that epoch or an earlier one is refused.
-    pub fn bar(&mut self, id: &K, epoch: Epoch, now: UnixMillis) {
-        let until = now.plus_millis(BARRED_MILLIS);
-        let latest = self.latest.entry(id.clone()).or_insert((epoch, until));
-        *latest = (latest.0.max(epoch), until);
-        self.bars.push_back((until, id.clone()));
-        while self.bars.len() > MOST_BARS
-            || self.bars.front().is_some_and(|(until, _)| *until < now)
-        {
-            let Some((until, id)) = self.bars.pop_front() else {
-                break;
-            };
-            // A later bar of the same sandbox has a place of its own in the queue.
-            if self.latest.get(&id).is_some_and(|latest| latest.1 <= until) {
-                self.latest.remove(&id);
-            }
-        }
-    }
-
-    /// Whether a create of this epoch comes too late.
-    #[must_use]
-    pub fn bars(&self, id: &K, epoch: Epoch) -> bool {
-        self.latest.get(id).is_some_and(|latest| epoch <= latest.0)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const T0: UnixMillis = UnixMillis(1_000_000);
-    const E1: Epoch = Epoch(1);
-    const E2: Epoch = Epoch(2);
-
-    fn play(machine: Machine, events: &[(u64, Event)]) -> (Machine, Vec<Effect>) {
-        let mut all = Vec::new();
-        let machine = events.iter().fold(machine, |machine, (millis, event)| {
-            let (next, effects) = step(&machine, T0.plus_millis(*millis), *event);
-            all.extend(effects);
-            next
-        });
-        (machine, all)
-    }
-
-    fn live() -> Machine {
-        Machine::adopt(E1, T0.plus_millis(60_000))
-    }
-
-    #[test]
-    fn a_kill_of_a_start_under_way_ends_it_and_is_answered_then() {
-        let machine = Machine::create(E1, T0.plus_millis(60_000));
-        let (machine, effects) = play(
-            machine,
-            &[(1, Event::Kill { epoch: E2 }), (2, Event::Started)],
-        );
-        assert_eq!(
-            effects,
-            [
-                Effect::Join,
-                Effect::Answer(Answer::StaleEpoch),
-                Effect::Signal
-            ]
-        );
-        let exited = Event::Exited {
-            out_of_memory: false,
-        };
-        let (machine, effects) = play(machine, &[(3, exited)]);
-        assert_eq!(effects, [Effect::Bury]);
-        assert_eq!(
-            (machine.phase, machine.cause),
-            (Phase::Gone, Some(DeathCause::Killed))
-        );
-    }
-
-    #[test]
-    fn stale_commands_are_refused_and_change_nothing() {
-        let (machine, _) = play(
-            live(),
-            &[(
-                1,
-                Event::SetDeadline {
-                    epoch: Epoch(5),
-                    deadline: T0,
-                },
-            )],
-        );
-        for event in [
-            Event::Kill { epoch: Epoch(4) },
-            Event::SetDeadline {
-                epoch: Epoch(4),
-                deadline: T0.plus_millis(9),
-            },
-            Event::SetEgress { epoch: Epoch(4) },
-        ] {
-            let (after, effects) = step(&machine, T0, event);
-            assert_eq!(after, machine);
-            assert_eq!(effects, [Effect::Answer(Answer::StaleEpoch)]);
-        }
-    }
-
-    #[test]
-    fn what_does_not_end_stays_known_and_is_signalled_again() {
-        let (machine, _) = play(live(), &[(1, Event::Kill { epoch: E2 })]);
-        let (machine, effects) = play(machine, &[(END_MILLIS, Event::Tick)]);
-        assert_eq!(effects, []);
-        let (machine, effects) = play(machine, &[(END_MILLIS + 1, Event::Tick)]);
-        assert_eq!(effects, [Effect::StillThere, Effect::Signal]);
-        assert!(matches!(machine.phase, Phase::Ending { .. }));
-    }
-
-    #[test]
-    fn bars_hold_for_their_time_and_are_bounded() {
-        let mut fences = Fences::default();
-        fences.bar(&"a", E2, T0);
-        assert!(fences.bars(&"a", E1) && fences.bars(&"a", E2));
-        assert!(!fences.bars(&"a", Epoch(3)) && !fences.bars(&"b", E1));
-        fences.bar(&"a", E1, T0.plus_millis(1));
-        fences.bar(&"b", E1, T0.plus_millis(BARRED_MILLIS + 1));
-        assert!(fences.bars(&"a", E2), "its second bar is not over");
-        fences.bar(&"b", E1, T0.plus_millis(BARRED_MILLIS + 2));
-        assert!(!fences.bars(&"a", E1));
-        assert!(fences.latest.len() == 1 && fences.bars.len() == 2);
-    }
-}
+mod tests;

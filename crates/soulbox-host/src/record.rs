@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use soulbox_wire::host::Egress;
+use soulbox_wire::host::{AtDeadline, Egress};
 
 /// Below the data directory.
 pub const DIRECTORY: &str = "host/sandboxes";
@@ -18,17 +18,25 @@ pub struct Record {
     pub build_id: String,
     pub started_at: u64,
     pub deadline: u64,
+    #[serde(default)]
+    pub at_deadline: AtDeadline,
     pub slot: u16,
     /// The host's pid of init and its start time, which together name the process.
     pub pid: i32,
     pub start_time: u64,
     /// Name of the upper in the pool.
     pub upper: String,
+    /// Bytes on disk that it had from the snapshot that it was made from.
+    #[serde(default)]
+    pub inherited: u64,
     /// Digest of the guest programs that run inside.
     pub guests: String,
     pub init_secret: String,
     /// Where it may connect to, as the front last said.
     pub egress: Egress,
+    /// It is for a step of a template build, and in no list.
+    #[serde(default)]
+    pub step: bool,
 }
 
 /// Whether sandboxes of the data directory may be running, with or without an agent.
@@ -111,13 +119,16 @@ mod tests {
             build_id: "b".into(),
             started_at: 1,
             deadline: 2,
+            at_deadline: AtDeadline::Pause { memory: true },
             slot: 4,
             pid: 5,
             start_time: 6,
             upper: "u".into(),
+            inherited: 7,
             guests: "g".into(),
             init_secret: "00".into(),
             egress: Egress::Only(vec!["1.1.1.1/32".into()]),
+            step: true,
         };
         records.put(&record).unwrap();
         fs::write(data.join(DIRECTORY).join("half.json"), "{\"sandbox_id\":").unwrap();

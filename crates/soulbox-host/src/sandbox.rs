@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use soulbox_types::{DeathCause, Egress, Epoch, UnixMillis};
-use soulbox_wire::host::{self as wire, HostError, HostErrorKind};
+use soulbox_wire::host::{self as wire, HostError, HostErrorKind, HostSnapshot};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +16,7 @@ use crate::clock::now;
 use crate::lifecycle::{Answer, Effect, Event, Machine, Phase, step};
 use crate::record::{Record, Records};
 use crate::runtime::Runtime;
+use crate::saves::{Job, SaveReply, Saves, Wanted};
 
 /// The clock of the host may be set while a task sleeps; deadlines are looked at again after so long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -38,11 +39,22 @@ pub(crate) enum Request {
         egress: Egress,
         reply: Reply,
     },
+    Save {
+        epoch: Epoch,
+        wanted: Wanted,
+        reply: SaveReply,
+    },
 }
 
 /// How it ended.
 pub(crate) struct Ended {
     pub(crate) cause: DeathCause,
+    /// The snapshot with which it ended: it is paused.
+    pub(crate) saved: Option<HostSnapshot>,
+    /// Who waits for that snapshot, to be answered like `waiting`.
+    pub(crate) savers: Vec<SaveReply>,
+    /// A save that is not over and of no use any more; what the sandbox had is given back after it.
+    pub(crate) job: Option<Job>,
     pub(crate) record: Record,
     /// The latest epoch of a command.
     pub(crate) epoch: Epoch,
@@ -62,23 +74,45 @@ pub(crate) struct Owned {
 }
 
 /// A command's caller, and what the command brings that no decision needs.
-struct Caller {
-    reply: Reply,
-    egress: Option<Egress>,
+enum Caller {
+    Plain(Reply),
+    Egress(Egress, Reply),
+    Save(Wanted, SaveReply),
+}
+
+impl Caller {
+    fn answer(self, result: Result<(), HostError>) {
+        // Whoever has gone away needs no answer.
+        match self {
+            Self::Plain(reply) | Self::Egress(_, reply) => drop(reply.send(result)),
+            Self::Save(_, reply) => {
+                if let Err(error) = result {
+                    drop(reply.send(Err(error)));
+                }
+            }
+        }
+    }
 }
 
 struct Owner<'a, R: Runtime> {
     runtime: &'a R,
     running: Arc<R::Running>,
     records: &'a Records,
+    saves: &'a Saves<R>,
     machine: Machine,
     waiting: Vec<Reply>,
     record: Arc<Mutex<Record>>,
+    /// The save under way, and afterwards what it came to.
+    job: Option<Job>,
+    /// What was asked for, and who waits for it.
+    wanted: Option<Wanted>,
+    savers: Vec<SaveReply>,
+    outcome: Option<Result<HostSnapshot, HostError>>,
 }
 
 /// Waits for the end of a sandbox, or for the end of all its handles (`None`: the agent stops and the sandbox goes on).
 pub(crate) async fn own<R: Runtime>(
-    runtime: &R,
+    saves: &Saves<R>,
     running: Arc<R::Running>,
     ended: OwnedFd,
     records: &Records,
@@ -97,29 +131,39 @@ pub(crate) async fn own<R: Runtime>(
         mut inbox,
     } = owned;
     let mut owner = Owner {
-        runtime,
+        runtime: saves.runtime(),
         running,
         records,
+        saves,
         machine,
         waiting,
         record,
+        job: None,
+        wanted: None,
+        savers: Vec::new(),
+        outcome: None,
     };
     owner.perform(first, None);
     let mut handles = true;
+    let mut exited = false;
     while owner.machine.phase != Phase::Gone {
         let left = owner.machine.wake_at().map_or(LONGEST_SLEEP, |at| {
             Duration::from_millis(at.millis_since(now())).min(LONGEST_SLEEP)
         });
         tokio::select! {
             biased;
-            _ = ended.readable() => {
-                let out_of_memory = runtime.oom_kills(&owner.running) > 0;
+            _ = ended.readable(), if !exited => {
+                exited = true;
+                let out_of_memory = owner.runtime.oom_kills(&owner.running) > 0;
                 owner.feed(Event::Exited { out_of_memory }, None);
             }
+            outcome = Job::over(&mut owner.job) => owner.save_is_over(outcome),
             request = inbox.recv(), if handles => match request {
                 Some(request) => owner.take(request),
-                // What is ending is seen to its end, for as long as that takes at most.
-                None if matches!(owner.machine.phase, Phase::Ending { .. }) => handles = false,
+                // What is ending or being saved is seen to its end, for as long as that takes at most.
+                None if matches!(owner.machine.phase, Phase::Ending { .. } | Phase::Saving(_)) => {
+                    handles = false;
+                }
                 None => return Ok(None),
             },
             () = sleep(left) => {
@@ -131,10 +175,20 @@ pub(crate) async fn own<R: Runtime>(
                 }
             }
         }
+        if !handles && owner.machine.phase == Phase::Live {
+            return Ok(None);
+        }
     }
     let record = owner.lock().clone();
+    let saved = match owner.outcome.take() {
+        Some(Ok(snapshot)) if owner.machine.saved => Some(snapshot),
+        _ => None,
+    };
     Ok(Some(Ended {
         cause: owner.machine.cause.unwrap_or(DeathCause::AgentDied),
+        saved,
+        savers: owner.savers,
+        job: owner.job,
         record,
         epoch: owner.machine.epoch,
         waiting: owner.waiting,
@@ -143,20 +197,85 @@ pub(crate) async fn own<R: Runtime>(
 
 impl<R: Runtime> Owner<'_, R> {
     fn take(&mut self, request: Request) {
-        let (event, reply, egress) = match request {
-            Request::Kill { epoch, reply } => (Event::Kill { epoch }, reply, None),
+        let (event, caller) = match request {
+            Request::Kill { epoch, reply } => (Event::Kill { epoch }, Caller::Plain(reply)),
             Request::SetDeadline {
                 epoch,
                 deadline,
                 reply,
-            } => (Event::SetDeadline { epoch, deadline }, reply, None),
+            } => (Event::SetDeadline { epoch, deadline }, Caller::Plain(reply)),
             Request::SetEgress {
                 epoch,
                 egress,
                 reply,
-            } => (Event::SetEgress { epoch }, reply, Some(egress)),
+            } => (Event::SetEgress { epoch }, Caller::Egress(egress, reply)),
+            Request::Save {
+                epoch,
+                wanted,
+                reply,
+            } => {
+                let event = Event::Save {
+                    epoch,
+                    after: wanted.after,
+                    same: self.wanted.as_ref() == Some(&wanted),
+                };
+                (event, Caller::Save(wanted, reply))
+            }
         };
-        self.feed(event, Some(Caller { reply, egress }));
+        self.feed(event, Some(caller));
+    }
+
+    /// Takes what a save has come to.
+    fn save_is_over(&mut self, outcome: Result<HostSnapshot, crate::saves::Failure>) {
+        let (event, outcome) = match outcome {
+            Ok(snapshot) => (Event::Saved, Ok(snapshot)),
+            Err(failure) => (
+                Event::SaveFailed {
+                    harmed: failure.harmed,
+                },
+                Err(failure.error),
+            ),
+        };
+        if !matches!(self.machine.phase, Phase::Saving(_)) {
+            // Overtaken; those who waited have been told.
+            if let Ok(snapshot) = outcome {
+                self.saves.delete(snapshot.snapshot_id);
+            }
+            return;
+        }
+        if let Ok(snapshot) = &outcome {
+            self.saves.accept(&snapshot.snapshot_id);
+        }
+        self.outcome = Some(outcome);
+        self.feed(event, None);
+    }
+
+    /// Begins the snapshot that was asked for, or the deadline's own.
+    fn begin_save(&mut self) {
+        let (epoch, deadline) = (self.machine.epoch.0, self.machine.deadline.0);
+        // The next agent must not take a later epoch's command for a new one. What fails here fails the save.
+        let written = self.write(|record| {
+            record.epoch = epoch;
+            record.deadline = deadline;
+        });
+        let record = self.lock().clone();
+        let wanted = self
+            .wanted
+            .get_or_insert_with(|| Wanted::at_deadline(&record))
+            .clone();
+        self.outcome = None;
+        self.job = Some(match written {
+            Ok(()) => self.saves.begin(Arc::clone(&self.running), record, wanted),
+            Err(error) => Job::failed(error),
+        });
+    }
+
+    fn answer_savers(&mut self, result: &Result<HostSnapshot, HostError>) {
+        for reply in self.savers.drain(..) {
+            // Whoever has gone away needs no answer.
+            drop(reply.send(result.clone()));
+        }
+        self.wanted = None;
     }
 
     fn feed(&mut self, event: Event, caller: Option<Caller>) {
@@ -170,22 +289,33 @@ impl<R: Runtime> Owner<'_, R> {
             match effect {
                 Effect::Answer(answer) => {
                     let result = self.result(answer);
-                    reply_to(&mut caller, result);
+                    if let Some(caller) = caller.take() {
+                        caller.answer(result);
+                    }
                 }
-                Effect::Join => self
-                    .waiting
-                    .extend(caller.take().map(|caller| caller.reply)),
+                Effect::Join => {
+                    if let Some(Caller::Plain(reply)) = caller.take() {
+                        self.waiting.push(reply);
+                    }
+                }
+                Effect::JoinSave => {
+                    if let Some(Caller::Save(wanted, reply)) = caller.take() {
+                        self.wanted = Some(wanted);
+                        self.savers.push(reply);
+                    }
+                }
                 Effect::Record => {
                     let (epoch, deadline) = (self.machine.epoch.0, self.machine.deadline.0);
                     let result = self.write(|record| {
                         record.epoch = epoch;
                         record.deadline = deadline;
                     });
-                    reply_to(&mut caller, result);
+                    if let Some(caller) = caller.take() {
+                        caller.answer(result);
+                    }
                 }
                 Effect::Egress => {
-                    let egress = caller.as_mut().and_then(|caller| caller.egress.take());
-                    if let Some(egress) = egress {
+                    if let Some(Caller::Egress(egress, reply)) = caller.take() {
                         // A few netlink messages, in line: the next request meets a sandbox that has all of it.
                         let result = self
                             .runtime
@@ -194,25 +324,66 @@ impl<R: Runtime> Owner<'_, R> {
                             .and_then(|()| {
                                 self.write(|record| record.egress = wire::Egress::from(&egress))
                             });
-                        reply_to(&mut caller, result);
+                        Caller::Plain(reply).answer(result);
                     }
                 }
+                Effect::Save => self.begin_save(),
+                Effect::SaveDone => {
+                    if let Some(outcome) = self.outcome.take() {
+                        self.answer_savers(&outcome);
+                    }
+                }
+                Effect::SaveFailed => {
+                    if let Some(outcome) = self.outcome.take() {
+                        if let Err(error) = &outcome {
+                            tracing::warn!(
+                                sandbox_id = self.lock().sandbox_id,
+                                %error,
+                                "a snapshot was not made"
+                            );
+                        }
+                        self.answer_savers(&outcome);
+                    }
+                }
+                Effect::DiscardSave => self.discard_save(),
                 Effect::Signal => self.runtime.kill(&self.running),
-                Effect::StillThere => {
-                    let message = "processes of the sandbox are left ten seconds after SIGKILL";
-                    tracing::error!(sandbox_id = self.lock().sandbox_id, message);
-                    for reply in self.waiting.drain(..) {
-                        // Whoever has gone away needs no answer.
-                        drop(reply.send(Err(HostError {
-                            kind: HostErrorKind::Failed,
-                            message: message.to_owned(),
-                        })));
-                    }
-                }
+                Effect::StillThere => self.tell_that_it_is_still_there(),
                 // The map of sandboxes does that when this task is over.
                 Effect::Forget | Effect::Bury => {}
             }
         }
+    }
+
+    /// A kill, or an end, has overtaken the save.
+    fn discard_save(&mut self) {
+        if let Some(job) = &mut self.job {
+            job.discard();
+        }
+        if let Some(Ok(snapshot)) = self.outcome.take() {
+            self.saves.delete(snapshot.snapshot_id);
+        }
+        let error = HostError {
+            kind: HostErrorKind::NotFound,
+            message: format!(
+                "sandbox {} was ended while its snapshot was made",
+                self.lock().sandbox_id
+            ),
+        };
+        self.answer_savers(&Err(error));
+    }
+
+    fn tell_that_it_is_still_there(&mut self) {
+        let message = "processes of the sandbox are left ten seconds after SIGKILL";
+        tracing::error!(sandbox_id = self.lock().sandbox_id, message);
+        let error = || HostError {
+            kind: HostErrorKind::Failed,
+            message: message.to_owned(),
+        };
+        for reply in self.waiting.drain(..) {
+            // Whoever has gone away needs no answer.
+            drop(reply.send(Err(error())));
+        }
+        self.answer_savers(&Err(error()));
     }
 
     /// Here and nowhere else, so that no record is written after its sandbox has ended.
@@ -235,13 +406,6 @@ impl<R: Runtime> Owner<'_, R> {
     }
 }
 
-fn reply_to(caller: &mut Option<Caller>, result: Result<(), HostError>) {
-    if let Some(caller) = caller.take() {
-        // Whoever has gone away needs no answer.
-        drop(caller.reply.send(result));
-    }
-}
-
 /// What a caller gets to hear.
 pub(crate) fn answer_as_result(
     answer: Answer,
@@ -259,7 +423,11 @@ pub(crate) fn answer_as_result(
         ),
         Answer::NotLive => (
             HostErrorKind::Failed,
-            format!("sandbox {sandbox_id} is being started or is ending"),
+            format!("sandbox {sandbox_id} is being started, is ending or is being paused"),
+        ),
+        Answer::Busy => (
+            HostErrorKind::CannotSave,
+            format!("another snapshot of sandbox {sandbox_id} is being made"),
         ),
         Answer::NotFound => (
             HostErrorKind::NotFound,

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use soulbox_control::HostFailure;
 use soulbox_control::reconcile::Listed;
-use soulbox_host::lifecycle::{Answer, Effect, Event, Fences, Machine, Phase, step};
+use soulbox_host::lifecycle::{
+    After, Answer, AtDeadline, Effect, Event, Fences, Machine, Phase, step,
+};
 use soulbox_types::{DeathCause, Epoch, UnixMillis};
 
 use super::schedule::Fault;
@@ -39,6 +41,8 @@ struct Caller {
 struct Entry {
     machine: Machine,
     waiting: Vec<Caller>,
+    /// Who waits for its snapshot.
+    savers: Vec<Caller>,
     /// Who asked for it to be made, while it is.
     creator: Option<Caller>,
     /// As the agent knows it, which may be newer than what is on disk.
@@ -106,8 +110,9 @@ impl World<'_> {
             return self.replies(caller, Reply::Failed(HostFailure::StaleEpoch));
         }
         let entry = Entry {
-            machine: Machine::create(epoch, deadline),
+            machine: Machine::create(epoch, deadline, AtDeadline::Kill),
             waiting: Vec::new(),
+            savers: Vec::new(),
             creator: Some(caller),
             record: Record {
                 epoch,
@@ -262,7 +267,9 @@ impl World<'_> {
                     },
                     (Answer::Done, _) => Reply::Done,
                     (Answer::StaleEpoch, _) => Reply::Failed(HostFailure::StaleEpoch),
-                    (Answer::NotLive, _) => Reply::Failed(HostFailure::Failed(String::new())),
+                    (Answer::NotLive | Answer::Busy, _) => {
+                        Reply::Failed(HostFailure::Failed(String::new()))
+                    }
                     (Answer::NotFound, _) => Reply::Failed(HostFailure::NotFound),
                 };
                 if let Some(caller) = caller.take() {
@@ -306,6 +313,17 @@ impl World<'_> {
                     self.replies(caller, Reply::Done);
                 }
             }
+            Effect::JoinSave => {
+                if let Some(entry) = self.agent.entries.get_mut(&sandbox) {
+                    entry.savers.extend(caller.take());
+                }
+            }
+            Effect::Save => self.begins_save(sandbox),
+            Effect::SaveDone => self.answers_savers(sandbox, &Reply::Done),
+            Effect::SaveFailed | Effect::DiscardSave => {
+                let failure = HostFailure::Failed(String::new());
+                self.answers_savers(sandbox, &Reply::Failed(failure));
+            }
             Effect::Signal => self.signals(sandbox),
             Effect::StillThere => {
                 let entry = self.agent.entries.get_mut(&sandbox);
@@ -324,7 +342,11 @@ impl World<'_> {
                     return;
                 };
                 self.agent.fences.bar(&sandbox, entry.machine.epoch, now);
-                if entry.waiting.is_empty() && buried {
+                if entry.machine.saved {
+                    for caller in entry.savers {
+                        self.replies(caller, Reply::Done);
+                    }
+                } else if entry.waiting.is_empty() && buried {
                     let cause = entry.machine.cause.unwrap_or(DeathCause::AgentDied);
                     let front = self.front.incarnation;
                     for delay in self.sends() {
@@ -342,6 +364,59 @@ impl World<'_> {
                     self.replies(caller, Reply::Done);
                 }
             }
+        }
+    }
+
+    /// A save under way: its epoch is on disk first, and what does not get there fails it.
+    fn begins_save(&mut self, sandbox: usize) {
+        let full = self.disk_is_full();
+        let Some(entry) = self.agent.entries.get_mut(&sandbox) else {
+            return;
+        };
+        let epoch = entry.machine.epoch;
+        entry.record.epoch = epoch;
+        let record = entry.record;
+        let applied = self.ledger.applies(sandbox, epoch, !full);
+        self.check(applied);
+        if !full {
+            self.agent.records.insert(sandbox, record);
+        }
+        let well = !full && !self.random.once_in(6);
+        let takes = self.random.skewed(200);
+        let agent = self.agent.incarnation;
+        self.after(
+            takes,
+            Item::SaveEnds {
+                agent,
+                sandbox,
+                well,
+            },
+        );
+    }
+
+    /// A save has come to something. One with which the sandbox ends may have ended it already.
+    pub(super) fn save_ends(&mut self, sandbox: usize, well: bool) {
+        let Some(entry) = self.agent.entries.get(&sandbox) else {
+            return;
+        };
+        let Phase::Saving(saving) = entry.machine.phase else {
+            return;
+        };
+        if !well {
+            let harmed = self.random.once_in(8);
+            return self.host_feeds(sandbox, Event::SaveFailed { harmed }, None);
+        }
+        if saving.after == After::End && self.random.once_in(2) {
+            self.ends(sandbox);
+        }
+        self.host_feeds(sandbox, Event::Saved, None);
+    }
+
+    fn answers_savers(&mut self, sandbox: usize, reply: &Reply) {
+        let entry = self.agent.entries.get_mut(&sandbox);
+        let savers = entry.map(|it| std::mem::take(&mut it.savers));
+        for caller in savers.into_iter().flatten() {
+            self.replies(caller, reply.clone());
         }
     }
 
@@ -440,8 +515,9 @@ impl World<'_> {
             .collect();
         for (sandbox, record) in records {
             let entry = Entry {
-                machine: Machine::adopt(record.epoch, record.deadline),
+                machine: Machine::adopt(record.epoch, record.deadline, AtDeadline::Kill),
                 waiting: Vec::new(),
+                savers: Vec::new(),
                 creator: None,
                 record,
                 wakes_at: None,

@@ -186,6 +186,12 @@ fn host_phase(machine: &host::Machine) -> &'static str {
         Phase::Starting { doomed: false } => "Starting",
         Phase::Starting { doomed: true } => "Starting, doomed",
         Phase::Live => "Live",
+        Phase::Saving(saving) => match (saving.after, saving.exited) {
+            (host::After::GoOn, None) => "Saving, goes on",
+            (host::After::End, None) => "Saving, ends",
+            (_, Some(_)) => "Saving, exited",
+        },
+        Phase::Ending { .. } if machine.saved => "Ending, saved",
         Phase::Ending { .. } => "Ending",
         Phase::Gone => "Gone",
     }
@@ -199,6 +205,10 @@ fn host_event(event: &host::Event) -> &'static str {
         Event::Kill { .. } => "Kill",
         Event::SetDeadline { .. } => "SetDeadline",
         Event::SetEgress { .. } => "SetEgress",
+        Event::Save { .. } => "Save",
+        Event::Saved => "Saved",
+        Event::SaveFailed { harmed: false } => "SaveFailed",
+        Event::SaveFailed { harmed: true } => "SaveFailed, harmed",
         Event::Exited { .. } => "Exited",
         Event::Tick => "Tick",
     }

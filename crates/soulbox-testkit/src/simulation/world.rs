@@ -134,6 +134,11 @@ pub(super) enum Item {
         agent: u32,
         sandbox: usize,
     },
+    SaveEnds {
+        agent: u32,
+        sandbox: usize,
+        well: bool,
+    },
     Ends {
         sandbox: usize,
     },
@@ -355,6 +360,15 @@ impl<'a> World<'a> {
             Item::StartFailed { agent, sandbox } => {
                 if agent == self.agent.incarnation {
                     self.start_failed(sandbox);
+                }
+            }
+            Item::SaveEnds {
+                agent,
+                sandbox,
+                well,
+            } => {
+                if agent == self.agent.incarnation {
+                    self.save_ends(sandbox, well);
                 }
             }
             Item::Ends { sandbox } => self.ends(sandbox),
