@@ -21,7 +21,7 @@ help:
 	@echo 'make check   formatting, lints, tidy, unit tests'
 	@echo 'make test    check, then faults and the official packages against a real server'
 	@echo 'make bench   the table of figures (release build)'
-	@echo 'make soak    10,000,000 simulated schedules, create and kill for SOAK_SECONDS (60), 1,000 sandboxes, 30 crashes, 500 at once, and look for leftovers; guards away'
+	@echo 'make soak    10,000,000 simulated schedules, create and kill for SOAK_SECONDS (60), 1,000 sandboxes, 30 crashes, 500 at once, and look for leftovers; the older packages; guards away'
 	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make clean   end all sandboxes of $(SOULBOX_DATA_DIR) and $(TEST_DATA), delete both'
 
@@ -96,6 +96,7 @@ soak: setup
 	SOULBOX_SOAK=10 cargo test $(CI) --package soulbox-envd --test black_box load -- --test-threads 1 --nocapture
 	SOULBOX_BINARY=target/release/soulbox SOULBOX_LEAK_CYCLES=1000 SOULBOX_CRASH_ROUNDS=30 SOULBOX_MANY=500 \
 		.cache/venv-latest/bin/pytest -q -s tests/e2e/test_leaks.py tests/e2e/test_crashes.py tests/e2e/test_many.py
+	SOULBOX_BINARY=target/release/soulbox tests/compat/run.sh --generation old
 	SOULBOX_BINARY=target/release/soulbox tests/vm/run.sh
 	cargo xtask mutate
 

@@ -91,10 +91,12 @@ node_packages() {
 
 sdks() {
     mkdir -p .cache
-    venv .cache/venv-latest e2b==2.63.0 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0 \
-        grpcio==1.85.3 grpcio-tools==1.85.1 grpcio-reflection==1.85.1 grpcio-health-checking==1.85.1 \
-        websockets==17.4
-    venv .cache/venv-245 e2b==2.45.1
+    # What the tests need besides, the same for both generations: each runs the whole suite.
+    local tests=(pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
+        grpcio==1.85.3 grpcio-tools==1.85.1 grpcio-reflection==1.85.1 grpcio-health-checking==1.85.1
+        websockets==17.4)
+    venv .cache/venv-latest e2b==2.63.0 "${tests[@]}"
+    venv .cache/venv-245 e2b==2.45.1 "${tests[@]}"
     node_packages .cache/node-latest e2b@2.51.0
     node_packages .cache/node-245 e2b@2.45.0
     node_packages .cache/node-cli @e2b/cli@2.19.0

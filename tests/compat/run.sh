@@ -3,7 +3,11 @@
 # over TLS. Needs root, the folders of `scripts/setup.sh sdks clients`, and a data dir with the base template.
 #
 #   SOULBOX_BINARY, SOULBOX_DATA_DIR   which server, on which data
-#   tests/compat/run.sh [PART...]      only these: quickstart tls node python runtimes browser
+#   tests/compat/run.sh [--generation old|latest] [PART...]
+#                                      only these: quickstart tls node python runtimes browser
+#
+# The quickstarts run with both generations of the packages always; the suites with the latest, or with the older one
+# when that is asked for. The runtimes and the browser have the latest only.
 #
 # Everything that it starts is ended and given back, also when it fails.
 set -euo pipefail
@@ -19,6 +23,17 @@ domain=sandboxes.test
 tls_address=127.77.0.1
 failed=()
 resolver_pid=
+
+generation=latest
+if [ "${1-}" = --generation ]; then
+    generation=${2-}
+    shift 2 || { echo 'error: --generation needs old or latest' >&2; exit 2; }
+fi
+case $generation in
+latest) venv=.cache/venv-latest node=.cache/node-latest ;;
+old) venv=.cache/venv-245 node=.cache/node-245 ;;
+*) echo "error: there is no generation $generation, only old and latest" >&2; exit 2 ;;
+esac
 
 finish() {
     local status=$?
@@ -73,10 +88,11 @@ by_url() {
     export E2B_API_KEY E2B_API_URL E2B_SANDBOX_URL
     if wanted quickstart; then quickstarts "by URL"; fi
     if wanted node; then
-        part "node suite" node_script .cache/node-latest tests/compat/node/sandbox.test.mjs --test --test-reporter=spec
+        part "node suite, $generation" node_script "$node" tests/compat/node/sandbox.test.mjs --test --test-reporter=spec
     fi
     if wanted python; then
-        part "python suite" .cache/venv-latest/bin/pytest -q tests/compat/python
+        # A skipped test says what the package lacks.
+        part "python suite, $generation" "$venv/bin/pytest" -q -rs tests/compat/python
     fi
     if wanted runtimes; then clients "Node 20 and 22, Bun, Deno" runtimes; fi
     if wanted browser; then clients "a browser" browser; fi
@@ -131,7 +147,7 @@ by_domain() {
     unset E2B_API_URL E2B_SANDBOX_URL
     # Each client has its own way to be told of an authority.
     export SSL_CERT_FILE=$work/ca.pem NODE_EXTRA_CA_CERTS=$work/ca.pem
-    if ! with_test_resolver "$self" inside; then failed+=("by E2B_DOMAIN over TLS"); fi
+    if ! with_test_resolver "$self" --generation "$generation" inside; then failed+=("by E2B_DOMAIN over TLS"); fi
     server_stop || failed+=("the server with TLS did not give everything back")
     kill "$resolver_pid"
     resolver_pid=
@@ -140,12 +156,20 @@ by_domain() {
 if [ "${1-}" = inside ]; then
     trap - EXIT
     quickstarts "by E2B_DOMAIN over TLS"
-    part "HTTP/2 over TLS" .cache/venv-latest/bin/pytest -q tests/compat/tls
+    part "HTTP/2 over TLS, $generation" "$venv/bin/pytest" -q tests/compat/tls
     [ ${#failed[@]} = 0 ] || { printf 'failed: %s\n' "${failed[@]}" >&2; exit 1; }
     exit 0
 fi
 
 parts=("$@")
+if [ ${#parts[@]} = 0 ] && [ "$generation" = old ]; then parts=(quickstart tls node python); fi
+for named in "${parts[@]}"; do
+    case $named in
+    quickstart | tls | node | python) ;;
+    runtimes | browser) [ "$generation" = latest ] || { echo "error: $named have the latest packages only" >&2; exit 2; } ;;
+    *) echo "error: there is no part $named" >&2; exit 2 ;;
+    esac
+done
 mkdir -p "$work"
 if wanted tls; then (trap finish EXIT; by_domain && [ ${#failed[@]} = 0 ]) || failed+=("by E2B_DOMAIN"); fi
 if wanted quickstart || wanted node || wanted python || wanted runtimes || wanted browser; then by_url; fi

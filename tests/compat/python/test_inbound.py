@@ -9,6 +9,7 @@ import httpx
 import pytest
 from conftest import TEMPLATE, api, request, through_ingress
 from e2b import InvalidArgumentException, RateLimitException, Sandbox, SandboxException
+from generation import newer
 from test_ingress import UNKNOWN, serve
 from wire import until
 
@@ -60,6 +61,7 @@ def test_cp_100_what_is_no_host_is_refused(own):
     assert late.status == 400 and "only when the sandbox is created" in late.text
 
 
+@newer("https_ports")
 def test_ports_that_speak_tls(own):
     sandbox = own(network={"https_ports": [8443, 8444]})
     sandbox.commands.run(

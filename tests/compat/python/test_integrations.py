@@ -7,8 +7,10 @@ import threading
 from urllib.parse import urlsplit
 
 from e2b import ConnectionConfig, Sandbox
+from generation import OLD
 
 PATIENCE = 30
+CREATE = "POST /sandboxes" if OLD else "POST /v2/sandboxes"
 NAME = "acme-agent/1.2 (+https://acme.example)"
 
 
@@ -67,6 +69,6 @@ def test_envd_164_an_integration_names_itself(monkeypatch):
     finally:
         ConnectionConfig.set_integration(None)
         listener.socket.close()
-    for request in ("POST /v2/sandboxes", "POST /files", "GET /files", "DELETE /sandboxes/"):
+    for request in (CREATE, "POST /files", "GET /files", "DELETE /sandboxes/"):
         names = listener.agents(request)
         assert names and all(name.endswith(f" {NAME}") for name in names), (request, names)

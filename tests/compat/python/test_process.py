@@ -15,6 +15,7 @@ from e2b import (
     SandboxException,
     TimeoutException,
 )
+from generation import newer
 from wire import Wire, encoded, envelope, until
 
 CONNECT, LIST, SIGNAL = "process.Process/Connect", "process.Process/List", "process.Process/SendSignal"
@@ -164,6 +165,7 @@ def test_envd_077_input_as_a_stream(wire):
     assert stream.outcome().stdout == b"0,1,2,more"
 
 
+@newer("stream_input")
 def test_sdk_08_the_packages_input_stream(sandbox, wire):
     handle = sandbox.commands.run("cat", background=True, stdin=True)
     sandbox.commands.stream_input(handle.pid, iter(["a", "b", b"c"]))

@@ -9,6 +9,7 @@ import urllib.parse
 
 import pytest
 from e2b import NotEnoughSpaceException, Sandbox
+from generation import newer
 from wire import Wire
 
 IDENTITY = {"Accept-Encoding": "identity"}
@@ -82,6 +83,11 @@ def test_envd_122_every_way_of_sending(sandbox, folder):
             expected = text.encode() if name == "text" else data
             assert bytes(sandbox.files.read(path, format="bytes")) == expected, (name, options)
             assert bytes(sandbox.files.read(path, format="bytes", gzip=True)) == expected
+
+
+@newer("upload of an iterator")
+def test_envd_122_in_pieces(sandbox, folder):
+    data = bytes(range(256)) * 1000
     pieces = (data[at : at + 1000] for at in range(0, len(data), 1000))
     sandbox.files.write(f"{folder}/pieces", pieces)
     assert bytes(sandbox.files.read(f"{folder}/pieces", format="bytes")) == data
