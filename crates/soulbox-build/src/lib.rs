@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use soulbox_pool::{DigestError, LayerDigest, Pool, PoolError, TemplateManifest};
+use soulbox_pool::{DigestError, Inherited, LayerDigest, Pool, PoolError, TemplateManifest};
 use soulbox_types::{BuildId, TemplateId};
 
 use crate::bootstrap::{BootstrapError, Places};
@@ -269,6 +269,7 @@ fn manifest(
         disk_mib: recipe.defaults.disk_mib,
         default_user: recipe.defaults.user.clone(),
         default_workdir: recipe.defaults.workdir.clone(),
+        inherited: Inherited::default(),
     })
 }
 
@@ -355,6 +356,18 @@ mod tests {
             templates.retain(|other| other.name != manifest.name);
             templates.push(manifest.clone());
             Ok(())
+        }
+        fn put_build(&self, _: &TemplateManifest) -> Result<(), PoolError> {
+            unreachable!("a recipe's build has a name")
+        }
+        fn build(&self, _: &str) -> Result<Option<TemplateManifest>, PoolError> {
+            unreachable!("a build reads names only")
+        }
+        fn delete_build(&self, _: &str) -> Result<(), PoolError> {
+            unreachable!("a build deletes none")
+        }
+        fn commit_upper(&self, _: &str, _: &LayerDigest) -> Result<(), PoolError> {
+            unreachable!("a recipe's build has no upper")
         }
         fn info(&self) -> Result<PoolInfo, PoolError> {
             unreachable!("a build needs no space report")

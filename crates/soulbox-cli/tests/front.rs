@@ -175,6 +175,7 @@ fn template() -> HostTemplate {
         disk_mib: 1024,
         default_user: "user".to_owned(),
         default_workdir: "/home/user".to_owned(),
+        inherited: Default::default(),
     }
 }
 

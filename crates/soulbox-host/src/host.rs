@@ -11,7 +11,8 @@ use std::time::Duration;
 use soulbox_pool::{Growth, Pool, PoolError, TemplateManifest};
 use soulbox_types::{DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, UnixMillis};
 use soulbox_wire::host::{
-    Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate, HostUsage,
+    self as wire, Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate,
+    HostUsage,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -21,11 +22,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::chain;
 use crate::clock::{self, now};
-use crate::lifecycle::{self, Answer, Effect, Fences, Machine};
+use crate::layers;
+use crate::lifecycle::{self, Answer, AtDeadline, Effect, Fences, Machine};
 use crate::memory::{self, MemoryError};
 use crate::record::{Record, Records};
 use crate::runtime::{DialError, ProcessName, Runtime, RuntimeError};
 use crate::sandbox::{self, Ended, Owned, Reply, Request, answer_as_result};
+use crate::saves::{Job, Saves};
 use crate::slots::Slots;
 use crate::warm::{Booted, Warm, WarmTargets, default_limits};
 use crate::workshop::{Made, MakeError, Workshop};
@@ -89,6 +92,7 @@ struct Inner<R: Runtime> {
     settings: HostSettings,
     workshop: Arc<Workshop<R>>,
     warm: Arc<Warm<R>>,
+    saves: Saves<R>,
     records: Records,
     sandboxes: Mutex<HashMap<String, Entry<R>>>,
     /// Locked after `sandboxes` where both are.
@@ -172,10 +176,12 @@ impl<R: Runtime> Host<R> {
         let slots = Slots::new(runtime.slots(), kept);
         let workshop = Arc::new(Workshop::new(runtime, pool, slots));
         let warm = Warm::new(settings.warm, default);
+        let tasks = TaskTracker::new();
         let host = Self {
             inner: Arc::new(Inner {
                 workshop: Arc::clone(&workshop),
                 warm: Arc::clone(&warm),
+                saves: Saves::new(Arc::clone(&workshop), tasks.clone()),
                 records,
                 sandboxes: Mutex::new(HashMap::new()),
                 fences: Mutex::default(),
@@ -184,7 +190,7 @@ impl<R: Runtime> Host<R> {
                 events: Mutex::default(),
                 stopping: AtomicBool::new(false),
                 creations: TaskTracker::new(),
-                tasks: TaskTracker::new(),
+                tasks,
                 left: AtomicUsize::new(0),
                 settings,
             }),
@@ -193,7 +199,11 @@ impl<R: Runtime> Host<R> {
             let sandbox_id = record.sandbox_id.clone();
             let adopt = || -> io::Result<()> {
                 let ended = workshop.runtime.ended(&running)?;
-                let machine = Machine::adopt(Epoch(record.epoch), UnixMillis(record.deadline));
+                let machine = Machine::adopt(
+                    Epoch(record.epoch),
+                    UnixMillis(record.deadline),
+                    at_deadline(record.at_deadline),
+                );
                 let first = (machine, Vec::new(), Vec::new());
                 host.inner.adopt(record, Arc::new(running), ended, first);
                 Ok(())
@@ -229,7 +239,7 @@ impl<R: Runtime> Host<R> {
         }
         memory::check(inner.settings.memory_reserve)
             .map_err(|error| failure(&MakeError::Memory(error)))?;
-        let template = inner.template(&request.build_id).await?;
+        let template = inner.root_of(&request).await?;
         inner.reserve_id(&request)?;
         let created = inner.clone().start_sandbox(request, template).await;
         inner.warm.refill();
@@ -322,40 +332,30 @@ impl<R: Runtime> Host<R> {
             })
     }
 
-    /// Every live sandbox.
+    /// Every live sandbox that somebody asked for.
     #[must_use]
     pub fn list(&self) -> Vec<HostSandbox> {
-        lock(&self.inner.sandboxes)
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::Starting(_) => None,
-                Entry::Live(live) => {
-                    let record = lock(&live.record);
-                    Some(HostSandbox {
-                        sandbox_id: record.sandbox_id.clone(),
-                        epoch: record.epoch,
-                        build_id: record.build_id.clone(),
-                        started_at: record.started_at,
-                        deadline: record.deadline,
-                        egress: record.egress.clone(),
-                    })
-                }
-            })
-            .collect()
+        let listed = self.inner.listed();
+        let shown = listed.iter().map(|(_, record)| {
+            let record = lock(record);
+            HostSandbox {
+                sandbox_id: record.sandbox_id.clone(),
+                epoch: record.epoch,
+                build_id: record.build_id.clone(),
+                started_at: record.started_at,
+                deadline: record.deadline,
+                egress: record.egress.clone(),
+            }
+        });
+        shown.collect()
     }
 
-    /// What every live sandbox has used.
+    /// What each of these has used.
     ///
     /// # Errors
     /// Kind `Failed`.
     pub async fn usage(&self) -> Result<Vec<HostUsage>, HostError> {
-        let live: Vec<_> = lock(&self.inner.sandboxes)
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::Starting(_) => None,
-                Entry::Live(live) => Some((Arc::clone(&live.running), Arc::clone(&live.record))),
-            })
-            .collect();
+        let live = self.inner.listed();
         let workshop = Arc::clone(&self.inner.workshop);
         spawn_blocking(move || {
             let traffic = workshop.runtime.traffic().map_err(|error| failed(&error))?;
@@ -389,23 +389,17 @@ impl<R: Runtime> Host<R> {
         let templates = self.inner.reload_templates().await?;
         Ok(templates
             .iter()
-            .map(|template| HostTemplate {
-                name: template.name.clone(),
-                template_id: template.template_id.clone(),
-                build_id: template.build_id.clone(),
-                built_at: template.built_at,
-                layers: template
-                    .layers
-                    .iter()
-                    .map(|layer| layer.as_str().to_owned())
-                    .collect(),
-                cpu_count: template.cpu_count,
-                memory_mib: template.memory_mib,
-                disk_mib: template.disk_mib,
-                default_user: template.default_user.clone(),
-                default_workdir: template.default_workdir.clone(),
-            })
+            .map(layers::told)
             .collect())
+    }
+
+    pub(crate) fn workshop(&self) -> Arc<Workshop<R>> {
+        Arc::clone(&self.inner.workshop)
+    }
+
+    /// The record of a live sandbox.
+    pub(crate) fn record(&self, sandbox_id: &str) -> Result<Record, HostError> {
+        self.inner.live(sandbox_id, |live| lock(&live.record).clone())
     }
 
     /// Booted and parked slots in stock.
@@ -454,9 +448,16 @@ impl<R: Runtime> Host<R> {
 
     /// Ends every sandbox; for giving the host back.
     pub async fn kill_all(&self) {
-        for sandbox in self.list() {
-            if let Err(error) = self.kill(&sandbox.sandbox_id, Epoch(sandbox.epoch)).await {
-                tracing::warn!(sandbox_id = sandbox.sandbox_id, %error, "failed to end a sandbox");
+        let live: Vec<_> = lock(&self.inner.sandboxes)
+            .iter()
+            .filter_map(|(sandbox_id, entry)| match entry {
+                Entry::Starting(_) => None,
+                Entry::Live(live) => Some((sandbox_id.clone(), lock(&live.record).epoch)),
+            })
+            .collect();
+        for (sandbox_id, epoch) in live {
+            if let Err(error) = self.kill(&sandbox_id, Epoch(epoch)).await {
+                tracing::warn!(sandbox_id, %error, "failed to end a sandbox");
             }
         }
     }
@@ -480,7 +481,11 @@ impl<R: Runtime> Inner<R> {
             });
         }
         let starting = Starting {
-            machine: Machine::create(epoch, UnixMillis(request.deadline)),
+            machine: Machine::create(
+                epoch,
+                UnixMillis(request.deadline),
+                at_deadline(request.at_deadline),
+            ),
             waiting: Vec::new(),
         };
         sandboxes.insert(sandbox_id.clone(), Entry::Starting(starting));
@@ -553,6 +558,35 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
+    /// Live sandboxes that somebody asked for, not those of template builds.
+    fn listed(&self) -> Vec<(Arc<R::Running>, Arc<Mutex<Record>>)> {
+        let sandboxes = lock(&self.sandboxes);
+        let live = sandboxes.values().filter_map(|entry| match entry {
+            Entry::Starting(_) => None,
+            Entry::Live(live) => Some((Arc::clone(&live.running), Arc::clone(&live.record))),
+        });
+        live.filter(|(_, record)| !lock(record).step).collect()
+    }
+
+    /// What a sandbox begins from: a build, or a list of layers.
+    async fn root_of(&self, request: &Create) -> Result<TemplateManifest, HostError> {
+        if request.layers.is_empty() {
+            self.template(&request.build_id).await
+        } else {
+            layers::manifest(request)
+        }
+    }
+
+    /// A sandbox off the stock, where the request is for the build that is kept in stock.
+    fn take_booted(&self, request: &Create) -> Option<Booted<R>> {
+        if !request.layers.is_empty() {
+            return None;
+        }
+        let (booted, dead) = self.warm.take_booted(&request.build_id);
+        self.discard_booted(dead);
+        booted
+    }
+
     async fn template(&self, build_id: &str) -> Result<TemplateManifest, HostError> {
         let find = |templates: &[TemplateManifest]| {
             templates
@@ -561,13 +595,16 @@ impl<R: Runtime> Inner<R> {
                 .cloned()
         };
         let known = find(&lock(&self.templates));
-        match known {
-            Some(template) => Ok(template),
-            None => find(&self.reload_templates().await?).ok_or_else(|| HostError {
-                kind: HostErrorKind::TemplateMissing,
-                message: format!("build {build_id} is not in the pool of this host"),
-            }),
+        if let Some(template) = known {
+            return Ok(template);
         }
+        if let Some(build) = layers::build(Arc::clone(&self.workshop), build_id).await? {
+            return Ok(build);
+        }
+        find(&self.reload_templates().await?).ok_or_else(|| HostError {
+            kind: HostErrorKind::TemplateMissing,
+            message: format!("build {build_id} is not in the pool of this host"),
+        })
     }
 
     async fn reload_templates(&self) -> Result<Arc<[TemplateManifest]>, HostError> {
@@ -611,7 +648,11 @@ impl<R: Runtime> Inner<R> {
             .leave_starting(&sandbox_id, lifecycle::Event::Started)
             .unwrap_or_else(|| {
                 // The agent has stopped meanwhile and let go of everything.
-                let machine = Machine::adopt(Epoch(record.epoch), UnixMillis(record.deadline));
+                let machine = Machine::adopt(
+                    Epoch(record.epoch),
+                    UnixMillis(record.deadline),
+                    at_deadline(record.at_deadline),
+                );
                 (machine, vec![Effect::Answer(Answer::Done)], Vec::new())
             });
         let answer = match effects.first() {
@@ -634,8 +675,7 @@ impl<R: Runtime> Inner<R> {
         request: Create,
         template: TemplateManifest,
     ) -> Result<(Record, Made<R>, OwnedFd), HostError> {
-        let (booted, dead) = self.warm.take_booted(&request.build_id);
-        self.discard_booted(dead);
+        let booted = self.take_booted(&request);
         let (made, envd) = match booted {
             Some(Booted { made, envd }) => (made, envd),
             None => {
@@ -738,13 +778,16 @@ impl<R: Runtime> Inner<R> {
             build_id: request.build_id.clone(),
             started_at: started_at.0,
             deadline: request.deadline,
+            at_deadline: request.at_deadline,
             slot: made.slot,
             pid: process.pid,
             start_time: process.start_time,
             upper: made.upper.clone(),
+            inherited: 0,
             guests: self.settings.guests.clone(),
             init_secret: made.init_secret.clone(),
             egress: request.egress.clone(),
+            step: !request.layers.is_empty(),
         };
         self.records.put(&record).map_err(MakeError::Record)?;
         Ok(record)
@@ -776,8 +819,8 @@ impl<R: Runtime> Inner<R> {
         };
         let inner = Arc::clone(self);
         self.tasks.spawn(async move {
-            let runtime = &inner.workshop.runtime;
-            match sandbox::own(runtime, Arc::clone(&running), ended, &inner.records, owned).await {
+            let saves = &inner.saves;
+            match sandbox::own(saves, Arc::clone(&running), ended, &inner.records, owned).await {
                 Ok(None) => {
                     inner.left.fetch_add(1, Ordering::SeqCst);
                 }
@@ -789,6 +832,9 @@ impl<R: Runtime> Inner<R> {
                     let record = lock(&record).clone();
                     let ended = Ended {
                         cause: DeathCause::AgentDied,
+                        saved: None,
+                        savers: Vec::new(),
+                        job: None,
                         epoch: Epoch(record.epoch),
                         record,
                         waiting: Vec::new(),
@@ -803,6 +849,9 @@ impl<R: Runtime> Inner<R> {
     fn bury(self: &Arc<Self>, ended: Ended, running: Arc<R::Running>) {
         let Ended {
             cause,
+            saved,
+            savers,
+            job,
             record,
             epoch,
             waiting,
@@ -813,12 +862,16 @@ impl<R: Runtime> Inner<R> {
         lock(&self.fences).bar(&record.sandbox_id, epoch, now());
         sandboxes.remove(&record.sandbox_id);
         drop(sandboxes);
-        if waiting.is_empty() {
-            let event = Event::Exited {
+        let event = match &saved {
+            Some(snapshot) if savers.is_empty() => Some(Event::Paused(snapshot.clone())),
+            Some(_) => None,
+            None => waiting.is_empty().then(|| Event::Exited {
                 sandbox_id: record.sandbox_id.clone(),
                 epoch: record.epoch,
                 cause: cause.as_str().to_owned(),
-            };
+            }),
+        };
+        if let Some(event) = event {
             // A front that is behind asks for the list.
             lock(&self.events).retain(|events| {
                 !matches!(
@@ -827,18 +880,32 @@ impl<R: Runtime> Inner<R> {
                 )
             });
         }
+        // Whoever has gone away needs no answer.
         for reply in waiting {
-            // Whoever has gone away needs no answer.
             drop(reply.send(Ok(())));
         }
-        tracing::info!(
-            sandbox_id = record.sandbox_id,
-            cause = cause.as_str(),
-            "a sandbox ended"
-        );
+        match saved {
+            Some(snapshot) => {
+                tracing::info!(sandbox_id = record.sandbox_id, "a sandbox was paused");
+                for reply in savers {
+                    drop(reply.send(Ok(snapshot.clone())));
+                }
+            }
+            None => {
+                let (sandbox_id, cause) = (&record.sandbox_id, cause.as_str());
+                tracing::info!(sandbox_id, cause, "a sandbox ended");
+            }
+        }
         let workshop = Arc::clone(&self.workshop);
-        self.tasks
-            .spawn_blocking(move || workshop.release(running, record.upper, record.slot));
+        let tasks = self.tasks.clone();
+        self.tasks.spawn(async move {
+            // It works with what is given back.
+            let mut job = job;
+            if job.is_some() && Job::over(&mut job).await.is_ok() {
+                tracing::error!("a discarded snapshot was made all the same");
+            }
+            tasks.spawn_blocking(move || workshop.release(running, record.upper, record.slot));
+        });
     }
 
     /// Ends a sandbox that was not handed over; no process of it is left when this returns.
@@ -881,6 +948,13 @@ async fn upkeep<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
             Ok(Err(error)) => tracing::warn!(error = %chain(&error), "failed to enlarge the pool"),
             Err(error) => tracing::warn!(%error, "failed to enlarge the pool"),
         }
+    }
+}
+
+pub(crate) fn at_deadline(asked: wire::AtDeadline) -> AtDeadline {
+    match asked {
+        wire::AtDeadline::Kill => AtDeadline::Kill,
+        wire::AtDeadline::Pause { .. } => AtDeadline::Pause,
     }
 }
 

@@ -5,8 +5,10 @@
 //! | [`host`] | the map of live sandboxes; create, dial, list; start and stop of it all |
 //! | [`lifecycle`] | what is decided of one sandbox, purely |
 //! | [`sandbox`] | one sandbox: performs what is decided |
+//! | [`saves`] | snapshots in the making |
 //! | [`warm`] | slots made ahead |
 //! | [`workshop`] | the order of steps that makes and unmakes a sandbox |
+//! | `layers` | what template builds ask for: layers of what sandboxes wrote, manifests of builds |
 //! | [`runtime`], [`native`] | the seam to the isolation tier, and the first tier |
 //! | [`record`], [`instance`] | what outlives the agent |
 //! | [`memory`] | whether the host has memory for one more |
@@ -20,12 +22,14 @@ pub mod clock;
 pub mod dns;
 pub mod host;
 pub mod instance;
+mod layers;
 pub mod lifecycle;
 mod memory;
 pub mod native;
 pub mod record;
 pub mod runtime;
 mod sandbox;
+mod saves;
 mod slots;
 mod warm;
 mod workshop;

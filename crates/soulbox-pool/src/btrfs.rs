@@ -1,5 +1,7 @@
 //! The pool on btrfs: opening, adopting, quotas, space.
 
+mod snapshots;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
@@ -15,7 +17,7 @@ use soulbox_types::MiB;
 use crate::draft::{self, LayerDraft};
 use crate::layer::LayerDigest;
 use crate::manifest::{self, TemplateManifest};
-use crate::snapshot::{self, Snapshot, SnapshotDraft};
+use crate::snapshot;
 use crate::upper::{self, Upper};
 use crate::{Backing, Growth, Pool, PoolError, PoolInfo, PoolOptions, Quota, Usage, image};
 
@@ -56,7 +58,15 @@ impl BtrfsPool {
             open_image(&image, &root, options.size)?;
             Backing::LoopFile { image }
         };
-        for name in ["layers", "drafts", "templates", "uppers", "snapshots"] {
+        for name in [
+            "layers",
+            "drafts",
+            "templates",
+            "builds",
+            "uppers",
+            "snapshots",
+            "restores",
+        ] {
             let path = root.join(name);
             match DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -99,99 +109,27 @@ impl BtrfsPool {
         self.root.join("templates")
     }
 
+    fn builds(&self) -> PathBuf {
+        self.root.join("builds")
+    }
+
+    fn check_layers(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {
+        let missing = |digest: &&LayerDigest| !self.has_layer(digest);
+        match manifest.layers.iter().find(missing) {
+            None => Ok(()),
+            Some(digest) => Err(PoolError::LayerMissing {
+                template: manifest.name.clone(),
+                digest: digest.clone(),
+            }),
+        }
+    }
+
     fn uppers(&self) -> PathBuf {
         self.root.join("uppers")
     }
 
     fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
-    }
-
-    /// A new snapshot to fill.
-    ///
-    /// # Errors
-    /// [`PoolError::ReserveReached`], [`PoolError::SnapshotExists`].
-    pub fn begin_snapshot(&self, name: &str) -> Result<SnapshotDraft, PoolError> {
-        self.reserve_ok()?;
-        SnapshotDraft::begin(&self.snapshots(), name)
-    }
-
-    /// Puts what the upper has now into the snapshot; milliseconds when [`BtrfsPool::settle`] came just before. `inherited` are the
-    /// bytes of the snapshot that the upper was made from.
-    ///
-    /// # Errors
-    /// [`PoolError::UpperMissing`], and failed steps.
-    pub fn capture(
-        &self,
-        draft: &mut SnapshotDraft,
-        upper: &str,
-        inherited: u64,
-    ) -> Result<(), PoolError> {
-        let (found, _) = self.find_upper(upper)?;
-        let own = self.usage(upper).map_or(0, |usage| usage.bytes);
-        draft.capture(&found.path, inherited + own)
-    }
-
-    /// Writes back what waits for it, so that a capture need not.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn settle(&self) -> Result<(), PoolError> {
-        let directory = File::open(&self.root).map_err(PoolError::io("open", &self.root))?;
-        rustix::fs::syncfs(&directory).map_err(PoolError::io("sync", &self.root))
-    }
-
-    /// The whole snapshot of that name.
-    ///
-    /// # Errors
-    /// [`PoolError::SnapshotMissing`].
-    pub fn snapshot(&self, name: &str) -> Result<Snapshot, PoolError> {
-        snapshot::find(&self.snapshots(), name)
-    }
-
-    /// The whole snapshots, sorted.
-    ///
-    /// # Errors
-    /// A manifest that cannot be read.
-    pub fn list_snapshots(&self) -> Result<Vec<Snapshot>, PoolError> {
-        snapshot::list(&self.snapshots())
-    }
-
-    /// Deletes a snapshot; uppers made from it stay as they are. One that does not exist is deleted already.
-    ///
-    /// # Errors
-    /// Failed steps; what is left is no snapshot any more.
-    pub fn delete_snapshot(&self, name: &str) -> Result<(), PoolError> {
-        snapshot::delete(&self.snapshots(), name)
-    }
-
-    /// Makes the upper `name` with what the snapshot has; it may grow to `quota`, the snapshot's part included.
-    ///
-    /// # Errors
-    /// [`PoolError::SnapshotMissing`], [`PoolError::UpperExists`], [`PoolError::ReserveReached`], and failed steps, which leave nothing.
-    pub fn create_upper_from(
-        &self,
-        snapshot: &str,
-        name: &str,
-        quota: MiB,
-    ) -> Result<Upper, PoolError> {
-        self.reserve_ok()?;
-        let had = self.snapshot(snapshot)?.disk_bytes;
-        snapshot::spread(&self.snapshots(), snapshot, &self.uppers(), name)?;
-        let (upper, _) = self.find_upper(name)?;
-        let left = quota.bytes().saturating_sub(had).max(MiB(1).bytes());
-        let made = upper::renew_work(&upper).and_then(|()| match self.quota {
-            Quota::Unavailable => Ok(()),
-            _ => upper::limit(&upper, MiB(left.div_ceil(1 << 20))),
-        });
-        match made {
-            Ok(()) => Ok(upper),
-            Err(error) => {
-                // The first error tells why; what stays is found by `list_uppers`.
-                let _ = self.delete_upper(name);
-                Err(error)
-            }
-        }
     }
 
     fn find_upper(&self, name: &str) -> Result<(Upper, File), PoolError> {
@@ -306,22 +244,37 @@ impl Pool for BtrfsPool {
         LayerDraft::begin(&self.drafts(), &self.layers())
     }
 
+    fn commit_upper(&self, upper: &str, digest: &LayerDigest) -> Result<(), PoolError> {
+        if self.has_layer(digest) {
+            return Ok(());
+        }
+        self.grow_if_low()?;
+        self.reserve_ok()?;
+        let (found, _) = self.find_upper(upper)?;
+        LayerDraft::from_upper(&self.drafts(), &self.layers(), &found)?.commit(digest)?;
+        Ok(())
+    }
+
     fn templates(&self) -> Result<Vec<TemplateManifest>, PoolError> {
         manifest::read_all(&self.manifests())
     }
 
     fn put_template(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {
-        if let Some(digest) = manifest
-            .layers
-            .iter()
-            .find(|digest| !self.has_layer(digest))
-        {
-            return Err(PoolError::LayerMissing {
-                template: manifest.name.clone(),
-                digest: digest.clone(),
-            });
-        }
-        manifest::write(&self.manifests(), manifest)
+        self.put_build(manifest)?;
+        manifest::write(&self.manifests(), &manifest.name, manifest)
+    }
+
+    fn put_build(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {
+        self.check_layers(manifest)?;
+        manifest::write(&self.builds(), &manifest.build_id, manifest)
+    }
+
+    fn build(&self, build_id: &str) -> Result<Option<TemplateManifest>, PoolError> {
+        manifest::read(&self.builds(), build_id)
+    }
+
+    fn delete_build(&self, build_id: &str) -> Result<(), PoolError> {
+        manifest::delete(&self.builds(), build_id)
     }
 
     fn unmount(&self) -> Result<(), PoolError> {

@@ -3,8 +3,11 @@
 //! A draft is a subvolume under `drafts/`, locked with flock(2) by its maker, so that it is known to be abandoned as soon as
 //! the maker is gone. Committing makes it durable, moves it to its digest's place, and makes it read-only, in this order:
 //! what lies under `layers/` is always whole.
+//!
+//! A draft begins empty, or as what a sandbox has written: overlayfs's whiteouts and marks of an upper mean the same in a lower
+//! layer, and no directory is walked for it but the topmost.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
@@ -14,10 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
-use soulbox_sys::btrfs;
+use soulbox_sys::btrfs::{self, Access};
 
 use crate::PoolError;
 use crate::layer::LayerDigest;
+use crate::upper::Upper;
+
+/// What every start of a sandbox finds empty: runtime state, not files of a template.
+const VOLATILE: [&str; 2] = ["run", "dev/shm"];
 
 /// A layer that is being filled. Dropped without [`LayerDraft::commit`], it is deleted.
 #[derive(Debug)]
@@ -35,6 +42,55 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl LayerDraft {
     pub(crate) fn begin(drafts: &Path, layers: &Path) -> Result<Self, PoolError> {
+        Self::make(drafts, layers, |parent, name, path| {
+            btrfs::create_subvolume(parent.as_fd(), name)
+                .map_err(PoolError::io("create subvolume", path))
+        })
+    }
+
+    /// A draft with what an upper has at this moment. Whoever writes to the upper may go on: nothing of that gets into the draft.
+    pub(crate) fn from_upper(
+        drafts: &Path,
+        layers: &Path,
+        upper: &Upper,
+    ) -> Result<Self, PoolError> {
+        let source = File::open(&upper.path).map_err(PoolError::io("open", &upper.path))?;
+        let draft = Self::make(drafts, layers, |parent, name, path| {
+            btrfs::snapshot_subvolume(source.as_fd(), parent.as_fd(), name, Access::ReadWrite)
+                .map_err(PoolError::io("make a snapshot at", path))
+        })?;
+        draft.unwrap_upper(upper)?;
+        Ok(draft)
+    }
+
+    /// Makes the upper's `u` the root of the layer. Names below it are a guest's: no link is followed.
+    fn unwrap_upper(&self, upper: &Upper) -> Result<(), PoolError> {
+        let inner = |path: PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_owned();
+            self.path.join(name)
+        };
+        let work = inner(upper.work_dir());
+        fs::remove_dir_all(&work).map_err(PoolError::io("delete", &work))?;
+        // A guest may have a `u` of its own in its root.
+        let written = self.path.join(&self.name);
+        fs::rename(inner(upper.upper_dir()), &written)
+            .map_err(PoolError::io("move the files of", &upper.path))?;
+        for place in VOLATILE {
+            empty(&written, place)?;
+        }
+        for entry in fs::read_dir(&written).map_err(PoolError::io("list", &written))? {
+            let entry = entry.map_err(PoolError::io("list", &written))?;
+            let target = self.path.join(entry.file_name());
+            fs::rename(entry.path(), &target).map_err(PoolError::io("move a file to", &target))?;
+        }
+        fs::remove_dir(&written).map_err(PoolError::io("delete", &written))
+    }
+
+    fn make(
+        drafts: &Path,
+        layers: &Path,
+        create: impl FnOnce(&File, &CStr, &Path) -> Result<(), PoolError>,
+    ) -> Result<Self, PoolError> {
         // Process numbers come again, so the time is part of the name.
         let nanos = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -47,8 +103,7 @@ impl LayerDraft {
         );
         let path = drafts.join(&name);
         let parent = File::open(drafts).map_err(PoolError::io("open", drafts))?;
-        btrfs::create_subvolume(parent.as_fd(), &text(&name))
-            .map_err(PoolError::io("create subvolume", &path))?;
+        create(&parent, &text(&name), &path)?;
         let directory = File::open(&path).map_err(PoolError::io("open", &path))?;
         flock(&directory, FlockOperation::NonBlockingLockExclusive)
             .map_err(PoolError::io("lock", &path))?;
@@ -132,6 +187,31 @@ fn destroy(drafts: &Path, name: &str) -> Result<(), PoolError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Deletes what is in the directory `place` below `root`, where it is one and no link leads to it.
+fn empty(root: &Path, place: &str) -> Result<(), PoolError> {
+    let mut path = root.to_owned();
+    for part in Path::new(place) {
+        path.push(part);
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(PoolError::io("read", &path)(error)),
+        }
+    }
+    for entry in fs::read_dir(&path).map_err(PoolError::io("list", &path))? {
+        let entry = entry.map_err(PoolError::io("list", &path))?;
+        let kind = entry.file_type().map_err(PoolError::io("read", &path))?;
+        let deleted = if kind.is_dir() {
+            fs::remove_dir_all(entry.path())
+        } else {
+            fs::remove_file(entry.path())
+        };
+        deleted.map_err(PoolError::io("delete", entry.path()))?;
+    }
+    Ok(())
 }
 
 fn text(name: &str) -> CString {

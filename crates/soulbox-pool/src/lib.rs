@@ -6,8 +6,10 @@
 //! <data>/pool/                 btrfs: a subvolume of <data>'s own, or the mounted loop file
 //!   layers/<sha256>/           a tree that never changes again; owners on disk are 0..65535
 //!   drafts/<name>/             a layer in the making, locked by its maker
-//!   templates/<name>.json      a [`TemplateManifest`]
+//!   templates/<name>.json      a [`TemplateManifest`]: the newest build of that name
+//!   builds/<build>.json        a [`TemplateManifest`] of every build
 //!   snapshots/<name>/          what a sandbox was, to go on from: a [`Snapshot`]
+//!   restores/<name>/           links to a snapshot's images while a sandbox is made from them
 //!   uppers/<name>/{u,w}        a subvolume with a quota: overlayfs's upper and work directories
 //! ```
 //!
@@ -28,8 +30,8 @@ pub use btrfs::BtrfsPool;
 pub use draft::LayerDraft;
 pub use error::PoolError;
 pub use layer::{DigestError, LayerDigest};
-pub use manifest::TemplateManifest;
-pub use snapshot::{Snapshot, SnapshotDraft};
+pub use manifest::{Inherited, TemplateManifest};
+pub use snapshot::{Snapshot, SnapshotDraft, SnapshotPool};
 pub use upper::Upper;
 
 use std::path::PathBuf;
@@ -136,13 +138,30 @@ pub trait Pool: Send + Sync {
     /// A new layer to fill.
     fn begin_layer(&self) -> Result<LayerDraft, PoolError>;
 
-    /// All manifests, sorted by name, read anew.
+    /// Makes what an upper has at this moment a layer, durably; it is read-only then, and the upper goes on as it was. When a layer of
+    /// that digest is there already, that one stays.
+    /// # Errors
+    /// [`PoolError::UpperMissing`], [`PoolError::ReserveReached`], and failed steps, which leave no layer.
+    fn commit_upper(&self, upper: &str, digest: &LayerDigest) -> Result<(), PoolError>;
+
+    /// The newest build of every name, sorted by name, read anew.
     fn templates(&self) -> Result<Vec<TemplateManifest>, PoolError>;
 
-    /// Writes the manifest of `manifest.name`, durably, replacing an older one.
+    /// Writes the manifest of a build, durably, and makes it the newest one of `manifest.name`.
     /// # Errors
     /// [`PoolError::LayerMissing`] when a layer that it names is not here.
     fn put_template(&self, manifest: &TemplateManifest) -> Result<(), PoolError>;
+
+    /// Writes the manifest of a build, durably, under its build ID alone.
+    /// # Errors
+    /// [`PoolError::LayerMissing`] when a layer that it names is not here.
+    fn put_build(&self, manifest: &TemplateManifest) -> Result<(), PoolError>;
+
+    /// The manifest of a build, if it is here.
+    fn build(&self, build_id: &str) -> Result<Option<TemplateManifest>, PoolError>;
+
+    /// Forgets a build; its layers stay. One that is not there is forgotten already.
+    fn delete_build(&self, build_id: &str) -> Result<(), PoolError>;
 
     /// Unmounts a loop-file pool; for a subvolume there is nothing to do. Overlays that still use it keep the file system alive.
     /// # Errors

@@ -1,5 +1,6 @@
-//! Templates' manifests: small JSON files that name the layers of the newest build.
+//! Templates' manifests: small JSON files that name the layers of a build. One file for each build, and one for each name.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,7 +10,17 @@ use serde::{Deserialize, Serialize};
 use crate::PoolError;
 use crate::layer::LayerDigest;
 
-/// One template and its newest build. The same fields as the host RPC's own shape, which the pool does not know.
+/// What a build hands on to builds that begin from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    /// Of the build's steps; sandboxes do not see it.
+    pub env: BTreeMap<String, String>,
+    /// What is started in every new sandbox, and what then tells that it is ready.
+    pub start_command: Option<String>,
+    pub ready_command: Option<String>,
+}
+
+/// One build of a template. The same fields as the host RPC's own shape, which the pool does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateManifest {
     /// The alias, such as `base`: 1 to 128 of `[a-z0-9._-]`, the first a letter or digit.
@@ -25,6 +36,48 @@ pub struct TemplateManifest {
     pub disk_mib: u64,
     pub default_user: String,
     pub default_workdir: String,
+    #[serde(default)]
+    pub inherited: Inherited,
+}
+
+/// The manifest called `name`, if there is one.
+pub(crate) fn read(directory: &Path, name: &str) -> Result<Option<TemplateManifest>, PoolError> {
+    check_name(name)?;
+    let path = directory.join(format!("{name}.json"));
+    match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(PoolError::io("read", &path)(error)),
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| PoolError::BadManifest { path, source }),
+    }
+}
+
+/// Deletes the manifest called `name`; absent is fine.
+pub(crate) fn delete(directory: &Path, name: &str) -> Result<(), PoolError> {
+    check_name(name)?;
+    let path = directory.join(format!("{name}.json"));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(PoolError::io("delete", &path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), PoolError> {
+    let valid = (1..=128).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    if valid {
+        return Ok(());
+    }
+    Err(PoolError::BadName {
+        what: "a template",
+        name: name.to_owned(),
+    })
 }
 
 pub(crate) fn read_all(directory: &Path) -> Result<Vec<TemplateManifest>, PoolError> {
@@ -48,19 +101,13 @@ pub(crate) fn read_all(directory: &Path) -> Result<Vec<TemplateManifest>, PoolEr
     Ok(manifests)
 }
 
-pub(crate) fn write(directory: &Path, manifest: &TemplateManifest) -> Result<(), PoolError> {
-    let name = &manifest.name;
-    let valid = (1..=128).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
-        && name.starts_with(|first: char| first.is_ascii_alphanumeric());
-    if !valid {
-        return Err(PoolError::BadName {
-            what: "a template",
-            name: name.clone(),
-        });
-    }
+/// Writes the manifest as `name`, durably, replacing an older one.
+pub(crate) fn write(
+    directory: &Path,
+    name: &str,
+    manifest: &TemplateManifest,
+) -> Result<(), PoolError> {
+    check_name(name)?;
     let target = directory.join(format!("{name}.json"));
     let temporary = directory.join(format!("{name}.json.{}", std::process::id()));
     let text = serde_json::to_vec_pretty(manifest).map_err(|source| PoolError::BadManifest {
@@ -97,6 +144,7 @@ mod tests {
             disk_mib: 1024,
             default_user: "user".into(),
             default_workdir: "/home/user".into(),
+            inherited: Inherited::default(),
         }
     }
 
@@ -104,9 +152,12 @@ mod tests {
     fn written_manifests_are_read_back_sorted_and_others_named() {
         let directory = tempfile::tempdir().expect("temporary directory");
         for name in ["b", "a"] {
-            write(directory.path(), &manifest(name)).expect("write");
+            write(directory.path(), name, &manifest(name)).expect("write");
         }
         fs::write(directory.path().join("c.json.77"), "half").expect("leftover");
+        let one = read(directory.path(), "a").expect("read");
+        assert_eq!(one, Some(manifest("a")));
+        assert_eq!(read(directory.path(), "c").expect("no error"), None);
         let read = read_all(directory.path()).expect("read");
         assert_eq!(read, [manifest("a"), manifest("b")]);
 
@@ -121,7 +172,7 @@ mod tests {
         for bad in ["", ".", "../x", "a/b", "A", &"a".repeat(129)] {
             assert!(
                 matches!(
-                    write(directory.path(), &manifest(bad)),
+                    write(directory.path(), bad, &manifest(bad)),
                     Err(PoolError::BadName { .. })
                 ),
                 "{bad}"

@@ -19,8 +19,10 @@ use rustix::fs::{FlockOperation, flock, syncfs};
 use serde::{Deserialize, Serialize};
 use soulbox_sys::btrfs::{self, Access};
 
-use crate::PoolError;
-use crate::upper::check_name;
+use soulbox_types::MiB;
+
+use crate::upper::{Upper, check_name};
+use crate::{Pool, PoolError};
 
 const UPPER: &std::ffi::CStr = c"upper";
 const IMAGES: &str = "images";
@@ -44,6 +46,73 @@ pub struct Snapshot {
     pub disk_bytes: u64,
     /// As it was committed.
     pub manifest: String,
+}
+
+/// A [`Pool`] that keeps what sandboxes were.
+pub trait SnapshotPool: Pool {
+    /// A new snapshot to fill.
+    ///
+    /// # Errors
+    /// [`PoolError::ReserveReached`], [`PoolError::SnapshotExists`].
+    fn begin_snapshot(&self, name: &str) -> Result<SnapshotDraft, PoolError>;
+
+    /// Puts what the upper has now into the snapshot; milliseconds when [`SnapshotPool::settle`] came just before. `inherited` are the
+    /// bytes of the snapshot that the upper was made from.
+    ///
+    /// # Errors
+    /// [`PoolError::UpperMissing`], and failed steps.
+    fn capture(
+        &self,
+        draft: &mut SnapshotDraft,
+        upper: &str,
+        inherited: u64,
+    ) -> Result<(), PoolError>;
+
+    /// Writes back what waits for it, so that a capture need not.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn settle(&self) -> Result<(), PoolError>;
+
+    /// The whole snapshot of that name.
+    ///
+    /// # Errors
+    /// [`PoolError::SnapshotMissing`].
+    fn snapshot(&self, name: &str) -> Result<Snapshot, PoolError>;
+
+    /// The whole snapshots, sorted, but those whose manifests cannot be read: one that is damaged hides no other.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    fn list_snapshots(&self) -> Result<Vec<Snapshot>, PoolError>;
+
+    /// Deletes a snapshot; uppers made from it stay as they are. One that does not exist is deleted already.
+    ///
+    /// # Errors
+    /// Failed steps; what is left is no snapshot any more.
+    fn delete_snapshot(&self, name: &str) -> Result<(), PoolError>;
+
+    /// Makes the upper `name` with what the snapshot has; it may grow to `quota`, the snapshot's part included.
+    ///
+    /// # Errors
+    /// [`PoolError::SnapshotMissing`], [`PoolError::UpperExists`], [`PoolError::ReserveReached`], and failed steps, which leave nothing.
+    fn create_upper_from(&self, snapshot: &str, name: &str, quota: MiB)
+    -> Result<Upper, PoolError>;
+
+    /// Where the images of one restore are put together, of links to a snapshot's; on the same file system, and not there yet.
+    fn restore_folder(&self, name: &str) -> PathBuf;
+
+    /// Deletes that folder; one that does not exist is deleted already.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn delete_restore(&self, name: &str) -> Result<(), PoolError>;
+
+    /// Deletes the folders of all restores, for when none is under way.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn sweep_restores(&self) -> Result<(), PoolError>;
 }
 
 /// A snapshot in the making. Dropped without [`SnapshotDraft::commit`], it is deleted.
@@ -169,12 +238,13 @@ pub(crate) fn find(snapshots: &Path, name: &str) -> Result<Snapshot, PoolError> 
     })
 }
 
-/// All whole ones, sorted by name.
+/// All whole ones that can be read, sorted by name.
 pub(crate) fn list(snapshots: &Path) -> Result<Vec<Snapshot>, PoolError> {
     let mut found = Vec::new();
     for name in names(snapshots)? {
         match find(snapshots, &name) {
-            Err(PoolError::SnapshotMissing { .. }) => {}
+            // Without a manifest it is a draft; a damaged one tells nothing, and can be deleted by its name.
+            Err(PoolError::SnapshotMissing { .. } | PoolError::BadManifest { .. }) => {}
             other => found.push(other?),
         }
     }

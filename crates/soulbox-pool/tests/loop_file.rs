@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use soulbox_pool::{
-    Backing, BtrfsPool, Growth, LayerDigest, Pool, PoolError, PoolOptions, Quota, TemplateManifest,
+    Backing, BtrfsPool, Growth, Inherited, LayerDigest, Pool, PoolError, PoolOptions, Quota, TemplateManifest,
 };
 use soulbox_types::MiB;
 
@@ -350,9 +350,35 @@ fn layers_appear_whole_and_never_change() {
         disk_mib: 4096,
         default_user: "user".into(),
         default_workdir: "/home/user".into(),
+        inherited: Inherited::default(),
     };
     pool.put_template(&manifest).expect("put");
     assert_eq!(other.templates().expect("templates"), [manifest.clone()]);
+    // A newer build takes the name, and the older one is still to be had.
+    let newer = TemplateManifest {
+        build_id: "00000000-0000-4000-8000-000000000001".into(),
+        ..manifest.clone()
+    };
+    pool.put_template(&newer).expect("put");
+    assert_eq!(other.templates().expect("templates"), [newer.clone()]);
+    for known in [&manifest, &newer] {
+        let found = other.build(&known.build_id).expect("read");
+        assert_eq!(found.as_ref(), Some(known));
+    }
+    // One without a name is no template of its own.
+    let nameless = TemplateManifest {
+        build_id: "00000000-0000-4000-8000-000000000002".into(),
+        ..manifest.clone()
+    };
+    pool.put_build(&nameless).expect("put");
+    assert_eq!(other.templates().expect("templates"), [newer]);
+    pool.delete_build(&nameless.build_id).expect("deleted");
+    pool.delete_build(&nameless.build_id).expect("twice");
+    assert_eq!(other.build(&nameless.build_id).expect("read"), None);
+    assert!(matches!(
+        other.build("../x"),
+        Err(PoolError::BadName { .. })
+    ));
     manifest.layers.push(digest('b'));
     assert!(matches!(
         pool.put_template(&manifest),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions, SnapshotPool};
 use soulbox_types::MiB;
 
 /// A data directory whose pool is unmounted at the end, whatever happened.

@@ -12,6 +12,8 @@
 //! The agent trusts the front with policy (which sandboxes exist), never with privilege: no frame names a path,
 //! a pid or a command. Times are Unix milliseconds, sizes are MiB unless the name says otherwise.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use soulbox_types::{Cidr, ParseCidrError};
 
@@ -79,6 +81,21 @@ pub enum Request {
     DeleteSnapshot { snapshot_id: String },
     /// Every whole snapshot of this host. Reply: [`Reply::Snapshots`].
     Snapshots,
+    /// Make what a live sandbox has written a layer of that name, durably. Reply: [`Reply::Done`].
+    CommitLayer {
+        sandbox_id: String,
+        epoch: u64,
+        /// 64 lower-case hex digits, of the front's choice: equal names mean equal layers.
+        layer: String,
+    },
+    /// Which of these layers lie in the pool. Reply: [`Reply::Layers`].
+    Layers { names: Vec<String> },
+    /// One build, whether or not it is the newest of its name. Reply: [`Reply::Templates`], with one or none.
+    Build { build_id: String },
+    /// Keep a finished build; what exists of that ID is replaced. Reply: [`Reply::Done`].
+    PutBuild(Box<HostTemplate>),
+    /// Forget a build; one that is not there is forgotten already. Reply: [`Reply::Done`].
+    DeleteBuild { build_id: String },
 }
 
 /// A snapshot to be made.
@@ -151,6 +168,9 @@ pub struct Create {
     /// Of the same build.
     #[serde(default)]
     pub snapshot: Option<FromSnapshot>,
+    /// Given: it is for a step of a template build. It begins from these layers, lowest first, whatever `build_id` says, and is in no list.
+    #[serde(default)]
+    pub layers: Vec<String>,
 }
 
 /// Where a sandbox may connect to; ranges are such as `1.2.3.0/24`.
@@ -215,6 +235,7 @@ pub enum Reply {
     Templates(Vec<HostTemplate>),
     Saved(HostSnapshot),
     Snapshots(Vec<HostSnapshot>),
+    Layers(Vec<String>),
 }
 
 /// All that the front needs to start; it reads no file but its own database.
@@ -357,6 +378,18 @@ pub struct HostTemplate {
     pub disk_mib: u64,
     pub default_user: String,
     pub default_workdir: String,
+    #[serde(default)]
+    pub inherited: Inherited,
+}
+
+/// What a build hands on to builds that begin from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    /// Of the build's steps; sandboxes do not see it.
+    pub env: BTreeMap<String, String>,
+    /// What is started in every new sandbox, and what then tells that it is ready.
+    pub start_command: Option<String>,
+    pub ready_command: Option<String>,
 }
 
 /// Things that happen on the host without a request.

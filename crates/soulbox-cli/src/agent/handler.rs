@@ -174,6 +174,19 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
             (Ok(Reply::Done), Vec::new())
         }
         Request::Templates => (host.templates().await.map(Reply::Templates), Vec::new()),
+        Request::CommitLayer {
+            sandbox_id,
+            epoch,
+            layer,
+        } => done(host.commit_layer(&sandbox_id, Epoch(epoch), &layer).await),
+        Request::Layers { names } => (host.layers(names).await.map(Reply::Layers), Vec::new()),
+        Request::Build { build_id } => {
+            let found = host.build(&build_id).await;
+            let found = found.map(|build| Reply::Templates(build.into_iter().collect()));
+            (found, Vec::new())
+        }
+        Request::PutBuild(build) => done(host.put_build(*build).await),
+        Request::DeleteBuild { build_id } => done(host.delete_build(build_id).await),
         Request::Save(_) | Request::DeleteSnapshot { .. } | Request::Snapshots => (
             Err(HostError {
                 kind: HostErrorKind::Unsupported,

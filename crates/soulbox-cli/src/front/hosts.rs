@@ -81,6 +81,7 @@ impl Hosts for RpcHosts {
                 snapshot_id: from.snapshot_id.clone(),
                 memory: from.memory,
             }),
+            layers: Vec::new(),
         });
         let (Reply::Created(created), descriptors) = self.request(request).await? else {
             return Err(unexpected());

@@ -168,6 +168,12 @@ fn time_for(request: &Request) -> (&'static str, Duration) {
         // Gigabytes of memory and of files go to disk.
         Request::Save(_) => ("Save", Duration::from_secs(120)),
         Request::DeleteSnapshot { .. } => ("DeleteSnapshot", Duration::from_secs(30)),
+        // Gigabytes of files go to disk.
+        Request::CommitLayer { .. } => ("CommitLayer", Duration::from_secs(300)),
+        Request::Layers { .. } => ("Layers", Duration::from_secs(10)),
+        Request::Build { .. } => ("Build", Duration::from_secs(10)),
+        Request::PutBuild(_) => ("PutBuild", Duration::from_secs(10)),
+        Request::DeleteBuild { .. } => ("DeleteBuild", Duration::from_secs(10)),
         Request::Snapshots => ("Snapshots", Duration::from_secs(10)),
     }
 }

@@ -443,3 +443,95 @@ async fn processes_that_do_not_end_are_reported_and_keep_their_slot() {
     assert_eq!(host.stop().await, 0);
     assert_eq!(world.objects(), Objects::default());
 }
+
+fn layer(letter: char) -> String {
+    letter.to_string().repeat(64)
+}
+
+#[tokio::test]
+async fn a_step_of_a_build_begins_from_its_layers_and_is_in_no_list() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 1, 0).await;
+    world
+        .until("one is in stock", |objects| objects.booted.len() == 1)
+        .await;
+    let mut step = request("step");
+    step.layers = vec![layer('a'), layer('b')];
+    host.create(step).await.expect("created");
+    let paths =
+        ["a", "b"].map(|it| std::path::PathBuf::from(format!("/pool/layers/{}", it.repeat(64))));
+    assert_eq!(world.booted_on(), paths, "not what is kept in stock");
+    assert!(host.list().is_empty());
+    assert!(host.usage().await.expect("usage").is_empty());
+
+    host.commit_layer("step", Epoch(1), &layer('c'))
+        .await
+        .expect("layer");
+    assert_eq!(world.layers(), [layer('c')]);
+    let old = host.commit_layer("step", Epoch(0), &layer('d')).await;
+    assert_eq!(old.expect_err("stale").kind, HostErrorKind::StaleEpoch);
+    let none = host.commit_layer("nobody", Epoch(1), &layer('d')).await;
+    assert_eq!(none.expect_err("none").kind, HostErrorKind::NotFound);
+    let bad = host.commit_layer("step", Epoch(1), "../../etc").await;
+    assert_eq!(bad.expect_err("no digest").kind, HostErrorKind::Failed);
+    assert_eq!(world.layers(), [layer('c')]);
+
+    // The next agent knows it too, as what it is.
+    drop(host.stop().await);
+    let host = world.start(data.path(), 0, 0).await;
+    assert!(host.list().is_empty());
+    host.kill("step", Epoch(1)).await.expect("ended");
+    world
+        .until("nothing is left", |objects| *objects == Objects::default())
+        .await;
+    // And all of them end with the rest.
+    let mut step = request("another");
+    step.layers = vec![layer('a')];
+    host.create(step).await.expect("created");
+    host.kill_all().await;
+    world
+        .until("nothing is left", |objects| *objects == Objects::default())
+        .await;
+}
+
+#[tokio::test]
+async fn layers_that_are_none_are_refused() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    for layers in [vec!["../x".to_owned()], vec![layer('a'); 401]] {
+        let mut step = request("step");
+        step.layers = layers;
+        let error = host.create(step).await.map(drop).expect_err("refused");
+        assert_eq!(error.kind, HostErrorKind::Failed);
+    }
+    assert_eq!(world.objects(), Objects::default());
+}
+
+#[tokio::test]
+async fn a_build_without_a_name_can_be_started() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    let mut build = host.templates().await.expect("templates").remove(0);
+    build.build_id = "build-2".to_owned();
+    build.layers.push(layer('b'));
+    let mut wanted = request("one");
+    wanted.build_id.clone_from(&build.build_id);
+    let early = host.create(wanted).await.map(drop);
+    let kind = early.expect_err("not there").kind;
+    assert_eq!(kind, HostErrorKind::TemplateMissing);
+
+    host.put_build(build.clone()).await.expect("kept");
+    assert_eq!(host.build("build-2").await.expect("read"), Some(build));
+    let mut wanted = request("two");
+    wanted.build_id = "build-2".to_owned();
+    host.create(wanted).await.expect("created");
+    assert_eq!(world.booted_on().len(), 2);
+    assert_eq!(host.list().len(), 1);
+    // Names are templates, builds are not.
+    assert_eq!(host.templates().await.expect("templates").len(), 1);
+    host.delete_build("build-2".to_owned()).await.expect("gone");
+    assert_eq!(host.build("build-2").await.expect("read"), None);
+}

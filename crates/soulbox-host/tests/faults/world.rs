@@ -13,8 +13,8 @@ use soulbox_host::runtime::{
 };
 use soulbox_host::{Host, HostSettings, WarmTargets};
 use soulbox_pool::{
-    Backing, Growth, LayerDigest, LayerDraft, Pool, PoolError, PoolInfo, Quota, TemplateManifest,
-    Upper, Usage,
+    Backing, Growth, Inherited, LayerDigest, LayerDraft, Pool, PoolError, PoolInfo, Quota,
+    TemplateManifest, Upper, Usage,
 };
 use soulbox_types::{Egress, Limits, MiB};
 use soulbox_wire::host::Create;
@@ -47,6 +47,11 @@ struct State {
     immortal: bool,
     reserve_reached: bool,
     boot_takes: Duration,
+    builds: Vec<TemplateManifest>,
+    /// Layers that were made of uppers.
+    layers: Vec<String>,
+    /// The layers of the latest boot, lowest first.
+    booted_on: Vec<PathBuf>,
 }
 
 /// The shared state of one fake host; clones are the same host, also for a second agent.
@@ -127,6 +132,14 @@ impl World {
     /// An upper that no record names.
     pub fn forget_upper(&self, name: &str) {
         self.state().objects.uppers.insert(name.to_owned());
+    }
+
+    pub fn layers(&self) -> Vec<String> {
+        self.state().layers.clone()
+    }
+
+    pub fn booted_on(&self) -> Vec<PathBuf> {
+        self.state().booted_on.clone()
     }
 
     pub fn lives(&self) -> BTreeSet<u16> {
@@ -223,6 +236,7 @@ impl Runtime for World {
         let upper = root.upper.file_name().expect("name").to_string_lossy();
         assert!(state.objects.uppers.contains(&*upper), "no upper {upper}");
         state.objects.parked.remove(&slot);
+        state.booted_on.clone_from(&root.layers);
         assert!(state.objects.booted.insert(slot), "slot {slot} is in use");
         state.lives.insert(slot, life);
         state.ends.insert(slot, end);
@@ -413,11 +427,39 @@ impl Pool for FakePool {
             disk_mib: 1024,
             default_user: "user".to_owned(),
             default_workdir: "/home/user".to_owned(),
+            inherited: Inherited::default(),
         }])
     }
 
     fn put_template(&self, _: &TemplateManifest) -> Result<(), PoolError> {
         Err(PoolError::QuotaUnavailable)
+    }
+
+    fn put_build(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {
+        self.0.pool_step("put_build")?;
+        self.0.state().builds.push(manifest.clone());
+        Ok(())
+    }
+
+    fn build(&self, build_id: &str) -> Result<Option<TemplateManifest>, PoolError> {
+        let state = self.0.state();
+        let mut builds = state.builds.iter();
+        Ok(builds.find(|build| build.build_id == build_id).cloned())
+    }
+
+    fn delete_build(&self, build_id: &str) -> Result<(), PoolError> {
+        self.0.pool_step("delete_build")?;
+        let mut state = self.0.state();
+        state.builds.retain(|build| build.build_id != build_id);
+        Ok(())
+    }
+
+    fn commit_upper(&self, upper: &str, digest: &LayerDigest) -> Result<(), PoolError> {
+        self.0.pool_step("commit_upper")?;
+        let mut state = self.0.state();
+        assert!(state.objects.uppers.contains(upper), "no upper {upper}");
+        state.layers.push(digest.as_str().to_owned());
+        Ok(())
     }
 
     fn unmount(&self) -> Result<(), PoolError> {
@@ -439,6 +481,7 @@ pub fn request(sandbox_id: &str) -> Create {
         deadline: now() + 600_000,
         at_deadline: soulbox_wire::host::AtDeadline::Kill,
         snapshot: None,
+        layers: Vec::new(),
     }
 }
 
