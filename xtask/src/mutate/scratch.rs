@@ -172,7 +172,12 @@ impl Scratch {
         let output = output.with_context(|| format!("failed to start `{}`", check.title()))?;
         let said = [&output.stdout[..], &output.stderr[..]].concat();
         let said = String::from_utf8_lossy(&said);
-        let outcome = judge(output.status.code(), failed, check, &said, says);
+        // pytest ends in the same way when a fixture failed, and then the test has tried nothing.
+        let tried = !check.is_attack() || said.contains("\nFAILED ");
+        let outcome = match judge(output.status.code(), failed, check, &said, says) {
+            Ok(Outcome::Noticed) if !tried => Ok(Outcome::OtherReason),
+            other => other,
+        };
         if !matches!(outcome, Ok(Outcome::Noticed)) {
             // Whoever looks for the reason has no other place to find it.
             eprintln!("{said}");
