@@ -16,7 +16,7 @@ use crate::open::{OpenError, Schema};
 use crate::{PostgresStore, SqliteStore};
 
 /// Tables in an order in which they can be filled: what is referred to comes first.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 12] = [
     "teams",
     "api_keys",
     "access_tokens",
@@ -24,7 +24,10 @@ const TABLES: [&str; 9] = [
     "builds",
     "aliases",
     "assignments",
+    "build_details",
+    "build_lines",
     "sandboxes",
+    "snapshots",
     "idempotency_claims",
 ];
 const FORMAT: u64 = 1;
@@ -124,16 +127,20 @@ impl PostgresStore {
         }
         let rows = read_all::<Postgres>(&mut transaction, &Schema::postgres(), from).await?;
         // The rows came with their numbers; the next one has to come after them.
-        transaction
-            .execute(
-                "SELECT setval(pg_get_serial_sequence('assignments', 'assignment_number'), \
-                 coalesce((SELECT max(assignment_number) FROM assignments), 0) + 1, false)",
-            )
-            .await
-            .map_err(|source| BackupError::Restore {
-                action: "set the next number of an assignment",
-                source,
-            })?;
+        for statement in [
+            "SELECT setval(pg_get_serial_sequence('assignments', 'assignment_number'), \
+             coalesce((SELECT max(assignment_number) FROM assignments), 0) + 1, false)",
+            "SELECT setval(pg_get_serial_sequence('build_lines', 'line_number'), \
+             coalesce((SELECT max(line_number) FROM build_lines), 0) + 1, false)",
+        ] {
+            transaction
+                .execute(statement)
+                .await
+                .map_err(|source| BackupError::Restore {
+                    action: "set the next number of rows",
+                    source,
+                })?;
+        }
         transaction.commit().await.map_err(commit)?;
         Ok(rows)
     }

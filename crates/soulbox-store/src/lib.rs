@@ -7,6 +7,7 @@ mod open;
 mod postgres;
 mod rows;
 mod sqlite;
+mod templates;
 
 pub use backup::BackupError;
 pub use open::{Brought, OpenError};

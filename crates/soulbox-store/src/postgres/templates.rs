@@ -16,7 +16,7 @@ pub(super) async fn register(
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO templates (template_id, team_id, public, created_at, updated_at) VALUES ($1, $2, $3, $4, $5) \
-         ON CONFLICT (template_id) DO UPDATE SET updated_at = greatest(templates.updated_at, excluded.updated_at)",
+         ON CONFLICT (template_id) DO UPDATE SET updated_at = greatest(templates.updated_at, excluded.updated_at), deleted_at = NULL",
     )
     .bind(template.template_id.as_str())
     .bind(template.team_id.as_str())
@@ -86,7 +86,7 @@ pub(super) async fn catalog(pool: &PgPool) -> Result<CatalogRows, sqlx::Error> {
     let mut transaction = pool
         .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await?;
-    let templates = sqlx::query("SELECT * FROM templates")
+    let templates = sqlx::query("SELECT * FROM templates WHERE deleted_at IS NULL")
         .fetch_all(&mut *transaction)
         .await?;
     let builds = sqlx::query("SELECT * FROM builds")
