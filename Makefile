@@ -21,7 +21,7 @@ help:
 	@echo 'make check   formatting, lints, tidy, unit tests'
 	@echo 'make test    check, then faults and the official packages against a real server'
 	@echo 'make bench   the table of figures (release build)'
-	@echo 'make soak    10,000,000 simulated schedules, create and kill for SOAK_SECONDS (60), 1,000 sandboxes, 30 crashes, 500 at once, and look for leftovers; the older packages; guards away'
+	@echo 'make soak    what takes too long for test, with a table of outcomes at the end; some of it by PARTS (scripts/soak.sh --list)'
 	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make clean   end all sandboxes of $(SOULBOX_DATA_DIR) and $(TEST_DATA), delete both'
 
@@ -56,7 +56,7 @@ lint: guests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(CI) -- -D warnings
 	cargo xtask tidy
-	@if command -v cargo-deny > /dev/null; then cargo deny --offline check bans licenses sources; \
+	@if command -v cargo-deny > /dev/null; then cargo deny --offline check --hide-inclusion-graph bans licenses sources; \
 	else echo 'note: cargo-deny is not installed, licences and sources are not checked here'; fi
 
 unit: guests criu
@@ -89,16 +89,9 @@ compat: server-under-test clients
 bench: setup
 	@bench/run.sh
 
-soak: setup
-	SOULBOX_SIM_SCHEDULES=10000000 cargo test --release --package soulbox-testkit --test simulation -- --nocapture
-	@tests/mutations/lifecycle.sh
-	@bench/soak.sh
-	SOULBOX_SOAK=10 cargo test $(CI) --package soulbox-envd --test black_box load -- --test-threads 1 --nocapture
-	SOULBOX_BINARY=target/release/soulbox SOULBOX_LEAK_CYCLES=1000 SOULBOX_CRASH_ROUNDS=30 SOULBOX_MANY=500 \
-		.cache/venv-latest/bin/pytest -q -s tests/e2e/test_leaks.py tests/e2e/test_crashes.py tests/e2e/test_many.py
-	SOULBOX_BINARY=target/release/soulbox tests/compat/run.sh --generation old
-	SOULBOX_BINARY=target/release/soulbox tests/vm/run.sh
-	cargo xtask mutate
+# `make soak PARTS='crashes many'` for some of it; scripts/soak.sh --list has the names.
+soak:
+	@scripts/soak.sh $(PARTS)
 
 # Stored inputs are replayed by the unit tests; this looks for new ones. Needs a C++ compiler.
 fuzz:

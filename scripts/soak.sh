@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# All that takes too long for `make test`, one part after the other; a part that fails keeps no other from running. A table of parts,
+# outcomes and times comes last; 1 when a part failed. What each part said is in target/soak/<part>.log as well.
+#
+#   scripts/soak.sh [PART...]   these parts only, in this order [default: all of them]
+#   scripts/soak.sh --list      what there is
+#
+# Parts, with what an idle machine of two cores needs for each (docs/lifecycle.md):
+#
+#   simulation  10,000,000 schedules of the simulated world (SOULBOX_SIM_SCHEDULES, SOULBOX_SIM_FIRST)
+#   mutations   each rule of a sandbox's life broken in turn: the simulation must notice
+#   churn       create, run, kill for SOAK_SECONDS (60), then look for leftovers and growth
+#   daemon      the daemon's load tests, ten times on one daemon (SOULBOX_SOAK)
+#   leaks       1,000 sandboxes, and a host as before (SOULBOX_LEAK_CYCLES)
+#   crashes     30 SIGKILLs of our processes amid a mixed load (SOULBOX_CRASH_ROUNDS)
+#   many        500 sandboxes at once (SOULBOX_MANY)
+#   fronts      300 s of callers that race on two fronts of one database (SOULBOX_RACE_SECONDS)
+#   openapi     schemathesis with 200 examples an operation (SOULBOX_FUZZ_EXAMPLES)
+#   vm          the server on another kernel with cgroup v2 only, emulated
+#   guards      each guard of isolation taken away in turn: a test must notice
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ALL=(simulation mutations churn daemon leaks crashes many fronts openapi vm guards)
+# These run the release server with the base template.
+NEED_SERVER=' churn leaks crashes many fronts openapi vm '
+
+simulation() {
+    SOULBOX_SIM_SCHEDULES=${SOULBOX_SIM_SCHEDULES:-10000000} \
+        cargo test --release --package soulbox-testkit --test simulation -- --nocapture
+}
+mutations() { tests/mutations/lifecycle.sh; }
+churn() { bench/soak.sh; }
+daemon() {
+    cargo xtask guests
+    SOULBOX_SOAK=${SOULBOX_SOAK:-10} cargo test --profile ci --package soulbox-envd --test black_box load -- --test-threads 1 --nocapture
+}
+leaks() { SOULBOX_LEAK_CYCLES=${SOULBOX_LEAK_CYCLES:-1000} end_to_end test_leaks.py; }
+crashes() { SOULBOX_CRASH_ROUNDS=${SOULBOX_CRASH_ROUNDS:-30} end_to_end test_crashes.py; }
+many() { SOULBOX_MANY=${SOULBOX_MANY:-500} end_to_end test_many.py; }
+fronts() { SOULBOX_RACE_SECONDS=${SOULBOX_RACE_SECONDS:-300} end_to_end test_two_fronts.py; }
+openapi() { SOULBOX_FUZZ_EXAMPLES=${SOULBOX_FUZZ_EXAMPLES:-200} end_to_end test_openapi.py; }
+vm() { tests/vm/run.sh; }
+guards() { cargo xtask mutate; }
+
+end_to_end() { .cache/venv-latest/bin/pytest -q -s "tests/e2e/$1"; }
+
+parts=("$@")
+case ${1:-} in
+--list) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit ;;
+'') parts=("${ALL[@]}") ;;
+esac
+for part in "${parts[@]}"; do
+    case " ${ALL[*]} " in
+    *" $part "*) ;;
+    *) printf 'error: there is no part %s\nhint: one of %s\n' "$part" "${ALL[*]}" >&2; exit 2 ;;
+    esac
+done
+
+export SOULBOX_BINARY=${SOULBOX_BINARY:-target/release/soulbox}
+export SOULBOX_DATA_DIR=${SOULBOX_DATA_DIR:-./.data}
+logs=target/soak
+mkdir -p "$logs"
+interrupted=
+trap 'interrupted=1' INT TERM
+failed=0 table=()
+
+# run NAME COMMAND...: its outcome and time become a row. Never called in a condition: there bash would go on after a failed line of a part.
+run() {
+    local name=$1 began=$SECONDS status
+    shift
+    printf '\n==> %s\n' "$name" >&2
+    set +e
+    (set -euo pipefail; "$@") 2>&1 | tee -i "$logs/$name.log"
+    status=${PIPESTATUS[0]}
+    set -e
+    if [ "$interrupted" ]; then outcome=interrupted failed=1
+    elif [ "$status" = 0 ]; then outcome=passed
+    else outcome="FAILED ($status)" failed=1
+    fi
+    table+=("$(printf '%-12s %-14s %6d s' "$name" "$outcome" $((SECONDS - began)))")
+}
+
+server=yes
+for part in "${parts[@]}"; do
+    case $NEED_SERVER in *" $part "*) server=no ;; esac
+done
+# A binary that is named is taken as it is, and so is its data dir.
+if [ "$server" = no ]; then
+    outcome=passed
+    if [ "$SOULBOX_BINARY" = target/release/soulbox ]; then run setup make setup; fi
+    if [ "$outcome" = passed ]; then server=yes; fi
+fi
+for part in "${parts[@]}"; do
+    if [ "$interrupted" ]; then
+        table+=("$(printf '%-12s %s' "$part" 'not begun')")
+        continue
+    fi
+    case $NEED_SERVER$server in
+    *" $part "*no)
+        table+=("$(printf '%-12s %s' "$part" 'not begun: no server')")
+        continue
+        ;;
+    esac
+    run "$part" "$part"
+done
+
+printf '\n'
+printf '%s\n' "${table[@]}"
+exit "$failed"
