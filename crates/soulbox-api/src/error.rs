@@ -1,5 +1,7 @@
 //! [`ApiError`]: status, public text and advice on retrying, and the one place that picks them for the errors of control.
 
+mod templates;
+
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -273,6 +275,37 @@ fn sandbox(error: &SandboxError) -> ApiError {
             StatusCode::CONFLICT,
             format!("Sandbox \"{sandbox_id}\" is being killed"),
         ),
+        SandboxError::AlreadyPaused { sandbox_id } => conflict(format!(
+            "Error pausing sandbox - sandbox '{sandbox_id}' is already paused"
+        )),
+        SandboxError::AlreadyRunning { sandbox_id } => {
+            conflict(format!("Sandbox {sandbox_id} is already running"))
+        }
+        SandboxError::BeingPaused { sandbox_id } => conflict(format!(
+            "Sandbox '{sandbox_id}' cannot be changed while in 'pausing' state"
+        )),
+        SandboxError::IsPaused { sandbox_id } => conflict(format!(
+            "Sandbox '{sandbox_id}' is paused and cannot be forked; resume it first"
+        )),
+        SandboxError::NotSaved(HostFailure::Unsupported(why)) => {
+            ApiError::new(StatusCode::NOT_IMPLEMENTED, why.clone()).code("not_implemented")
+        }
+        SandboxError::NotSaved(HostFailure::CannotSave(why)) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the sandbox cannot be saved and goes on: {why}"),
+        )
+        .code("sandbox_cannot_be_saved"),
+        SandboxError::NotSaved(_) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the sandbox was not saved and goes on",
+        )
+        .code("sandbox_cannot_be_saved"),
+        SandboxError::GuestUnresponsive => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent in the sandbox does not answer; the sandbox goes on",
+        )
+        .code("sandbox_guest_unresponsive"),
+        SandboxError::NotResumed(why) => not_resumed(why),
         SandboxError::TimeoutTooLong { hours } => too_long(*hours),
         SandboxError::LifetimeExceeded => ApiError::bad_request("Max instance length exceeded"),
         SandboxError::TimedOut => ApiError::new(
@@ -286,6 +319,38 @@ fn sandbox(error: &SandboxError) -> ApiError {
         )
         .code("host_failed"),
         SandboxError::Store(_) => ApiError::internal(),
+    }
+}
+
+fn conflict(message: String) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, message)
+}
+
+/// It is paused as before.
+fn not_resumed(error: &CreateError) -> ApiError {
+    match error {
+        CreateError::Host(HostFailure::SnapshotMissing) => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "no host has the snapshot of the sandbox",
+        )
+        .code("sandbox_snapshot_missing"),
+        CreateError::Host(HostFailure::SnapshotRefused(why)) => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the snapshot of the sandbox cannot be used: {why}"),
+        )
+        .code("sandbox_snapshot_refused"),
+        CreateError::Host(HostFailure::Unsupported(why)) => {
+            ApiError::new(StatusCode::NOT_IMPLEMENTED, why.clone()).code("not_implemented")
+        }
+        CreateError::Host(
+            HostFailure::Init(_) | HostFailure::Failed(_) | HostFailure::Unreachable(_),
+        )
+        | CreateError::Ended => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "Failed to resume sandbox, it is paused as before",
+        )
+        .code("sandbox_resume_failed"),
+        other => create(other),
     }
 }
 

@@ -6,7 +6,11 @@ mod keys;
 mod logs;
 mod metrics;
 mod nodes;
+mod pauses;
 mod sandboxes;
+mod template_builds;
+pub(crate) mod template_files;
+mod template_tags;
 mod templates;
 
 use std::sync::Arc;
@@ -34,6 +38,8 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(sandboxes::detail, sandboxes::kill))
         .routes(routes!(sandboxes::connect_v1))
         .routes(routes!(sandboxes::connect_v2))
+        .routes(routes!(pauses::pause))
+        .routes(routes!(pauses::resume))
         .routes(routes!(sandboxes::set_timeout))
         .routes(routes!(sandboxes::refresh))
         .routes(routes!(sandboxes::set_network))
@@ -43,9 +49,30 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(metrics::of_sandbox))
         .routes(routes!(metrics::of_team))
         .routes(routes!(metrics::max_of_team))
-        .routes(routes!(templates::list_all))
-        .routes(routes!(templates::list))
-        .routes(routes!(templates::detail))
+        .routes(routes!(templates::list_all, template_builds::old_request))
+        .routes(routes!(templates::list, template_builds::request_v2))
+        .routes(routes!(
+            templates::detail,
+            templates::delete,
+            templates::update_v1,
+            template_builds::old_rebuild
+        ))
+        .routes(routes!(templates::update))
+        .routes(routes!(templates::defaults))
+        .routes(routes!(template_builds::request))
+        .routes(routes!(template_builds::start))
+        .routes(routes!(template_builds::old_start))
+        .routes(routes!(template_builds::status))
+        .routes(routes!(template_builds::logs))
+        .routes(routes!(template_builds::cancel_all))
+        .routes(routes!(template_files::link))
+        .routes(routes!(template_files::upload))
+        .routes(routes!(template_tags::assign, template_tags::remove))
+        .routes(routes!(template_tags::list))
+        .routes(routes!(template_tags::count))
+        .routes(routes!(template_tags::exists))
+        .routes(routes!(template_tags::groups))
+        .routes(routes!(template_tags::assignments))
         .routes(routes!(templates::by_alias))
         .routes(routes!(keys::list, keys::create))
         .routes(routes!(keys::rename, keys::delete))
@@ -94,67 +121,12 @@ const DELETE: HttpMethod = HttpMethod::Delete;
 
 /// Routes that E2B has and this server does not have yet.
 const NOT_YET: &[(HttpMethod, &str, Scheme)] = &[
-    (POST, "/sandboxes/{sandbox_id}/pause", Scheme::Customer),
-    (POST, "/sandboxes/{sandbox_id}/resume", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/fork", Scheme::Customer),
     (POST, "/sandboxes/{sandbox_id}/snapshots", Scheme::Customer),
     (GET, "/snapshots", Scheme::Customer),
-    (POST, "/v3/templates", Scheme::Customer),
-    (POST, "/v2/templates", Scheme::Customer),
-    (POST, "/templates", Scheme::AccessToken),
-    (POST, "/templates/{template_id}", Scheme::AccessToken),
-    (
-        POST,
-        "/templates/{template_id}/builds/{build_id}",
-        Scheme::AccessToken,
-    ),
-    (DELETE, "/templates/{template_id}", Scheme::Customer),
-    (PATCH, "/templates/{template_id}", Scheme::Customer),
-    (PATCH, "/v2/templates/{template_id}", Scheme::Customer),
-    (
-        GET,
-        "/templates/{template_id}/files/{hash}",
-        Scheme::Customer,
-    ),
-    (
-        POST,
-        "/v2/templates/{template_id}/builds/{build_id}",
-        Scheme::Customer,
-    ),
-    (
-        GET,
-        "/templates/{template_id}/builds/{build_id}/status",
-        Scheme::Customer,
-    ),
-    (
-        GET,
-        "/templates/{template_id}/builds/{build_id}/logs",
-        Scheme::Customer,
-    ),
-    (POST, "/templates/tags", Scheme::Customer),
-    (DELETE, "/templates/tags", Scheme::Customer),
-    (GET, "/templates/{template_id}/tags", Scheme::Customer),
-    (GET, "/templates/{template_id}/tags/count", Scheme::Customer),
-    (
-        GET,
-        "/templates/{template_id}/tags/exists",
-        Scheme::Customer,
-    ),
-    (
-        GET,
-        "/templates/{template_id}/tags/groups",
-        Scheme::Customer,
-    ),
-    (
-        GET,
-        "/templates/{template_id}/tags/{tag}/assignments",
-        Scheme::Customer,
-    ),
-    (GET, "/default-templates", Scheme::Customer),
     (GET, "/teams", Scheme::AccessToken),
     (POST, "/access-tokens", Scheme::KeyOwner),
     (DELETE, "/access-tokens/{access_token_id}", Scheme::KeyOwner),
-    (POST, "/admin/teams/{team_id}/builds/cancel", Scheme::Admin),
     (GET, "/volumes", Scheme::Customer),
     (POST, "/volumes", Scheme::Customer),
     (GET, "/volumes/{volume_id}", Scheme::Customer),

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use soulbox_control::{
-    BuildRow, BuildStatus, LimitOverrides, Network, SandboxSpec, SandboxView, TemplateView,
+    AtDeadline, BuildRow, BuildStatus, Lifecycle, LimitOverrides, Network, SandboxSpec,
+    SandboxView, TemplateView,
 };
-use soulbox_types::{HttpsPorts, Inbound, UnixMillis};
+use soulbox_types::{HttpsPorts, Inbound, SandboxState, UnixMillis};
 use soulbox_wire::rest;
 
 use crate::error::ApiError;
@@ -45,6 +46,7 @@ pub(crate) fn spec(
         body.timeout.unwrap_or(generation.default_timeout()),
     )?;
     let template = template.parse()?;
+    let lifecycle = lifecycle(&body)?;
     refuse_unsupported(&body)?;
     let env = body.env_vars.unwrap_or_default();
     check_env(&env)?;
@@ -68,15 +70,19 @@ pub(crate) fn spec(
             memory_mib: body.memory_mb,
             disk_mib: body.disk_size_mb,
         },
+        lifecycle,
         idempotency: None,
     })
 }
 
-/// Fields that mean something and would be ignored otherwise.
-fn refuse_unsupported(body: &rest::NewSandbox) -> Result<(), ApiError> {
+/// Without a timeout of its own a sandbox that traffic resumes lives for so long, and never for less.
+const LEAST_AUTO_RESUME: u64 = 300_000;
+
+fn lifecycle(body: &rest::NewSandbox) -> Result<Lifecycle, ApiError> {
     let auto_pause = body.auto_pause == Some(true);
     let auto_resume = body.auto_resume.as_ref().is_some_and(|it| it.enabled);
-    if body.auto_pause_memory == Some(false) {
+    let memory = body.auto_pause_memory != Some(false);
+    if !memory {
         if !auto_pause {
             return Err(ApiError::bad_request(
                 "autoPauseMemory=false only applies when autoPause is true.",
@@ -88,11 +94,21 @@ fn refuse_unsupported(body: &rest::NewSandbox) -> Result<(), ApiError> {
             ));
         }
     }
-    let field = if auto_pause {
-        "autoPause"
-    } else if auto_resume {
-        "autoResume"
-    } else if body.mcp.is_some() {
+    let asked = body.timeout.and_then(|seconds| u64::try_from(seconds).ok());
+    let lives = asked.map_or(0, |seconds| seconds.saturating_mul(1000));
+    Ok(Lifecycle {
+        at_deadline: if auto_pause {
+            AtDeadline::Pause { memory }
+        } else {
+            AtDeadline::Kill
+        },
+        auto_resume: auto_resume.then(|| lives.max(LEAST_AUTO_RESUME)),
+    })
+}
+
+/// Fields that mean something and would be ignored otherwise.
+fn refuse_unsupported(body: &rest::NewSandbox) -> Result<(), ApiError> {
+    let field = if body.mcp.is_some() {
         "mcp"
     } else if body
         .iam
@@ -220,21 +236,38 @@ pub(crate) fn sandbox(view: &SandboxView, domain: Option<&String>) -> rest::Sand
     }
 }
 
+/// What is on the way to a pause counts as paused, and until it answers so does what is resumed.
+fn state(view: &SandboxView) -> rest::SandboxState {
+    match view.progress.state {
+        SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming => {
+            rest::SandboxState::Paused
+        }
+        SandboxState::Creating
+        | SandboxState::Running
+        | SandboxState::Killing
+        | SandboxState::Dead => rest::SandboxState::Running,
+    }
+}
+
 /// An item of a list.
 pub(crate) fn listed(view: &SandboxView) -> rest::ListedSandbox {
     let (row, progress) = (&view.row, &view.progress);
+    let state = state(view);
     rest::ListedSandbox {
         template_id: row.template_id.to_string(),
         sandbox_id: row.sandbox_id.to_string(),
         alias: row.alias.clone(),
         client_id: CLIENT_ID.to_owned(),
         started_at: time::format(progress.started_at.unwrap_or(row.created_at)),
-        end_at: time::format(progress.deadline),
+        end_at: time::format(match (state, progress.pause) {
+            (rest::SandboxState::Paused, Some(pause)) => pause.at,
+            _ => progress.deadline,
+        }),
         cpu_count: row.limits.cpu.cpus(),
         memory_mb: row.limits.memory.0,
         disk_size_mb: row.limits.disk.0,
         metadata: row.metadata.clone(),
-        state: rest::SandboxState::Running,
+        state,
         envd_version: row.envd_version.clone(),
         volume_mounts: Vec::new(),
     }
@@ -245,12 +278,22 @@ pub(crate) fn detail(view: &SandboxView, domain: Option<&String>) -> rest::Sandb
     rest::SandboxDetail {
         listed: listed(view),
         envd_access_token: view.access_token.clone(),
-        domain: domain.cloned(),
+        domain: domain
+            .filter(|_| state(view) == rest::SandboxState::Running)
+            .cloned(),
+        pause_mode: match (view.progress.state, view.progress.pause) {
+            (SandboxState::Paused, Some(pause)) if pause.memory => Some(rest::PauseMode::Full),
+            (SandboxState::Paused, Some(_)) => Some(rest::PauseMode::Filesystem),
+            _ => None,
+        },
         allow_internet_access: view.row.network.internet_access(),
         network: network_view(view),
         lifecycle: rest::Lifecycle {
-            auto_resume: false,
-            on_timeout: rest::OnTimeout::Kill,
+            auto_resume: view.row.lifecycle.auto_resume.is_some(),
+            on_timeout: match view.row.lifecycle.at_deadline {
+                AtDeadline::Kill => rest::OnTimeout::Kill,
+                AtDeadline::Pause { .. } => rest::OnTimeout::Pause,
+            },
         },
     }
 }
@@ -318,7 +361,7 @@ pub(crate) fn build_cursor(row: &BuildRow) -> (UnixMillis, String) {
     (row.created_at, row.build_id.to_string())
 }
 
-fn status(status: BuildStatus) -> rest::BuildStatus {
+pub(crate) fn status(status: BuildStatus) -> rest::BuildStatus {
     match status {
         BuildStatus::Waiting => rest::BuildStatus::Waiting,
         BuildStatus::Building => rest::BuildStatus::Building,

@@ -277,14 +277,22 @@ fn control_settings(settings: &FrontSettings) -> anyhow::Result<ControlSettings>
 /// Hands the host's events on until the RPC ends.
 async fn forward(mut events: mpsc::Receiver<Event>, control: &Control, ingress: &Ingress) {
     while let Some(event) = events.recv().await {
-        let Event::Exited {
-            sandbox_id,
-            epoch,
-            cause,
-        } = event
-        else {
-            warn!("the host tells of a pause, which this build does not know");
-            continue;
+        let (sandbox_id, epoch, cause) = match event {
+            Event::Exited {
+                sandbox_id,
+                epoch,
+                cause,
+            } => (sandbox_id, epoch, cause),
+            Event::Paused(saved) => {
+                match hosts::snapshot(saved) {
+                    Ok(snapshot) => {
+                        ingress.forget(&snapshot.sandbox_id);
+                        control.host_event(HostEvent::Paused(snapshot)).await;
+                    }
+                    Err(error) => warn!(%error, "an event of the host is malformed"),
+                }
+                continue;
+            }
         };
         let Ok(sandbox_id) = sandbox_id.parse() else {
             warn!("an event of the host has a malformed sandbox ID");

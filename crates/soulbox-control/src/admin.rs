@@ -62,9 +62,10 @@ impl Control {
         for handle in self.registry().all() {
             match handle.state() {
                 SandboxState::Creating => counts[0].1 += 1,
-                SandboxState::Running => counts[1].1 += 1,
+                SandboxState::Resuming => counts[0].1 += 1,
+                SandboxState::Running | SandboxState::Pausing => counts[1].1 += 1,
                 SandboxState::Killing => counts[2].1 += 1,
-                SandboxState::Dead => {}
+                SandboxState::Paused | SandboxState::Dead => {}
             }
         }
         counts

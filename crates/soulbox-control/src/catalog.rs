@@ -6,7 +6,7 @@ use std::sync::Arc;
 use soulbox_types::{BuildId, TemplateId};
 
 use crate::spec::TemplateReference;
-use crate::store::{BuildRow, BuildStatus, CatalogRows, TeamRow, TemplateRow};
+use crate::store::{AssignmentRow, BuildRow, BuildStatus, CatalogRows, TeamRow, TemplateRow};
 
 const DEFAULT_TAG: &str = "default";
 
@@ -49,7 +49,10 @@ pub(crate) struct Catalog {
     templates: HashMap<TemplateId, Arc<TemplateRow>>,
     builds: HashMap<BuildId, Arc<BuildRow>>,
     by_alias: HashMap<(String, String), TemplateId>,
+    /// The build of each tag: that of the newest assignment whose build is ready.
     tags: HashMap<(TemplateId, String), BuildId>,
+    /// Every assignment of a ready build, oldest first.
+    history: HashMap<TemplateId, Vec<Arc<AssignmentRow>>>,
 }
 
 impl Catalog {
@@ -70,12 +73,22 @@ impl Catalog {
                 .by_alias
                 .insert((alias.namespace, alias.alias), alias.template_id);
         }
-        // Oldest first, so the newest assignment of a tag stays.
+        // Oldest first, so the newest assignment of a tag stays. A build that is not ready does not take the tag from one that is.
         for assignment in rows.assignments {
-            catalog.tags.insert(
-                (assignment.template_id, assignment.tag),
-                assignment.build_id,
-            );
+            let ready = catalog
+                .builds
+                .get(&assignment.build_id)
+                .is_some_and(|build| build.status == BuildStatus::Ready);
+            if !ready {
+                continue;
+            }
+            let key = (assignment.template_id.clone(), assignment.tag.clone());
+            catalog.tags.insert(key, assignment.build_id.clone());
+            catalog
+                .history
+                .entry(assignment.template_id.clone())
+                .or_default()
+                .push(Arc::new(assignment));
         }
         catalog
     }
@@ -156,9 +169,77 @@ impl Catalog {
         views
     }
 
+    /// A template of the team by name or ID: a foreign one by its ID is told from none, one by its name is not.
+    pub(crate) fn owned(
+        &self,
+        team: &TeamRow,
+        reference: &TemplateReference,
+    ) -> Result<Arc<TemplateRow>, ResolveError> {
+        let shown = || reference.to_string();
+        match self.find(team, reference) {
+            Some((template, _)) if template.team_id == team.team_id => Ok(template),
+            Some((_, None)) => Err(ResolveError::Foreign { reference: shown() }),
+            Some((_, Some(_))) | None => Err(ResolveError::NoTemplate { reference: shown() }),
+        }
+    }
+
+    /// A template of the team as its owner sees it.
+    pub(crate) fn view_of(&self, id: &TemplateId) -> Option<TemplateView> {
+        self.templates.get(id).map(|template| self.view(template))
+    }
+
+    /// The templates that have a global name and that the team may use, by ID.
+    pub(crate) fn global(&self, team: &TeamRow) -> Vec<TemplateView> {
+        let mut ids: Vec<_> = self
+            .by_alias
+            .iter()
+            .filter(|((namespace, _), _)| namespace.is_empty())
+            .map(|(_, id)| id)
+            .collect();
+        ids.sort();
+        ids.dedup();
+        ids.into_iter()
+            .filter_map(|id| self.templates.get(id))
+            .filter(|template| visible(template, team))
+            .map(|template| self.view(template))
+            .collect()
+    }
+
+    /// A build in any state.
+    pub(crate) fn build(&self, id: &BuildId) -> Option<Arc<BuildRow>> {
+        self.builds.get(id).cloned()
+    }
+
+    /// The template of a build.
+    pub(crate) fn template_of(&self, build: &BuildRow) -> Option<Arc<TemplateRow>> {
+        self.templates.get(&build.template_id).cloned()
+    }
+
+    /// The build that a tag of a template holds, which may be a build's ID instead.
+    pub(crate) fn tagged_build(
+        &self,
+        template: &TemplateRow,
+        reference: &TemplateReference,
+    ) -> Result<Arc<BuildRow>, ResolveError> {
+        self.tagged(template, reference)
+    }
+
+    /// Every assignment of ready builds of a template, oldest first.
+    pub(crate) fn history(&self, id: &TemplateId) -> &[Arc<AssignmentRow>] {
+        self.history.get(id).map_or(&[], Vec::as_slice)
+    }
+
     /// The build tagged `default` of a template.
     pub(crate) fn default_build(&self, id: &TemplateId) -> Option<&BuildId> {
         self.tags.get(&(id.clone(), DEFAULT_TAG.to_owned()))
+    }
+
+    /// User and folder of programs in sandboxes of a build, as templates have them when the build is not there any more.
+    pub(crate) fn defaults_of(&self, id: &BuildId) -> (String, String) {
+        match self.builds.get(id) {
+            Some(build) => (build.default_user.clone(), build.default_workdir.clone()),
+            None => ("user".to_owned(), "/home/user".to_owned()),
+        }
     }
 
     fn find(

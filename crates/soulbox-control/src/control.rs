@@ -1,6 +1,6 @@
 //! [`Control`]: what the API, the ingress and the front's start call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -9,18 +9,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{AuthError, Credential, Keyring};
+use crate::building::Building;
 use crate::builds::{Builder, BuilderSlot};
 use crate::catalog::{Catalog, ResolveError, TemplateView};
 use crate::clock;
 use crate::error::SandboxError;
-use crate::hosts::Hosts;
+use crate::hosts::{HostSnapshot, Hosts};
 use crate::lifecycle::{Effect, Event, Machine};
 use crate::list::{self, Cursor, ListQuery, Order, Page};
 use crate::live::{LiveSandbox, Traffic};
 use crate::logs::{LogLevel, Logs};
 use crate::metrics::Metrics;
 use crate::owner::{Creation, Ends, INBOX, Owner, Request, Surroundings};
-use crate::ownership::DeadlineChange;
+use crate::ownership::{DeadlineChange, pause_of};
 use crate::registry::{Handle, Registry};
 use crate::settings::ControlSettings;
 use crate::spec::TemplateReference;
@@ -29,8 +30,6 @@ use crate::token::TokenMint;
 
 /// A refresh gives at least this.
 const SHORTEST_REFRESH: Duration = Duration::from_secs(15);
-/// How long callers wait for a kill; it stays under way after that.
-const KILL_ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// The deciding half of a SoulBox server. Clones share everything.
 #[derive(Clone)]
@@ -46,6 +45,9 @@ pub(crate) struct Shared {
     pub(crate) spawns: Mutex<HashMap<TemplateId, Spawns>>,
     pub(crate) metrics: Metrics,
     pub(crate) builder: BuilderSlot,
+    pub(crate) building: Building,
+    /// Templates that hosts list as their own.
+    pub(crate) installed: RwLock<HashSet<TemplateId>>,
     /// Serialises readings of the hosts' templates, and says when the last one was.
     pub(crate) refreshed: tokio::sync::Mutex<Option<tokio::time::Instant>>,
 }
@@ -68,6 +70,25 @@ pub enum HostEvent {
         epoch: Epoch,
         cause: DeathCause,
     },
+    /// At its deadline a sandbox was paused by the host itself.
+    Paused(HostSnapshot),
+}
+
+/// What a connect came to.
+#[derive(Debug, Clone)]
+pub enum Connected {
+    /// It was running.
+    Running(SandboxView),
+    Resumed(SandboxView),
+}
+
+/// A pause as somebody wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PauseWish {
+    /// Processes and memory too, not only what is on disk.
+    pub memory: bool,
+    /// Refused when the agent inside does not answer.
+    pub healthy_guest: bool,
 }
 
 impl Control {
@@ -92,6 +113,8 @@ impl Control {
                 spawns: Mutex::default(),
                 metrics: Metrics::default(),
                 builder: BuilderSlot::default(),
+                building: Building::default(),
+                installed: RwLock::default(),
                 refreshed: tokio::sync::Mutex::default(),
             }),
         }
@@ -145,84 +168,29 @@ impl Control {
 
     /// Tells the owner what happened to its sandbox. Events of sandboxes without an owner are of the past.
     pub async fn host_event(&self, event: HostEvent) {
-        let HostEvent::Exited {
-            sandbox_id,
-            epoch,
-            cause,
-        } = event;
+        let (sandbox_id, event) = match event {
+            HostEvent::Exited {
+                sandbox_id,
+                epoch,
+                cause,
+            } => {
+                tracing::info!(%sandbox_id, epoch = epoch.0, %cause, "the host told of an end");
+                (sandbox_id, Event::Exited { cause })
+            }
+            HostEvent::Paused(snapshot) => {
+                let Some(pause) = pause_of(&snapshot) else {
+                    tracing::warn!(sandbox_id = %snapshot.sandbox_id, snapshot_id = snapshot.snapshot_id, "the host told of a pause of an unknown name");
+                    return;
+                };
+                tracing::info!(sandbox_id = %snapshot.sandbox_id, epoch = snapshot.epoch.0, "the host paused a sandbox at its deadline");
+                (snapshot.sandbox_id, Event::Paused { pause })
+            }
+        };
         let Some(handle) = self.registry().get(&sandbox_id) else {
             return;
         };
-        tracing::info!(%sandbox_id, epoch = epoch.0, %cause, "the host told of an end");
         // An owner that has gone needs no event.
-        drop(
-            handle
-                .requests
-                .send(Request::Ended(Event::Exited { cause }))
-                .await,
-        );
-    }
-
-    /// The running sandbox, its deadline extended to `timeout` from now if that is later.
-    ///
-    /// # Errors
-    /// The timeout is longer than may be, whether or not the sandbox exists; the sandbox does not run.
-    pub async fn connect(
-        &self,
-        team: &TeamRow,
-        id: &SandboxId,
-        timeout: Duration,
-    ) -> Result<SandboxView, SandboxError> {
-        let hours = self.max_hours(team);
-        if timeout > longest(hours) {
-            return Err(SandboxError::TimeoutTooLong { hours });
-        }
-        self.catch_up(id).await?;
-        let handle = self.handle(team, id)?;
-        match handle.state() {
-            SandboxState::Running => {}
-            SandboxState::Killing => {
-                return Err(SandboxError::BeingKilled {
-                    sandbox_id: id.clone(),
-                });
-            }
-            SandboxState::Creating | SandboxState::Dead => return Err(missing(id)),
-        }
-        let deadline = self.clamp(team, &handle, timeout);
-        self.move_deadline(&handle, DeadlineChange::Extend(deadline))
-            .await?;
-        let progress = *handle.progress.borrow();
-        Ok(self.view(handle.row, progress))
-    }
-
-    /// Ends a sandbox; returns when no process of it is left. Kills at the same time join.
-    ///
-    /// # Errors
-    /// [`SandboxError::NotFound`]; [`SandboxError::TimedOut`] leaves the kill under way.
-    pub async fn kill(&self, team: &TeamRow, id: &SandboxId) -> Result<(), SandboxError> {
-        self.catch_up(id).await?;
-        let handle = self.handle(team, id)?;
-        // Its owner may still be writing that it is over.
-        if handle.state() == SandboxState::Dead {
-            return Err(missing(id));
-        }
-        self.last_words(id).await;
-        let (reply, done) = oneshot::channel();
-        let request = Request::Kill {
-            cause: DeathCause::Killed,
-            reply,
-        };
-        let killed = async {
-            handle
-                .requests
-                .send(request)
-                .await
-                .map_err(|_| missing(id))?;
-            done.await.map_err(|_| missing(id))
-        };
-        tokio::time::timeout(KILL_ANSWER_WITHIN, killed)
-            .await
-            .map_err(|_| SandboxError::TimedOut)?
+        drop(handle.requests.send(Request::Ended(event)).await);
     }
 
     /// Moves the deadline to `timeout` from now, at most to the longest life that the team's sandboxes may have.
@@ -270,7 +238,7 @@ impl Control {
             .await
     }
 
-    /// A running sandbox.
+    /// A sandbox that runs or is paused.
     ///
     /// # Errors
     /// [`SandboxError::NotFound`].
@@ -280,9 +248,27 @@ impl Control {
         id: &SandboxId,
     ) -> Result<SandboxView, SandboxError> {
         self.catch_up(id).await?;
-        let handle = self.running(team, id)?;
-        let progress = *handle.progress.borrow();
-        Ok(self.view(handle.row, progress))
+        let (row, progress) = match self.handle(team, id) {
+            Ok(handle) => {
+                let progress = *handle.progress.borrow();
+                (handle.row, progress)
+            }
+            // At rest, so that nobody owns it.
+            Err(missing) => match self.store().sandbox(id).await? {
+                Some(row) if row.team_id == team.team_id => {
+                    let progress = row.progress;
+                    (Arc::new(row), progress)
+                }
+                _ => return Err(missing),
+            },
+        };
+        match progress.state {
+            SandboxState::Running
+            | SandboxState::Pausing
+            | SandboxState::Paused
+            | SandboxState::Resuming => Ok(self.view(row, progress)),
+            SandboxState::Creating | SandboxState::Killing | SandboxState::Dead => Err(missing(id)),
+        }
     }
 
     /// Sandboxes of the team. A template that means nothing matches nothing.
@@ -343,6 +329,12 @@ impl Control {
         self.catalog().own(team, id)
     }
 
+    /// The templates that come with the installation, or were published under a global name.
+    #[must_use]
+    pub fn default_templates(&self, team: &TeamRow) -> Vec<TemplateView> {
+        self.catalog().global(team)
+    }
+
     /// The template of an alias.
     ///
     /// # Errors
@@ -364,6 +356,7 @@ impl Control {
     /// Lets go of the sandboxes, which go on, and returns when every owner has; at most `within`.
     pub async fn stop(&self, within: Duration) {
         self.registry().stopping().cancel();
+        self.stop_builds(within).await;
         self.registry().owners().close();
         if tokio::time::timeout(within, self.registry().owners().wait())
             .await
@@ -382,6 +375,7 @@ impl Control {
         first: Vec<Effect>,
         creation: Option<Creation>,
     ) {
+        let machine = machine.ending_by(row.lifecycle.at_deadline);
         let (requests, inbox) = mpsc::channel(INBOX);
         let (progress, progress_out) = watch::channel(machine.progress());
         let (state, state_out) = watch::channel(machine.state());
@@ -390,7 +384,7 @@ impl Control {
             None => Traffic::Public,
         };
         self.shared.around.logs.open(&row);
-        if creation.is_none() {
+        if creation.is_none() && machine.state() != SandboxState::Paused {
             let message = "sandbox adopted by this server";
             self.log(&row.sandbox_id, message, []);
         }
@@ -453,6 +447,14 @@ impl Control {
         &*self.shared.around.hosts
     }
 
+    /// Whether a host has the template by itself.
+    pub(crate) fn is_installed(&self, id: &TemplateId) -> bool {
+        let installed = self.shared.installed.read();
+        installed
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(id)
+    }
+
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
         self.shared
             .catalog
@@ -489,7 +491,7 @@ impl Control {
         (!row.public_traffic).then(|| self.shared.mint.traffic(&row.sandbox_id))
     }
 
-    fn handle(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
+    pub(crate) fn handle(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
         let handle = self.registry().get(id).ok_or(missing(id))?;
         if handle.row.team_id == team.team_id {
             Ok(handle)
@@ -512,7 +514,7 @@ impl Control {
             .unwrap_or(self.settings().max_sandbox_hours)
     }
 
-    fn clamp(&self, team: &TeamRow, handle: &Handle, timeout: Duration) -> UnixMillis {
+    pub(crate) fn clamp(&self, team: &TeamRow, handle: &Handle, timeout: Duration) -> UnixMillis {
         let started_at = handle
             .progress
             .borrow()
@@ -522,7 +524,7 @@ impl Control {
         clock::now().plus_millis(clock::millis(timeout)).min(last)
     }
 
-    async fn move_deadline(
+    pub(crate) async fn move_deadline(
         &self,
         handle: &Handle,
         change: DeadlineChange,

@@ -10,7 +10,7 @@ use crate::catalog::{ResolveError, Resolved};
 use crate::clock;
 use crate::control::{Control, SandboxView, longest};
 use crate::error::{CreateError, LimitError};
-use crate::hosts::{AtDeadline, HostCreate};
+use crate::hosts::HostCreate;
 use crate::lifecycle::Machine;
 use crate::owner::{Creation, Refusal};
 use crate::random;
@@ -55,6 +55,7 @@ impl Control {
             team_id: team.team_id.clone(),
             template_id: resolved.template.template_id.clone(),
             build_id: resolved.build.build_id.clone(),
+            host_build_id: resolved.build.build_id.clone(),
             alias: resolved.alias.clone(),
             limits,
             network: spec.network,
@@ -63,6 +64,7 @@ impl Control {
             inbound: Arc::new(spec.inbound),
             envd_version: resolved.build.envd_version.clone(),
             created_at: now,
+            lifecycle: spec.lifecycle,
             progress: machine.progress(),
             metadata: spec.metadata,
         });
@@ -70,7 +72,7 @@ impl Control {
             sandbox_id: row.sandbox_id.clone(),
             epoch: machine.epoch,
             template_id: row.template_id.clone(),
-            build_id: row.build_id.clone(),
+            build_id: row.host_build_id.clone(),
             limits,
             egress: row.network.egress(),
             deadline: machine.deadline,
@@ -78,7 +80,7 @@ impl Control {
             env: spec.env,
             default_user: resolved.build.default_user.clone(),
             default_workdir: resolved.build.default_workdir.clone(),
-            at_deadline: AtDeadline::Kill,
+            at_deadline: row.lifecycle.at_deadline,
             snapshot: None,
         };
         let (reply, created) = oneshot::channel();
@@ -126,7 +128,7 @@ impl Control {
         }
     }
 
-    async fn resolve(
+    pub(crate) async fn resolve(
         &self,
         team: &TeamRow,
         reference: &TemplateReference,
@@ -158,12 +160,8 @@ impl Control {
             .map_or(row.progress, |handle| *handle.progress.borrow());
         match (progress.state, progress.started_at) {
             (SandboxState::Creating, _) => Err(CreateError::IdempotencyInProgress),
-            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, Some(_)) => {
-                Ok(self.view(Arc::new(*row), progress))
-            }
-            (SandboxState::Running | SandboxState::Killing | SandboxState::Dead, None) => {
-                Err(CreateError::IdempotencyOutcomeUnknown)
-            }
+            (_, Some(_)) => Ok(self.view(Arc::new(*row), progress)),
+            (_, None) => Err(CreateError::IdempotencyOutcomeUnknown),
         }
     }
 
@@ -187,7 +185,7 @@ impl Control {
 }
 
 /// The template's limits with what the create wants otherwise.
-fn apply(
+pub(crate) fn apply(
     mut limits: Limits,
     overrides: LimitOverrides,
     settings: &ControlSettings,

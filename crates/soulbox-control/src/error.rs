@@ -74,6 +74,23 @@ pub enum SandboxError {
     LifetimeExceeded,
     #[error("the host failed")]
     Host(#[source] HostFailure),
+    #[error("sandbox {sandbox_id} is paused already")]
+    AlreadyPaused { sandbox_id: SandboxId },
+    #[error("sandbox {sandbox_id} runs already")]
+    AlreadyRunning { sandbox_id: SandboxId },
+    #[error("sandbox {sandbox_id} is being paused")]
+    BeingPaused { sandbox_id: SandboxId },
+    #[error("sandbox {sandbox_id} is paused")]
+    IsPaused { sandbox_id: SandboxId },
+    /// It goes on.
+    #[error("the sandbox was not saved")]
+    NotSaved(#[source] HostFailure),
+    /// It goes on.
+    #[error("the agent in the sandbox does not answer")]
+    GuestUnresponsive,
+    /// It is paused as before.
+    #[error("the sandbox was not resumed")]
+    NotResumed(#[source] Box<CreateError>),
     /// The command stays under way.
     #[error("the host has not confirmed in time")]
     TimedOut,

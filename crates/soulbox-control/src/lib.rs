@@ -8,6 +8,7 @@
 mod admin;
 mod archives;
 mod auth;
+mod building;
 mod builds;
 mod catalog;
 pub mod clock;
@@ -24,6 +25,7 @@ mod metrics;
 mod network;
 mod nodes;
 mod owner;
+mod pauses;
 pub mod ownership;
 mod random;
 pub mod reconcile;
@@ -33,19 +35,23 @@ mod settings;
 mod sharing;
 mod spec;
 mod store;
+mod tags;
 mod teams;
+mod template_store;
+mod templates;
 mod token;
 
 pub use admin::KilledAll;
 pub use archives::{ArchiveError, Archives};
 pub use auth::{AuthError, Credential};
+pub use building::{BuildError, BuildStart, BuildView};
 pub use builds::{
     BuildFailure, BuildJob, BuildLogLine, BuildReporter, BuildSource, BuildSpecification, BuildStep,
     Builder, FilesHash, FilesHashError, FinishedBuild, LONGEST_MESSAGE, ParentBuild, RegistryLogin,
     StepRules,
 };
 pub use catalog::{ResolveError, TemplateView};
-pub use control::{Control, HostEvent, SandboxView};
+pub use control::{Connected, Control, HostEvent, PauseWish, SandboxView};
 pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};
 pub use hosts::{
     AtDeadline, FromSnapshot, HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostSave,
@@ -64,9 +70,16 @@ pub use settings::{ControlSettings, Credentials};
 pub use spec::{LimitOverrides, ReferenceError, SandboxSpec, TemplateReference};
 pub use store::{
     AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, Change, Changes, IdempotencyClaim,
-    KeyKind, KeyRow, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
+    KeyKind, KeyRow, Lifecycle, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
     TemplateRow,
 };
+pub use template_store::{
+    BeginBuild, BuildDetails, DeleteTemplate, LineQuery, NewBuild, Publish, StartBuild, TemplateStore,
+};
+pub use tags::{
+    AssignmentView, GroupQuery, TagError, TagGroup, TagOrder, TagView, normal_tag,
+};
+pub use templates::{RequestedBuild, TemplateError, TemplateRequest};
 pub use teams::{TeamError, new_team};
 
 /// An error with its sources, for one field of a log line.

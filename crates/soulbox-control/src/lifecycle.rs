@@ -2,7 +2,8 @@
 //!
 //! The owner task performs the effects in order and feeds what came of them back as events. Nothing in here waits, reads a clock
 //! or fails. Rules that hold for every sequence of events:
-//! - every machine that is not over has a [`Machine::wake_at`]: no state lacks a timer that leaves it;
+//! - every machine that is not over has a [`Machine::wake_at`]: no state lacks a timer that leaves it (`Paused` has the one after which
+//!   its owner leaves it at rest);
 //! - a kill wins over everything, and the cause that came first stays;
 //! - `Dead` is final, and it is entered from `Killing` only when the host has said that nothing is left;
 //! - each decision that the host is told of has an epoch of its own, and a deadline is told only when the row has it: so the next owner
@@ -13,11 +14,18 @@
 //!     |            |           +-- exited, lost --^
 //!     |            +-- start failed, nothing left ^   (something may be left: Killing)
 //!     +-- refused --------------------------------^
+//!
+//! Running -> Pausing -> Paused -> Resuming -> Running      a kill leads from each of them to Killing
+//!    ^---- failed -+      ^------- failed -+
 //! ```
+//!
+//! A failed pause leaves it running, a failed resume leaves it paused. The snapshot of a pause is deleted when what was resumed from it
+//! runs and its row says so.
 
 use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
 
-use crate::store::Progress;
+use crate::hosts::AtDeadline;
+use crate::store::{Pause, Progress};
 
 /// Longest wait in `Reserving` and `Starting` beyond what the performer allows its calls: a safety net, never the normal way out.
 pub(crate) const GRACE_MILLIS: u64 = 5_000;
@@ -30,6 +38,15 @@ const LAST_RETRY_MILLIS: u64 = 10_000;
 /// When a row could not be changed.
 const SAVE_RETRY_MILLIS: u64 = 2_000;
 
+/// How long a pause may take before the sandbox counts as running again.
+const PAUSE_WITHIN_MILLIS: u64 = 150_000;
+/// Between two looks at what became of a pause.
+const LOOK_MILLIS: u64 = 1_000;
+/// How long somebody else's pause or resume is left to them.
+const FOLLOW_MILLIS: u64 = 60_000;
+/// How long the owner of a paused sandbox stays for the next one who wants something.
+const REST_MILLIS: u64 = 5_000;
+
 /// Where a sandbox is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -39,6 +56,23 @@ pub enum Phase {
     Starting,
     /// It answers.
     Running { deadline: Told },
+    /// The host makes the snapshot with which it ends.
+    Pausing {
+        memory: bool,
+        saving: Saving,
+        /// When the host is looked at, or asked again.
+        look_at: UnixMillis,
+        /// When it counts as running again, or is killed if its time is over.
+        until: UnixMillis,
+    },
+    /// It is at rest. Its owner leaves at that time, or has left.
+    Paused { rests_at: Option<UnixMillis> },
+    /// It is to go on from its snapshot.
+    Resuming {
+        memory: bool,
+        restoring: Restoring,
+        retry_at: UnixMillis,
+    },
     /// The host was asked to end it.
     Killing {
         /// The answer to the create is still out, so that the kill may have come too early.
@@ -48,6 +82,30 @@ pub enum Phase {
     },
     /// Over.
     Dead,
+}
+
+/// How far a pause is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saving {
+    /// The host is asked when the row has it.
+    AfterSave,
+    /// The host was asked.
+    Asked,
+    /// The host does it by itself, or another server has asked it.
+    Watched,
+}
+
+/// How far a resume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restoring {
+    /// Its place in the quota is being taken.
+    Claiming,
+    /// A host was asked to start it.
+    Starting,
+    /// That failed, and what may be left of it is being ended.
+    Undoing { attempts: u32 },
+    /// Another server sees to it.
+    Followed,
 }
 
 /// Whether the host has the deadline.
@@ -72,7 +130,12 @@ pub struct Machine {
     pub started_at: Option<UnixMillis>,
     pub ended_at: Option<UnixMillis>,
     pub cause: Option<DeathCause>,
-    /// When the create was asked for.
+    /// The last pause.
+    pub pause: Option<Pause>,
+    pub at_deadline: AtDeadline,
+    /// What it was resumed from is still on the host.
+    resumed: bool,
+    /// When the create or the resume was asked for.
     asked_at: UnixMillis,
     /// When the host or the store must have answered in `Reserving` and `Starting`.
     give_up_at: UnixMillis,
@@ -109,6 +172,26 @@ pub enum Event {
     Exited { cause: DeathCause },
     /// The host does not know it.
     Lost,
+    /// It shall be paused.
+    Pause { memory: bool },
+    /// It is a snapshot, and nothing of it is left.
+    Paused { pause: Pause },
+    /// The host cannot; it goes on.
+    PauseFailed,
+    /// The host did not answer, or does not know the sandbox any more.
+    PauseUnknown,
+    /// What the host has of it: whether it is alive, and the pause that came after the last known one.
+    Looked { alive: bool, pause: Option<Pause> },
+    /// It shall run again; `deadline` is its new one.
+    Resume {
+        memory: bool,
+        deadline: UnixMillis,
+        within_millis: u64,
+    },
+    /// It has its place in the quota again.
+    Reclaimed,
+    /// It has not, or that is not known.
+    NotReclaimed { unknown: bool },
     /// The row has the state.
     Saved,
     /// The row could not be changed.
@@ -124,6 +207,20 @@ pub enum Effect {
     Reserve,
     /// Ask the host to start it. [`Event::Started`] or [`Event::StartFailed`].
     HostCreate,
+    /// Ask the host for the snapshot with which it ends. [`Event::Paused`], [`Event::PauseFailed`] or [`Event::PauseUnknown`].
+    HostSave { epoch: Epoch, memory: bool },
+    /// Look at what the host has of it. [`Event::Looked`], or nothing when the host does not answer.
+    HostLook,
+    /// Take its place in the quota and write the progress. [`Event::Reclaimed`] or [`Event::NotReclaimed`].
+    Reclaim,
+    /// Ask the host to start it from the snapshot. [`Event::Started`] or [`Event::StartFailed`].
+    HostRestore {
+        epoch: Epoch,
+        pause: Pause,
+        memory: bool,
+    },
+    /// Delete the snapshot; what is not deleted is found later.
+    DropSnapshot { pause: Pause },
     /// Ask the host to end it. [`Event::HostGone`] or [`Event::KillFailed`].
     HostKill { epoch: Epoch },
     /// Tell the host the deadline. [`Event::DeadlineTaken`], [`Event::DeadlineFailed`] or [`Event::Lost`].
@@ -151,6 +248,9 @@ impl Machine {
             started_at: None,
             ended_at: None,
             cause: None,
+            pause: None,
+            at_deadline: AtDeadline::Kill,
+            resumed: false,
             asked_at: now,
             give_up_at: now
                 .plus_millis(start_within_millis)
@@ -183,6 +283,9 @@ impl Machine {
             started_at: Some(started_at),
             ended_at: None,
             cause: None,
+            pause: row.pause,
+            at_deadline: AtDeadline::Kill,
+            resumed: row.pause.is_some(),
             asked_at: now,
             give_up_at: now,
             save_again_at: None,
@@ -206,6 +309,9 @@ impl Machine {
             started_at: row.started_at,
             ended_at: None,
             cause: row.cause,
+            pause: row.pause,
+            at_deadline: AtDeadline::Kill,
+            resumed: false,
             asked_at: now,
             give_up_at: now,
             save_again_at: None,
@@ -230,11 +336,50 @@ impl Machine {
             started_at: row.started_at,
             ended_at: row.ended_at,
             cause: row.cause,
+            pause: row.pause,
+            at_deadline: AtDeadline::Kill,
+            resumed: false,
             asked_at: now,
             give_up_at: now,
             save_again_at: None,
         };
         machine.overtaken(row, now, false)
+    }
+
+    /// A row that is at rest, or whose host paused it when nobody heard of that.
+    #[must_use]
+    pub fn at_rest(row: &Progress, pause: Pause, now: UnixMillis) -> (Self, Vec<Effect>) {
+        let (mut machine, _) = Self::follow(row, now);
+        let mut effects = Vec::new();
+        machine.rest(now, pause, &mut effects);
+        if machine.progress() == *row {
+            effects.clear();
+        }
+        (machine, effects)
+    }
+
+    /// A pause that an earlier process began; the host still has the sandbox, perhaps for long.
+    #[must_use]
+    pub fn resume_pause(row: &Progress, now: UnixMillis) -> (Self, Vec<Effect>) {
+        Self::follow(row, now)
+    }
+
+    /// A resume that an earlier process began and nobody waits for any more: it is paused again.
+    #[must_use]
+    pub fn undo_resume(row: &Progress, now: UnixMillis) -> (Self, Vec<Effect>) {
+        let (mut machine, _) = Self::follow(row, now);
+        let mut effects = Vec::new();
+        machine.undo(now, 1, &mut effects);
+        (machine, effects)
+    }
+
+    /// With what the sandbox is to do at its deadline.
+    #[must_use]
+    pub fn ending_by(self, at_deadline: AtDeadline) -> Self {
+        Self {
+            at_deadline,
+            ..self
+        }
     }
 
     /// What it becomes when another server has decided first and left the row like this. `unannounced` says that no row had it running:
@@ -252,6 +397,7 @@ impl Machine {
             started_at: row.started_at.or(self.started_at),
             ended_at: row.ended_at,
             cause: row.cause,
+            pause: row.pause,
             save_again_at: None,
             ..*self
         };
@@ -263,6 +409,30 @@ impl Machine {
                     deadline: Told::Taken,
                 };
                 (next, vec![Effect::Announce])
+            }
+            // That server, or the host by itself, sees to it; what came of it shows on the host.
+            SandboxState::Pausing => {
+                next.phase = Phase::Pausing {
+                    memory: true,
+                    saving: Saving::Watched,
+                    look_at: now.plus_millis(LOOK_MILLIS),
+                    until: now.plus_millis(FOLLOW_MILLIS),
+                };
+                (next, vec![Effect::Cut])
+            }
+            SandboxState::Paused => {
+                next.phase = Phase::Paused {
+                    rests_at: Some(now.plus_millis(REST_MILLIS)),
+                };
+                (next, vec![Effect::Cut])
+            }
+            SandboxState::Resuming => {
+                next.phase = Phase::Resuming {
+                    memory: true,
+                    restoring: Restoring::Followed,
+                    retry_at: now.plus_millis(FOLLOW_MILLIS),
+                };
+                (next, vec![Effect::Cut])
             }
             SandboxState::Killing | SandboxState::Dead if unannounced => {
                 next.epoch = row.epoch.max(self.epoch).next();
@@ -300,7 +470,9 @@ impl Machine {
                 deadline: Told::Again { at },
             } => Some(at.min(self.deadline)),
             Phase::Running { .. } => Some(self.deadline),
-            Phase::Killing { retry_at, .. } => Some(retry_at),
+            Phase::Pausing { look_at, until, .. } => Some(look_at.min(until)),
+            Phase::Paused { rests_at } => rests_at,
+            Phase::Resuming { retry_at, .. } | Phase::Killing { retry_at, .. } => Some(retry_at),
             Phase::Dead => None,
         };
         match (own, self.save_again_at) {
@@ -315,12 +487,25 @@ impl Machine {
         self.wake_at().is_none()
     }
 
+    /// Whether a pause came after the last known one.
+    #[must_use]
+    pub fn is_newer(&self, pause: &Pause) -> bool {
+        self.pause.is_none_or(|last| pause.epoch > last.epoch)
+    }
+
     /// What others see.
     #[must_use]
     pub fn state(&self) -> SandboxState {
         match self.phase {
             Phase::Reserving | Phase::Starting => SandboxState::Creating,
             Phase::Running { .. } => SandboxState::Running,
+            Phase::Pausing { .. } => SandboxState::Pausing,
+            Phase::Paused { .. } => SandboxState::Paused,
+            Phase::Resuming {
+                restoring: Restoring::Claiming,
+                ..
+            } => SandboxState::Paused,
+            Phase::Resuming { .. } => SandboxState::Resuming,
             Phase::Killing { .. } => SandboxState::Killing,
             Phase::Dead => SandboxState::Dead,
         }
@@ -336,7 +521,63 @@ impl Machine {
             deadline: self.deadline,
             ended_at: self.ended_at,
             cause: self.cause,
+            pause: self.pause,
         }
+    }
+
+    /// Its time is over.
+    fn expire(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        match self.at_deadline {
+            AtDeadline::Kill => self.kill(now, DeathCause::Expired, false, effects),
+            // The host does it by itself at this very moment, so it is not asked as well.
+            AtDeadline::Pause { memory } => {
+                self.epoch = self.epoch.next();
+                self.phase = Phase::Pausing {
+                    memory,
+                    saving: Saving::Watched,
+                    look_at: now.plus_millis(LOOK_MILLIS),
+                    until: now.plus_millis(PAUSE_WITHIN_MILLIS),
+                };
+                effects.extend([Effect::Cut, Effect::Save]);
+            }
+        }
+    }
+
+    fn rest(&mut self, now: UnixMillis, pause: Pause, effects: &mut Vec<Effect>) {
+        self.pause = Some(pause);
+        self.epoch = self.epoch.max(pause.epoch);
+        self.resumed = false;
+        self.phase = Phase::Paused {
+            rests_at: Some(now.plus_millis(REST_MILLIS)),
+        };
+        effects.extend([Effect::Cut, Effect::Save]);
+    }
+
+    /// A pause did not come about.
+    fn go_on(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Announce);
+        // With a new epoch, so that no late command of the pause counts any more.
+        self.move_deadline(self.deadline, effects);
+    }
+
+    /// Ends what may be left of a resume.
+    fn undo(&mut self, now: UnixMillis, attempts: u32, effects: &mut Vec<Effect>) {
+        self.epoch = self.epoch.next();
+        self.phase = Phase::Resuming {
+            memory: true,
+            restoring: Restoring::Undoing { attempts },
+            retry_at: now.plus_millis(ATTEMPT_MILLIS),
+        };
+        effects.extend([Effect::Save, Effect::HostKill { epoch: self.epoch }]);
+    }
+
+    /// A resume did not come about, and nothing is left of it.
+    fn rest_again(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
+        self.epoch = self.epoch.next();
+        self.phase = Phase::Paused {
+            rests_at: Some(now.plus_millis(REST_MILLIS)),
+        };
+        effects.push(Effect::Save);
     }
 
     fn kill(
@@ -382,6 +623,15 @@ impl Machine {
 pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<Effect>) {
     let mut next = *machine;
     let mut effects = Vec::new();
+    if let Event::Paused { pause }
+    | Event::Looked {
+        pause: Some(pause), ..
+    } = event
+        && !machine.is_newer(&pause)
+    {
+        // Old news of a pause from which it has been resumed since.
+        return (next, effects);
+    }
     match (machine.phase, event) {
         (phase, Event::Saved) => {
             next.save_again_at = None;
@@ -397,6 +647,32 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
                     epoch: machine.epoch,
                     deadline: machine.deadline,
                 });
+            }
+            if let Phase::Pausing {
+                saving: Saving::AfterSave,
+                memory,
+                until,
+                ..
+            } = phase
+            {
+                next.phase = Phase::Pausing {
+                    memory,
+                    saving: Saving::Asked,
+                    look_at: until,
+                    until,
+                };
+                let epoch = machine.epoch;
+                effects.extend([Effect::Cut, Effect::HostSave { epoch, memory }]);
+            }
+            // The row says that it runs: what it was resumed from is of no use any more.
+            if let (Phase::Running { .. }, true, Some(pause)) =
+                (phase, machine.resumed, machine.pause)
+            {
+                next.resumed = false;
+                effects.push(Effect::DropSnapshot { pause });
+            }
+            if let (Phase::Dead, Some(pause)) = (phase, machine.pause) {
+                effects.push(Effect::DropSnapshot { pause });
             }
         }
         // Nothing is saved before the start.
@@ -449,7 +725,7 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         (Phase::Running { .. }, Event::SetDeadline { .. } | Event::Extend { .. })
             if now >= machine.deadline =>
         {
-            next.kill(now, DeathCause::Expired, false, &mut effects);
+            next.expire(now, &mut effects);
         }
         (Phase::Running { .. }, Event::SetDeadline { deadline }) => {
             next.move_deadline(deadline, &mut effects);
@@ -474,8 +750,264 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         (Phase::Running { .. }, Event::Exited { cause }) => next.die(now, cause, &mut effects),
         (Phase::Running { .. }, Event::Lost) => next.die(now, DeathCause::Lost, &mut effects),
         (Phase::Running { .. }, Event::Tick) if now >= machine.deadline => {
-            next.kill(now, DeathCause::Expired, false, &mut effects);
+            next.expire(now, &mut effects);
         }
+        (Phase::Running { .. }, Event::Pause { .. }) if now >= machine.deadline => {
+            next.expire(now, &mut effects);
+        }
+        (Phase::Running { .. }, Event::Pause { memory }) => {
+            next.epoch = machine.epoch.next();
+            let until = now.plus_millis(PAUSE_WITHIN_MILLIS);
+            next.phase = Phase::Pausing {
+                memory,
+                saving: Saving::AfterSave,
+                look_at: until,
+                until,
+            };
+            effects.push(Effect::Save);
+        }
+        // The host did it by itself.
+        (Phase::Running { .. } | Phase::Pausing { .. }, Event::Paused { pause }) => {
+            next.rest(now, pause, &mut effects);
+        }
+        (
+            Phase::Pausing {
+                saving: Saving::Asked,
+                ..
+            },
+            Event::PauseFailed,
+        ) => {
+            if now >= machine.deadline {
+                next.kill(now, DeathCause::Expired, false, &mut effects);
+            } else {
+                next.go_on(&mut effects);
+            }
+        }
+        (
+            Phase::Pausing {
+                saving: Saving::Asked,
+                memory,
+                until,
+                ..
+            },
+            Event::PauseUnknown,
+        ) => {
+            next.phase = Phase::Pausing {
+                memory,
+                saving: Saving::Asked,
+                look_at: now.plus_millis(LOOK_MILLIS),
+                until,
+            };
+        }
+        (
+            Phase::Pausing { .. } | Phase::Running { .. },
+            Event::Looked {
+                pause: Some(pause), ..
+            },
+        ) => next.rest(now, pause, &mut effects),
+        (
+            Phase::Pausing { .. },
+            Event::Looked {
+                alive: false,
+                pause: None,
+            }
+            | Event::Lost,
+        ) => {
+            let cause = if now >= machine.deadline {
+                DeathCause::Expired
+            } else {
+                DeathCause::Lost
+            };
+            next.die(now, cause, &mut effects);
+        }
+        (Phase::Pausing { .. }, Event::Exited { cause }) => next.die(now, cause, &mut effects),
+        // Asked once more with the same words, the host joins what is under way.
+        (
+            Phase::Pausing {
+                saving: Saving::Asked,
+                memory,
+                until,
+                ..
+            },
+            Event::Looked {
+                alive: true,
+                pause: None,
+            },
+        ) if now < until => {
+            next.phase = Phase::Pausing {
+                memory,
+                saving: Saving::Asked,
+                look_at: until,
+                until,
+            };
+            let epoch = machine.epoch;
+            effects.push(Effect::HostSave { epoch, memory });
+        }
+        (Phase::Pausing { .. }, Event::Kill { cause }) => {
+            next.kill(now, cause, false, &mut effects)
+        }
+        (Phase::Pausing { until, .. }, Event::Tick) if now >= until => {
+            if now >= machine.deadline {
+                next.kill(now, DeathCause::Expired, false, &mut effects);
+            } else {
+                next.go_on(&mut effects);
+            }
+        }
+        (
+            Phase::Pausing {
+                memory,
+                saving,
+                look_at,
+                until,
+            },
+            Event::Tick,
+        ) if now >= look_at => {
+            next.phase = Phase::Pausing {
+                memory,
+                saving,
+                look_at: now.plus_millis(LOOK_MILLIS),
+                until,
+            };
+            effects.push(Effect::HostLook);
+        }
+
+        (
+            Phase::Paused { .. },
+            Event::Resume {
+                memory,
+                deadline,
+                within_millis,
+            },
+        ) => {
+            next.epoch = machine.epoch.next();
+            next.deadline = deadline;
+            next.asked_at = now;
+            next.give_up_at = now.plus_millis(within_millis).plus_millis(GRACE_MILLIS);
+            next.phase = Phase::Resuming {
+                memory,
+                restoring: Restoring::Claiming,
+                retry_at: next.give_up_at,
+            };
+            effects.push(Effect::Reclaim);
+        }
+        (Phase::Paused { .. }, Event::Kill { cause }) => next.kill(now, cause, false, &mut effects),
+        (Phase::Paused { rests_at: Some(at) }, Event::Tick) if now >= at => {
+            next.phase = Phase::Paused { rests_at: None };
+        }
+
+        (
+            Phase::Resuming {
+                memory,
+                restoring: Restoring::Claiming,
+                retry_at,
+            },
+            Event::Reclaimed,
+        ) => match machine.pause {
+            Some(pause) => {
+                next.phase = Phase::Resuming {
+                    memory,
+                    restoring: Restoring::Starting,
+                    retry_at,
+                };
+                let epoch = machine.epoch;
+                effects.push(Effect::HostRestore {
+                    epoch,
+                    pause,
+                    memory: memory && pause.memory,
+                });
+            }
+            None => next.die(now, DeathCause::Lost, &mut effects),
+        },
+        (
+            Phase::Resuming {
+                restoring: Restoring::Claiming,
+                ..
+            },
+            Event::NotReclaimed { unknown },
+        ) => {
+            next.phase = Phase::Paused {
+                rests_at: Some(now.plus_millis(REST_MILLIS)),
+            };
+            if unknown {
+                // The row may say that it is being resumed.
+                next.epoch = machine.epoch.next();
+                effects.push(Effect::Save);
+            }
+        }
+        (
+            Phase::Resuming {
+                restoring: Restoring::Starting,
+                ..
+            },
+            Event::Started { started_at },
+        ) => {
+            next.started_at = Some(started_at);
+            next.resumed = true;
+            next.phase = Phase::Running {
+                deadline: Told::Taken,
+            };
+            effects.push(Effect::Announce);
+            let lag = started_at.millis_since(machine.asked_at);
+            if lag > START_LAG_MILLIS {
+                next.move_deadline(machine.deadline.plus_millis(lag), &mut effects);
+            } else {
+                effects.push(Effect::Save);
+            }
+        }
+        (
+            Phase::Resuming {
+                restoring: Restoring::Starting,
+                ..
+            },
+            Event::StartFailed { leftover: false },
+        ) => next.rest_again(now, &mut effects),
+        (
+            Phase::Resuming {
+                restoring: Restoring::Starting,
+                ..
+            },
+            Event::StartFailed { leftover: true } | Event::Exited { .. },
+        ) => next.undo(now, 1, &mut effects),
+        (
+            Phase::Resuming {
+                restoring: Restoring::Undoing { .. },
+                ..
+            },
+            Event::HostGone | Event::Exited { .. },
+        ) => next.rest_again(now, &mut effects),
+        (
+            Phase::Resuming {
+                memory,
+                restoring: Restoring::Undoing { attempts },
+                ..
+            },
+            Event::KillFailed,
+        ) => {
+            next.phase = Phase::Resuming {
+                memory,
+                restoring: Restoring::Undoing { attempts },
+                retry_at: now.plus_millis(retry_millis(attempts)),
+            };
+        }
+        (
+            Phase::Resuming {
+                restoring,
+                retry_at,
+                ..
+            },
+            Event::Tick,
+        ) if now >= retry_at => {
+            let attempts = match restoring {
+                Restoring::Undoing { attempts } => attempts.saturating_add(1),
+                Restoring::Claiming | Restoring::Starting | Restoring::Followed => 1,
+            };
+            next.undo(now, attempts, &mut effects);
+        }
+        (Phase::Resuming { restoring, .. }, Event::Kill { cause }) => {
+            let pending = restoring == Restoring::Starting;
+            next.kill(now, cause, pending, &mut effects);
+        }
+
         (
             Phase::Running {
                 deadline: Told::Again { at },
@@ -525,6 +1057,11 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             Event::HostGone,
         ) => {}
         (Phase::Killing { .. }, Event::HostGone | Event::Exited { .. } | Event::Lost) => {
+            next.die(now, DeathCause::Killed, &mut effects);
+        }
+        // It was paused before the kill came; its snapshot goes with it.
+        (Phase::Killing { .. }, Event::Paused { pause }) => {
+            next.pause = Some(pause);
             next.die(now, DeathCause::Killed, &mut effects);
         }
         (
@@ -580,6 +1117,8 @@ fn retry_millis(attempts: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ownership::{ending, rank};
+    use crate::store::PausedBy;
 
     const T0: UnixMillis = UnixMillis(1_000_000);
 
@@ -607,6 +1146,111 @@ mod tests {
         cause: DeathCause::Killed,
     };
     const E2: Epoch = Epoch(2);
+
+    /// A sandbox that runs and whose row says so.
+    fn running() -> Machine {
+        play(&[(1, Event::Reserved), (3, STARTED), (4, Event::Saved)]).0
+    }
+
+    fn pause_at(epoch: u64) -> Pause {
+        Pause {
+            epoch: Epoch(epoch),
+            by: PausedBy::Control,
+            at: at(20),
+            memory: true,
+        }
+    }
+
+    #[test]
+    fn a_pause_asks_the_host_when_the_row_has_it_and_a_resume_deletes_the_snapshot_likewise() {
+        let (machine, effects) = step(&running(), at(10), Event::Pause { memory: true });
+        assert_eq!(machine.state(), SandboxState::Pausing);
+        assert_eq!(effects, [Effect::Save]);
+        let (machine, effects) = step(&machine, at(11), Event::Saved);
+        let save = Effect::HostSave {
+            epoch: E2,
+            memory: true,
+        };
+        assert_eq!(effects, [Effect::Cut, save]);
+        let pause = pause_at(2);
+        let (machine, effects) = step(&machine, at(20), Event::Paused { pause });
+        assert_eq!(machine.state(), SandboxState::Paused);
+        assert_eq!(effects, [Effect::Cut, Effect::Save]);
+        let resume = Event::Resume {
+            memory: true,
+            deadline: at(90_000),
+            within_millis: 30_000,
+        };
+        let (machine, effects) = step(&machine, at(30), resume);
+        assert_eq!(effects, [Effect::Reclaim]);
+        let (machine, effects) = step(&machine, at(31), Event::Reclaimed);
+        let restore = Effect::HostRestore {
+            epoch: Epoch(3),
+            pause,
+            memory: true,
+        };
+        assert_eq!(effects, [restore]);
+        let (machine, effects) = step(&machine, at(40), STARTED);
+        assert_eq!(effects, [Effect::Announce, Effect::Save]);
+        assert_eq!(machine.deadline, at(90_000));
+        let (machine, effects) = step(&machine, at(41), Event::Saved);
+        assert_eq!(effects, [Effect::DropSnapshot { pause }]);
+        // News of the old pause come late.
+        let late = step(&machine, at(42), Event::Paused { pause });
+        assert_eq!(late, (machine, vec![]));
+    }
+
+    #[test]
+    fn a_failed_pause_runs_on_and_a_failed_resume_stays_paused() {
+        let (machine, _) = step(&running(), at(10), Event::Pause { memory: true });
+        let (machine, _) = step(&machine, at(11), Event::Saved);
+        let (failed, effects) = step(&machine, at(12), Event::PauseFailed);
+        assert_eq!(failed.state(), SandboxState::Running);
+        assert_eq!(failed.epoch, Epoch(3), "a late pause is stale");
+        assert_eq!(effects, [Effect::Announce, Effect::Save]);
+
+        let pause = pause_at(2);
+        let (machine, _) = step(&machine, at(20), Event::Paused { pause });
+        let resume = Event::Resume {
+            memory: true,
+            deadline: at(90_000),
+            within_millis: 30_000,
+        };
+        let (machine, _) = step(&machine, at(30), resume);
+        let (machine, _) = step(&machine, at(31), Event::Reclaimed);
+        let (machine, effects) = step(&machine, at(32), Event::StartFailed { leftover: true });
+        assert_eq!(machine.state(), SandboxState::Resuming);
+        let kill = Effect::HostKill { epoch: Epoch(4) };
+        assert_eq!(effects, [Effect::Save, kill]);
+        let (machine, effects) = step(&machine, at(33), Event::HostGone);
+        assert_eq!(machine.state(), SandboxState::Paused);
+        assert_eq!(machine.pause, Some(pause), "the snapshot is kept");
+        assert_eq!(effects, [Effect::Save]);
+    }
+
+    #[test]
+    fn an_expiry_that_pauses_leaves_it_to_the_host_and_finds_the_snapshot_if_the_news_are_lost() {
+        let machine = running().ending_by(AtDeadline::Pause { memory: true });
+        let (machine, effects) = step(&machine, at(60_000), Event::Tick);
+        assert_eq!(machine.state(), SandboxState::Pausing);
+        assert_eq!(effects, [Effect::Cut, Effect::Save]);
+        let (machine, effects) = step(&machine, at(60_001), Event::Saved);
+        assert_eq!(effects, []);
+        let due = machine.wake_at().expect("a timer");
+        let (machine, effects) = step(&machine, due, Event::Tick);
+        assert_eq!(effects, [Effect::HostLook]);
+        let pause = Pause {
+            by: PausedBy::Host,
+            ..pause_at(1)
+        };
+        let looked = Event::Looked {
+            alive: false,
+            pause: Some(pause),
+        };
+        let (machine, _) = step(&machine, due, looked);
+        assert_eq!(machine.state(), SandboxState::Paused);
+        assert_eq!(machine.cause, None);
+    }
 
     #[test]
     fn create_announces_before_it_saves() {
@@ -802,6 +1446,7 @@ mod tests {
             deadline: at(80_000),
             ended_at: None,
             cause: None,
+            pause: None,
         };
         let (machine, effects) = Machine::adopt(&row, Epoch(2), at(50_000), T0, at(10));
         assert_eq!(machine.deadline, at(80_000));
@@ -843,7 +1488,7 @@ mod tests {
     fn random_event(random: &mut Random, now: UnixMillis) -> Event {
         let deadline = now.plus_millis(random.next(100_000));
         let epoch = Epoch(1 + random.next(6));
-        match random.next(17) {
+        match random.next(32) {
             0 => Event::Reserved,
             1 => Event::NotReserved,
             2 => Event::Started { started_at: now },
@@ -863,18 +1508,39 @@ mod tests {
                 cause: DeathCause::OutOfMemory,
             },
             12 => Event::Lost,
-            13 => Event::Saved,
-            14 => Event::SaveFailed,
+            13 | 14 => Event::Saved,
+            15 => Event::SaveFailed,
+            16 | 17 => Event::Pause {
+                memory: random.next(2) == 0,
+            },
+            18 | 19 => Event::Paused {
+                pause: paused(random, now),
+            },
+            20 => Event::PauseFailed,
+            21 => Event::PauseUnknown,
+            22 => Event::Looked {
+                alive: random.next(2) == 0,
+                pause: (random.next(2) == 0).then(|| paused(random, now)),
+            },
+            23 | 24 => Event::Resume {
+                memory: true,
+                deadline: now.plus_millis(1 + random.next(60_000)),
+                within_millis: 30_000,
+            },
+            25 | 26 => Event::Reclaimed,
+            27 => Event::NotReclaimed {
+                unknown: random.next(2) == 0,
+            },
             _ => Event::Tick,
         }
     }
 
-    fn rank(state: SandboxState) -> u8 {
-        match state {
-            SandboxState::Creating => 0,
-            SandboxState::Running => 1,
-            SandboxState::Killing => 2,
-            SandboxState::Dead => 3,
+    fn paused(random: &mut Random, at: UnixMillis) -> Pause {
+        Pause {
+            epoch: Epoch(1 + random.next(12)),
+            by: PausedBy::Control,
+            at,
+            memory: true,
         }
     }
 
@@ -883,6 +1549,9 @@ mod tests {
         for seed in 1..=20_000_u64 {
             let random = &mut Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let mut machine = Machine::create(T0, 1 + random.next(60_000), 30_000).0;
+            if random.next(2) == 0 {
+                machine = machine.ending_by(AtDeadline::Pause { memory: true });
+            }
             let mut now = T0;
             for _ in 0..random.next(40) {
                 now = now.plus_millis(random.next(3_000));
@@ -890,25 +1559,45 @@ mod tests {
                 let (next, effects) = step(&machine, now, event);
                 let context = format!("seed {seed}: {machine:?} + {event:?} -> {next:?}");
                 assert!(
-                    rank(next.state()) >= rank(machine.state()),
+                    ending(next.state()) >= ending(machine.state()),
+                    "went back, {context}"
+                );
+                // While the place in the quota is taken, the row is still of the epoch before.
+                let claiming = matches!(machine.phase, Phase::Resuming { .. })
+                    && machine.state() == SandboxState::Paused;
+                assert!(
+                    claiming
+                        || (next.epoch, rank(next.state()))
+                            >= (machine.epoch, rank(machine.state())),
                     "went back, {context}"
                 );
                 assert!(next.epoch >= machine.epoch, "epoch went back, {context}");
                 assert!(
-                    next.state() == SandboxState::Dead || next.wake_at().is_some(),
+                    matches!(next.state(), SandboxState::Dead | SandboxState::Paused)
+                        || next.wake_at().is_some(),
                     "no timer, {context}"
                 );
                 if machine.cause.is_some() {
                     assert_eq!(next.cause, machine.cause, "cause changed, {context}");
                 }
                 if matches!(event, Event::Kill { .. }) {
-                    assert!(rank(next.state()) >= 2, "a kill lost, {context}");
+                    assert!(ending(next.state()) >= 1, "a kill lost, {context}");
                 }
                 let cut = effects.contains(&Effect::Cut);
-                if machine.state() == SandboxState::Running && next.state() != SandboxState::Running
+                let states = (machine.state(), next.state());
+                if states.0 == SandboxState::Running
+                    && !matches!(states.1, SandboxState::Running | SandboxState::Pausing)
+                    || matches!(states.1, SandboxState::Paused) && states.0 == SandboxState::Pausing
                 {
                     assert!(cut, "left running without a cut, {context}");
                 }
+                let saves = effects
+                    .iter()
+                    .any(|it| matches!(it, Effect::HostSave { .. }));
+                assert!(
+                    !saves || machine.state() == SandboxState::Pausing,
+                    "the host is asked before the row has it, {context}"
+                );
                 assert_eq!(
                     next.state() == SandboxState::Dead,
                     next.ended_at.is_some(),

@@ -10,6 +10,7 @@ pub struct ListQuery {
     /// Every pair must be there.
     pub metadata: Vec<(String, String)>,
     pub running: bool,
+    pub paused: bool,
     pub order: Order,
     pub started_after: Option<UnixMillis>,
     /// As the caller spelt it: an ID or an alias.
@@ -42,15 +43,19 @@ pub struct Page<T> {
     pub next: Option<Cursor>,
 }
 
-/// The running ones among the rows that match; `template` is the resolved one.
+/// Those among the rows that match, and the running ones as the total; `template` is the resolved one.
 pub(crate) fn sandboxes(
     rows: Vec<SandboxRow>,
     query: &ListQuery,
     template: Option<&TemplateId>,
 ) -> Page<SandboxRow> {
     let matches = |row: &SandboxRow| {
-        row.progress.state == SandboxState::Running
-            && query.running
+        let state = match row.progress.state {
+            SandboxState::Running => query.running,
+            SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming => query.paused,
+            SandboxState::Creating | SandboxState::Killing | SandboxState::Dead => false,
+        };
+        state
             && template.is_none_or(|id| row.template_id == *id)
             && query
                 .started_after
@@ -60,8 +65,10 @@ pub(crate) fn sandboxes(
                 .iter()
                 .all(|(key, value)| row.metadata.get(key) == Some(value))
     };
-    let rows = rows.into_iter().filter(matches).collect();
-    page(
+    let rows: Vec<_> = rows.into_iter().filter(matches).collect();
+    let is_running = |row: &&SandboxRow| row.progress.state == SandboxState::Running;
+    let running = rows.iter().filter(is_running).count();
+    let page = page(
         rows,
         query.order,
         query.after.as_ref(),
@@ -70,7 +77,11 @@ pub(crate) fn sandboxes(
             at: started(row),
             id: row.sandbox_id.to_string(),
         },
-    )
+    );
+    Page {
+        total: running,
+        ..page
+    }
 }
 
 /// Sorts and cuts out the page that follows `after`.

@@ -32,3 +32,19 @@ pub struct LiveSandbox {
     /// To be set by whoever carries a request to envd: its log is then read soon.
     pub used: Arc<AtomicBool>,
 }
+
+impl LiveSandbox {
+    /// The same sandbox after a pause: its streams have an end of their own.
+    pub(crate) fn renewed(&self) -> Self {
+        Self {
+            sandbox_id: self.sandbox_id.clone(),
+            team_id: self.team_id.clone(),
+            state: self.state.clone(),
+            traffic: self.traffic.clone(),
+            inbound: self.inbound.clone(),
+            access_token: self.access_token.clone(),
+            gone: CancellationToken::new(),
+            used: self.used.clone(),
+        }
+    }
+}

@@ -22,7 +22,7 @@ impl Control {
         let host = self.within(self.hosts().node()).await?;
         let (mut allocated_milli_cpu, mut allocated_memory) = (0, 0);
         for handle in self.registry().all() {
-            if handle.state() != SandboxState::Dead {
+            if !matches!(handle.state(), SandboxState::Dead | SandboxState::Paused) {
                 allocated_milli_cpu += u64::from(handle.row.limits.cpu.0);
                 allocated_memory += handle.row.limits.memory.bytes();
             }

@@ -11,23 +11,26 @@ use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
+use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState, UnixMillis};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::clock;
 use crate::error::{CreateError, SandboxError};
-use crate::hosts::{HostCreate, HostFailure};
+use crate::hosts::{FromSnapshot, HostCreate, HostFailure, HostSave};
 use crate::lifecycle::{Effect, Event, Machine};
 use crate::live::LiveSandbox;
 use crate::logs::Logs;
 use crate::ownership::{
-    Answer, DeadlineChange, Ownership, Reserving, Saving, Task, Ticket, after_create,
-    after_deadline, after_kill,
+    Answer, DeadlineChange, Ownership, Reclaiming, Reserving, ResumeWish, Saving, Task, Ticket,
+    after_create, after_deadline, after_kill, after_look, after_save,
 };
 use crate::registry::Registry;
-use crate::store::{IdempotencyClaim, Progress, Reservation, SandboxRow, Store, StoreError, Swap};
+use crate::store::{
+    IdempotencyClaim, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow, Store,
+    StoreError, Swap,
+};
 use crate::{Hosts, settings::ControlSettings};
 
 /// Requests that may wait for an owner; beyond that callers wait.
@@ -48,6 +51,17 @@ pub(crate) enum Request {
         change: DeadlineChange,
         reply: oneshot::Sender<Result<(), SandboxError>>,
     },
+    /// Answered when it is a snapshot; a pause that is under way is joined.
+    Pause {
+        memory: bool,
+        reply: oneshot::Sender<Result<(), SandboxError>>,
+    },
+    /// Answered when it answers again.
+    Resume {
+        wish: ResumeWish,
+        order: Box<ResumeOrder>,
+        reply: oneshot::Sender<Result<Resumed, SandboxError>>,
+    },
     /// The host told of its end, or does not know it.
     Ended(Event),
     /// The row as it was read from shared records. Answered when it is taken up.
@@ -55,6 +69,21 @@ pub(crate) enum Request {
         progress: Progress,
         reply: oneshot::Sender<()>,
     },
+}
+
+/// What a resume came to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Resumed {
+    Now(Progress),
+    /// It ran already.
+    Before,
+}
+
+/// What the owner needs for a resume: the create of the sandbox, less what the machine knows.
+#[derive(Debug)]
+pub(crate) struct ResumeOrder {
+    pub(crate) command: HostCreate,
+    pub(crate) limit: u32,
 }
 
 /// What an owner needs of the rest of control.
@@ -89,6 +118,8 @@ enum Waiter {
     Create(oneshot::Sender<Result<Progress, Refusal>>),
     Kill(oneshot::Sender<()>),
     Deadline(oneshot::Sender<Result<(), SandboxError>>),
+    Pause(oneshot::Sender<Result<(), SandboxError>>),
+    Resume(oneshot::Sender<Result<Resumed, SandboxError>>),
 }
 
 pub(crate) struct Owner {
@@ -102,6 +133,8 @@ pub(crate) struct Owner {
     under_way: FuturesUnordered<BoxFuture<'static, Fed>>,
     order: Option<Order>,
     refusal: Option<Refusal>,
+    /// Why the host did not make the snapshot.
+    unsaved: Option<HostFailure>,
     waiters: HashMap<Ticket, Waiter>,
     last_ticket: Ticket,
 }
@@ -115,15 +148,17 @@ struct Order {
 
 /// The outcome of a host call: an event, and for a failed create why.
 struct Fed {
-    event: Event,
+    event: Option<Event>,
     refusal: Option<CreateError>,
+    unsaved: Option<HostFailure>,
 }
 
 impl From<Event> for Fed {
     fn from(event: Event) -> Self {
         Self {
-            event,
+            event: Some(event),
             refusal: None,
+            unsaved: None,
         }
     }
 }
@@ -175,6 +210,7 @@ impl Owner {
             under_way: FuturesUnordered::new(),
             order,
             refusal: None,
+            unsaved: None,
             waiters,
             last_ticket,
         }
@@ -198,7 +234,10 @@ impl Owner {
                     if let Some(why) = fed.refusal {
                         self.refusal.get_or_insert(Refusal::Failed(why));
                     }
-                    self.feed(fed.event).await;
+                    self.unsaved = fed.unsaved.or(self.unsaved.take());
+                    if let Some(event) = fed.event {
+                        self.feed(event).await;
+                    }
                 }
                 Some(request) = self.inbox.recv() => self.take(request).await,
                 () = tokio::time::sleep(Duration::from_millis(wake)) => self.tick().await,
@@ -207,6 +246,10 @@ impl Owner {
         }
         self.around.registry.remove(&self.row.sandbox_id);
         self.inbox.close();
+        if self.ownership.machine().state() == SandboxState::Paused {
+            // It is at rest. Who asked meanwhile hears nothing, and asks the next owner.
+            return;
+        }
         while let Some(request) = self.inbox.recv().await {
             self.take(request).await;
         }
@@ -224,6 +267,21 @@ impl Owner {
                 self.ownership.kill(now, cause, ticket);
             }
             Request::Ended(event) => self.ownership.feed(now, event),
+            Request::Pause { memory, reply } => {
+                let ticket = self.wait(Waiter::Pause(reply));
+                self.unsaved = None;
+                self.ownership.pause(now, memory, ticket);
+            }
+            Request::Resume { wish, order, reply } => {
+                let ticket = self.wait(Waiter::Resume(reply));
+                self.order = Some(Order {
+                    command: order.command,
+                    limit: order.limit,
+                    claim: None,
+                });
+                self.refusal = None;
+                self.ownership.resume_for(now, wish, ticket);
+            }
             Request::Observe { progress, reply } => {
                 self.ownership.observe(now, &progress);
                 self.perform().await;
@@ -276,6 +334,18 @@ impl Owner {
                     let outcome = self.save().await;
                     self.ownership.saved(clock::now(), outcome);
                 }
+                Task::Perform(Effect::Reclaim) => {
+                    let outcome = self.reclaim().await;
+                    self.ownership.reclaimed(clock::now(), outcome);
+                }
+                Task::Perform(Effect::HostRestore {
+                    epoch,
+                    pause,
+                    memory,
+                }) => self.host_restore(epoch, pause, memory),
+                Task::Perform(Effect::HostSave { epoch, memory }) => self.host_save(epoch, memory),
+                Task::Perform(Effect::HostLook) => self.host_look(),
+                Task::Perform(Effect::DropSnapshot { pause }) => self.drop_snapshot(pause),
                 Task::Perform(Effect::Cut) => self.live.gone.cancel(),
                 // Publishing the state is the announcement.
                 Task::Perform(Effect::Announce) => {}
@@ -289,8 +359,14 @@ impl Owner {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let machine = self.ownership.machine();
+        if machine.state() == SandboxState::Running && self.live.gone.is_cancelled() {
+            // It was paused since: streams of before are gone, those of from now on have an end of their own.
+            self.live = Arc::new(self.live.renewed());
+            let id = &self.row.sandbox_id;
+            self.around.registry.replace_live(id, self.live.clone());
+        }
         self.progress.send_replace(machine.progress());
         self.state
             .send_if_modified(|state| std::mem::replace(state, machine.state()) != machine.state());
@@ -316,11 +392,36 @@ impl Owner {
                 drop(reply.send(match answer {
                     Answer::DeadlineUnconfirmed => Err(SandboxError::TimedOut),
                     Answer::BeingKilled => Err(SandboxError::BeingKilled { sandbox_id }),
+                    Answer::BeingPaused => Err(SandboxError::BeingPaused { sandbox_id }),
                     Answer::Missing => Err(SandboxError::NotFound { sandbox_id }),
-                    Answer::DeadlineMoved
-                    | Answer::Created(_)
-                    | Answer::NotCreated
-                    | Answer::Killed => Ok(()),
+                    _ => Ok(()),
+                }));
+            }
+            (Some(Waiter::Pause(reply)), answer) => {
+                drop(reply.send(match answer {
+                    Answer::Paused => Ok(()),
+                    Answer::AlreadyPaused => Err(SandboxError::AlreadyPaused { sandbox_id }),
+                    Answer::BeingKilled => Err(SandboxError::BeingKilled { sandbox_id }),
+                    Answer::NotPaused => Err(match self.unsaved.clone() {
+                        Some(failure) => SandboxError::NotSaved(failure),
+                        None => SandboxError::TimedOut,
+                    }),
+                    _ => Err(SandboxError::NotFound { sandbox_id }),
+                }));
+            }
+            (Some(Waiter::Resume(reply)), answer) => {
+                drop(reply.send(match answer {
+                    Answer::Resumed(progress) => Ok(Resumed::Now(progress)),
+                    Answer::Runs => Ok(Resumed::Before),
+                    Answer::BeingKilled => Err(SandboxError::BeingKilled { sandbox_id }),
+                    Answer::NotResumed => Err(SandboxError::NotResumed(Box::new(
+                        match self.refusal.take() {
+                            Some(Refusal::Failed(why)) => why,
+                            // Those who joined: the first one heard why.
+                            _ => CreateError::Ended,
+                        },
+                    ))),
+                    _ => Err(SandboxError::NotFound { sandbox_id }),
                 }));
             }
             (None, _) => {}
@@ -358,6 +459,43 @@ impl Owner {
             Err(_) => (Refusal::Failed(CreateError::TimedOut), Reserving::Unknown),
         };
         self.refusal = Some(refusal);
+        outcome
+    }
+
+    async fn reclaim(&mut self) -> Reclaiming {
+        let Some(order) = &self.order else {
+            return Reclaiming::Refused;
+        };
+        let (expected, progress) = self.ownership.to_reclaim();
+        let (id, team_id) = (&self.row.sandbox_id, &self.row.team_id);
+        let within = self.around.settings.command_within;
+        let store = &self.around.store;
+        let outcome = timeout(within, async {
+            let call = store.reclaim(team_id, id, expected, &progress, order.limit);
+            match call.await? {
+                Reclaim::Done => Ok((Reclaiming::Done, None)),
+                Reclaim::LimitReached => {
+                    let limit = order.limit;
+                    let refused = CreateError::LimitReached { limit };
+                    Ok((Reclaiming::Refused, Some(refused)))
+                }
+                Reclaim::Conflict => {
+                    let found = store.sandbox(id).await?.map(|row| row.progress);
+                    Ok((Reclaiming::Conflict { found }, None))
+                }
+            }
+        });
+        let (outcome, refusal) = match outcome.await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(failure)) => {
+                let failure: StoreError = failure;
+                (Reclaiming::Refused, Some(CreateError::Store(failure)))
+            }
+            Err(_) => (Reclaiming::Unknown, Some(CreateError::TimedOut)),
+        };
+        if let Some(refusal) = refusal {
+            self.refusal = Some(Refusal::Failed(refusal));
+        }
         outcome
     }
 
@@ -405,7 +543,25 @@ impl Owner {
         let Some(order) = &self.order else {
             return;
         };
-        let (hosts, command) = (self.around.hosts.clone(), order.command.clone());
+        self.start(order.command.clone());
+    }
+
+    fn host_restore(&mut self, epoch: Epoch, pause: Pause, memory: bool) {
+        let Some(order) = &self.order else {
+            return;
+        };
+        let mut command = order.command.clone();
+        command.epoch = epoch;
+        command.deadline = self.ownership.machine().deadline;
+        command.snapshot = Some(FromSnapshot {
+            snapshot_id: pause.snapshot_id(&self.row.sandbox_id),
+            memory,
+        });
+        self.start(command);
+    }
+
+    fn start(&mut self, command: HostCreate) {
+        let hosts = self.around.hosts.clone();
         let within = self.around.settings.start_within;
         let call = async move {
             let answer = timeout(within, hosts.create(&command)).await.ok();
@@ -419,9 +575,84 @@ impl Owner {
                 let error = crate::chain(refusal);
                 warn!(sandbox_id = %command.sandbox_id, error, "the sandbox was not started");
             }
-            Fed { event, refusal }
+            Fed {
+                event: Some(event),
+                refusal,
+                unsaved: None,
+            }
         };
         self.under_way.push(call.boxed());
+    }
+
+    fn host_save(&mut self, epoch: Epoch, memory: bool) {
+        let hosts = self.around.hosts.clone();
+        let pause = Pause {
+            epoch,
+            by: PausedBy::Control,
+            at: clock::now(),
+            memory,
+        };
+        let save = HostSave {
+            sandbox_id: self.row.sandbox_id.clone(),
+            epoch,
+            snapshot_id: pause.snapshot_id(&self.row.sandbox_id),
+            memory,
+            end: true,
+        };
+        let within = self.around.settings.save_within;
+        let call = async move {
+            let answer = timeout(within, hosts.save(&save)).await.ok();
+            let event = after_save(epoch, answer.as_ref());
+            let unsaved = match answer {
+                Some(Ok(_)) => None,
+                Some(Err(failure)) => Some(failure),
+                None => Some(HostFailure::Unreachable("no answer in time".to_owned())),
+            };
+            if let Some(failure) = &unsaved {
+                warn!(sandbox_id = %save.sandbox_id, error = %failure, "the sandbox was not paused");
+            }
+            Fed {
+                event: Some(event),
+                refusal: None,
+                unsaved,
+            }
+        };
+        self.under_way.push(call.boxed());
+    }
+
+    fn host_look(&mut self) {
+        let (hosts, id) = (self.around.hosts.clone(), self.row.sandbox_id.clone());
+        let within = self.around.settings.command_within;
+        let last = self.ownership.machine().pause;
+        let call = async move {
+            let event = match timeout(within, look(&*hosts, &id, last)).await {
+                Ok(Ok(event)) => Some(event),
+                Ok(Err(failure)) => {
+                    warn!(sandbox_id = %id, error = %failure, "failed to look for a snapshot");
+                    None
+                }
+                Err(_) => None,
+            };
+            Fed {
+                event,
+                refusal: None,
+                unsaved: None,
+            }
+        };
+        self.under_way.push(call.boxed());
+    }
+
+    fn drop_snapshot(&self, pause: Pause) {
+        let hosts = self.around.hosts.clone();
+        let id = pause.snapshot_id(&self.row.sandbox_id);
+        let within = self.around.settings.command_within;
+        // It may take longer than the sandbox has an owner.
+        self.around.registry.owners().spawn(async move {
+            // One that stays is found when lists are compared.
+            if let Ok(Err(failure)) = timeout(within, hosts.delete_snapshot(&id)).await {
+                warn!(snapshot_id = id, error = %failure, "failed to delete a snapshot");
+            }
+        });
     }
 
     fn host_kill(&mut self, epoch: Epoch) {
@@ -441,10 +672,18 @@ impl Owner {
     fn host_deadline(&mut self, epoch: Epoch, deadline: UnixMillis) {
         let (hosts, id) = (self.around.hosts.clone(), self.row.sandbox_id.clone());
         let within = self.around.settings.command_within;
+        let last = self.ownership.machine().pause;
         let call = async move {
             let told = hosts.set_deadline(&id, epoch, deadline);
             let answer = timeout(within, told).await.ok();
-            let event = after_deadline(epoch, answer.as_ref());
+            let mut event = after_deadline(epoch, answer.as_ref());
+            if event == Event::Lost
+                && let Ok(Ok(seen)) = timeout(within, look(&*hosts, &id, last)).await
+                && matches!(seen, Event::Looked { pause: Some(_), .. })
+            {
+                // The host paused it by itself.
+                event = seen;
+            }
             if matches!(event, Event::DeadlineFailed { .. }) {
                 warn!(sandbox_id = %id, error = why(answer), "the host did not take the deadline");
             }
@@ -452,6 +691,17 @@ impl Owner {
         };
         self.under_way.push(call.boxed());
     }
+}
+
+/// What a host has of a sandbox. Sandboxes first: one that is not listed any more has its snapshot by then.
+pub(crate) async fn look(
+    hosts: &dyn Hosts,
+    id: &SandboxId,
+    last: Option<Pause>,
+) -> Result<Event, HostFailure> {
+    let alive = hosts.list().await?.iter().any(|it| it.sandbox_id == *id);
+    let snapshots = hosts.snapshots().await?;
+    Ok(after_look(id, last, alive, &snapshots))
 }
 
 /// Why a host did not do it, for the log.

@@ -6,11 +6,11 @@
 
 use std::collections::VecDeque;
 
-use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
+use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState, UnixMillis};
 
-use crate::hosts::{HostFailure, Started};
-use crate::lifecycle::{Effect, Event, Machine, Phase, Told, step};
-use crate::store::Progress;
+use crate::hosts::{HostFailure, HostSnapshot, Started};
+use crate::lifecycle::{Effect, Event, Machine, Phase, Restoring, Told, step};
+use crate::store::{Pause, PausedBy, Progress};
 
 /// Somebody who waits for an answer; the performer knows who.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,7 +30,21 @@ pub enum Answer {
     /// The host did not confirm the deadline; it is told again.
     DeadlineUnconfirmed,
     BeingKilled,
+    /// A pause is under way.
+    BeingPaused,
     Missing,
+    /// It is a snapshot, and its row says so.
+    Paused,
+    /// It was so already.
+    AlreadyPaused,
+    /// The host cannot, or did not in time: it goes on.
+    NotPaused,
+    /// It runs again, and its row says so.
+    Resumed(Progress),
+    /// It did not have to be resumed.
+    Runs,
+    /// It is paused as before.
+    NotResumed,
 }
 
 /// How a deadline is to change.
@@ -38,6 +52,15 @@ pub enum Answer {
 pub enum DeadlineChange {
     Set(UnixMillis),
     Extend(UnixMillis),
+}
+
+/// A resume as somebody wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResumeWish {
+    pub memory: bool,
+    pub timeout_millis: u64,
+    /// How long a host may take.
+    pub within_millis: u64,
 }
 
 /// What the performer does next.
@@ -56,6 +79,20 @@ pub enum Reserving {
     Refused,
     /// The store did not answer in time, so the row may be there or come later.
     Unknown,
+}
+
+/// What became of [`Effect::Reclaim`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reclaiming {
+    Done,
+    /// Nothing was changed.
+    Refused,
+    /// The store did not answer in time, so the row may be changed or be it later.
+    Unknown,
+    /// The row is not as expected; it says this, or is not there.
+    Conflict {
+        found: Option<Progress>,
+    },
 }
 
 /// What became of a write of the row.
@@ -93,6 +130,8 @@ pub struct Ownership {
     kept: bool,
     kills: Vec<Ticket>,
     movers: Vec<Mover>,
+    pauses: Vec<(Ticket, bool)>,
+    resumes: Vec<(Ticket, ResumeWish)>,
     /// Whether other servers may decide as well.
     shared: bool,
     effects: VecDeque<Effect>,
@@ -121,6 +160,8 @@ impl Ownership {
             kept: false,
             kills: Vec::new(),
             movers: Vec::new(),
+            pauses: Vec::new(),
+            resumes: Vec::new(),
             shared: false,
             effects: VecDeque::new(),
             answers: VecDeque::new(),
@@ -150,7 +191,7 @@ impl Ownership {
         if (row.state, row.epoch) == (ours.state, ours.epoch) {
             // Perhaps by a write of ours that was given up on.
             self.row = (row.state, row.epoch);
-        } else if (rank(row.state), row.epoch) > (rank(self.row.0), self.row.1) {
+        } else if (row.epoch, rank(row.state)) > (self.row.1, rank(self.row.0)) {
             self.overtaken(now, row);
         }
     }
@@ -163,12 +204,13 @@ impl Ownership {
         let (machine, effects) = self.machine.overtaken(row, now, unannounced);
         self.machine = machine;
         self.queue(effects);
-        if self.machine.state() != SandboxState::Running {
-            return;
-        }
-        if !self.kills.is_empty() {
+        let state = self.machine.state();
+        if !self.kills.is_empty() && !is_ending(state) {
             let cause = DeathCause::Killed;
             self.feed(now, Event::Kill { cause });
+            return;
+        }
+        if state != SandboxState::Running {
             return;
         }
         for mover in std::mem::take(&mut self.movers) {
@@ -185,7 +227,24 @@ impl Ownership {
     /// Something happened.
     pub fn feed(&mut self, now: UnixMillis, event: Event) {
         let (machine, effects) = step(&self.machine, now, event);
-        self.machine = machine;
+        let before = std::mem::replace(&mut self.machine, machine).phase;
+        match (before, machine.phase) {
+            (Phase::Pausing { .. }, Phase::Running { .. }) => {
+                let failed = self.pauses.drain(..);
+                let failed = failed.map(|(ticket, _)| (ticket, Answer::NotPaused));
+                self.answers.extend(failed);
+                self.answer_resumes(Answer::Runs);
+            }
+            (
+                Phase::Resuming { .. },
+                Phase::Paused { .. }
+                | Phase::Resuming {
+                    restoring: Restoring::Undoing { .. },
+                    ..
+                },
+            ) => self.answer_resumes(Answer::NotResumed),
+            _ => {}
+        }
         match event {
             Event::DeadlineTaken { epoch } => {
                 self.answer_movers(epoch, Answer::DeadlineMoved);
@@ -202,6 +261,108 @@ impl Ownership {
     pub fn kill(&mut self, now: UnixMillis, cause: DeathCause, ticket: Ticket) {
         self.kills.push(ticket);
         self.feed(now, Event::Kill { cause });
+    }
+
+    /// Somebody wants it paused; a pause that is under way is joined.
+    pub fn pause(&mut self, now: UnixMillis, memory: bool, ticket: Ticket) {
+        let answer = match self.machine.state() {
+            SandboxState::Paused if !self.is_claiming() => Answer::AlreadyPaused,
+            SandboxState::Killing => Answer::BeingKilled,
+            SandboxState::Creating | SandboxState::Dead => Answer::Missing,
+            SandboxState::Running
+            | SandboxState::Pausing
+            | SandboxState::Paused
+            | SandboxState::Resuming => {
+                self.pauses.push((ticket, memory));
+                if self.machine.state() == SandboxState::Running {
+                    self.feed(now, Event::Pause { memory });
+                }
+                return;
+            }
+        };
+        self.answers.push_back((ticket, answer));
+    }
+
+    /// Somebody wants it to run; a resume that is under way is joined, and one after a pause that is under way waits for that.
+    pub fn resume_for(&mut self, now: UnixMillis, wish: ResumeWish, ticket: Ticket) {
+        let answer = match self.machine.state() {
+            SandboxState::Running => Answer::Runs,
+            SandboxState::Killing => Answer::BeingKilled,
+            SandboxState::Creating | SandboxState::Dead => Answer::Missing,
+            SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming => {
+                self.resumes.push((ticket, wish));
+                self.begin_resume(now);
+                return;
+            }
+        };
+        self.answers.push_back((ticket, answer));
+    }
+
+    fn is_claiming(&self) -> bool {
+        matches!(self.machine.phase, Phase::Resuming { .. })
+    }
+
+    /// Takes up the first wish when it is at rest and its row says so.
+    fn begin_resume(&mut self, now: UnixMillis) {
+        let at_rest = matches!(self.machine.phase, Phase::Paused { .. });
+        if let Some((_, wish)) = self.resumes.first().copied()
+            && at_rest
+            && self.row.0 == SandboxState::Paused
+        {
+            let event = Event::Resume {
+                memory: wish.memory,
+                deadline: now.plus_millis(wish.timeout_millis),
+                within_millis: wish.within_millis,
+            };
+            self.feed(now, event);
+        }
+    }
+
+    fn answer_resumes(&mut self, answer: Answer) {
+        let answered = self.resumes.drain(..).map(|(ticket, _)| (ticket, answer));
+        self.answers.extend(answered);
+    }
+
+    /// What [`Effect::Reclaim`] writes, as [`Ownership::to_save`] has it.
+    #[must_use]
+    pub fn to_reclaim(&self) -> ((SandboxState, Epoch), Progress) {
+        let progress = Progress {
+            state: SandboxState::Resuming,
+            ..self.machine.progress()
+        };
+        (self.row, progress)
+    }
+
+    /// The outcome of [`Effect::Reclaim`].
+    pub fn reclaimed(&mut self, now: UnixMillis, outcome: Reclaiming) {
+        let event = match outcome {
+            Reclaiming::Done => {
+                let (_, progress) = self.to_reclaim();
+                self.row = (progress.state, progress.epoch);
+                Event::Reclaimed
+            }
+            Reclaiming::Refused => Event::NotReclaimed { unknown: false },
+            Reclaiming::Unknown => Event::NotReclaimed { unknown: true },
+            // Another server was first; it may be what the callers want.
+            Reclaiming::Conflict { found: Some(found) } if self.shared => {
+                return self.overtaken(now, &found);
+            }
+            Reclaiming::Conflict { found: Some(found) } => {
+                self.row = (found.state, found.epoch);
+                self.machine.epoch = self.machine.epoch.max(found.epoch);
+                if is_ending(found.state) {
+                    Event::Kill {
+                        cause: DeathCause::Killed,
+                    }
+                } else {
+                    Event::NotReclaimed { unknown: true }
+                }
+            }
+            Reclaiming::Conflict { found: None } => Event::Kill {
+                cause: DeathCause::Lost,
+            },
+        };
+        self.feed(now, event);
     }
 
     /// Somebody wants another deadline.
@@ -232,8 +393,21 @@ impl Ownership {
                 });
                 return;
             }
+            SandboxState::Pausing if deadline <= now => {
+                self.movers.push(Mover {
+                    ticket,
+                    epoch,
+                    deadline,
+                    change,
+                });
+                return;
+            }
             SandboxState::Killing => Answer::BeingKilled,
-            SandboxState::Creating | SandboxState::Dead => Answer::Missing,
+            SandboxState::Pausing => Answer::BeingPaused,
+            SandboxState::Creating
+            | SandboxState::Paused
+            | SandboxState::Resuming
+            | SandboxState::Dead => Answer::Missing,
         };
         self.answers.push_back((ticket, answer));
     }
@@ -254,7 +428,7 @@ impl Ownership {
                 return Some(Task::Answer(ticket, answer));
             }
             if let Some(mut effect) = self.effects.pop_front() {
-                if effect == Effect::Save && rank(self.row.0) > rank(self.machine.state()) {
+                if effect == Effect::Save && ending(self.row.0) > ending(self.machine.state()) {
                     // A row does not go back: it says already what this is on the way to.
                     self.feed(now, Event::Saved);
                     continue;
@@ -328,7 +502,7 @@ impl Ownership {
             // An earlier attempt came through after all.
             return Event::Saved;
         }
-        if rank(found.state) > rank(progress.state) {
+        if ending(found.state) > ending(progress.state) {
             // It was decided before that it ends; it does.
             return Event::Kill {
                 cause: DeathCause::Killed,
@@ -353,6 +527,30 @@ impl Ownership {
     fn settle(&mut self, now: UnixMillis) {
         match self.machine.phase {
             Phase::Reserving | Phase::Starting => {}
+            Phase::Pausing { .. } => self.settle_movers(now, false),
+            Phase::Paused { .. } => {
+                self.settle_movers(now, false);
+                if self.row.0 == SandboxState::Paused {
+                    let paused = self.pauses.drain(..);
+                    let paused = paused.map(|(ticket, _)| (ticket, Answer::Paused));
+                    self.answers.extend(paused);
+                    self.begin_resume(now);
+                }
+            }
+            Phase::Resuming { .. } => self.settle_movers(now, false),
+            Phase::Running { .. } if !self.resumes.is_empty() => {
+                if self.row.0 == SandboxState::Running {
+                    let resumed = Answer::Resumed(self.machine.progress());
+                    self.answer_resumes(resumed);
+                }
+            }
+            Phase::Running { .. } if !self.pauses.is_empty() => {
+                // A resume that somebody's pause waited for, or one that another server forestalled.
+                if self.row.0 == SandboxState::Running {
+                    let memory = self.pauses.iter().any(|(_, memory)| *memory);
+                    self.feed(now, Event::Pause { memory });
+                }
+            }
             Phase::Running { .. } => {
                 if self.row.0 != SandboxState::Creating {
                     if let Some(creator) = self.creator.take() {
@@ -370,23 +568,36 @@ impl Ownership {
                     self.answers.push_back((creator, Answer::NotCreated));
                 }
                 let dead = self.machine.phase == Phase::Dead;
-                for mover in std::mem::take(&mut self.movers) {
-                    let answer = if mover.deadline > now {
-                        Answer::Missing
-                    } else if dead || rank(self.row.0) > rank(SandboxState::Running) {
-                        // Its time is over, as was asked for.
-                        Answer::DeadlineMoved
-                    } else {
-                        self.movers.push(mover);
-                        continue;
-                    };
-                    self.answers.push_back((mover.ticket, answer));
-                }
+                self.settle_movers(now, dead);
+                let over = if dead {
+                    Answer::Missing
+                } else {
+                    Answer::BeingKilled
+                };
+                let pauses = self.pauses.drain(..).map(|(ticket, _)| (ticket, over));
+                self.answers.extend(pauses);
+                self.answer_resumes(over);
                 if dead {
                     let killed = self.kills.drain(..).map(|ticket| (ticket, Answer::Killed));
                     self.answers.extend(killed);
                 }
             }
+        }
+    }
+
+    /// Answers those who wanted another deadline of what does not run any more.
+    fn settle_movers(&mut self, now: UnixMillis, dead: bool) {
+        for mover in std::mem::take(&mut self.movers) {
+            let answer = if mover.deadline > now {
+                Answer::Missing
+            } else if dead || self.row.0 != SandboxState::Running {
+                // Its time is over, as was asked for.
+                Answer::DeadlineMoved
+            } else {
+                self.movers.push(mover);
+                continue;
+            };
+            self.answers.push_back((mover.ticket, answer));
         }
     }
 
@@ -406,15 +617,86 @@ impl Ownership {
     }
 }
 
-/// States in the order in which they come.
+/// States of one epoch in the order in which they come.
 #[must_use]
 pub fn rank(state: SandboxState) -> u8 {
     match state {
-        SandboxState::Creating => 0,
+        SandboxState::Creating | SandboxState::Resuming => 0,
         SandboxState::Running => 1,
-        SandboxState::Killing => 2,
-        SandboxState::Dead => 3,
+        SandboxState::Pausing => 2,
+        SandboxState::Paused => 3,
+        SandboxState::Killing => 4,
+        SandboxState::Dead => 5,
     }
+}
+
+/// How far it is with its end, from which nothing leads back whatever the epoch.
+#[must_use]
+pub fn ending(state: SandboxState) -> u8 {
+    match state {
+        SandboxState::Creating
+        | SandboxState::Running
+        | SandboxState::Pausing
+        | SandboxState::Paused
+        | SandboxState::Resuming => 0,
+        SandboxState::Killing => 1,
+        SandboxState::Dead => 2,
+    }
+}
+
+fn is_ending(state: SandboxState) -> bool {
+    ending(state) > 0
+}
+
+/// What the host's answer to a wish for a snapshot means; none when it did not come in time.
+#[must_use]
+pub fn after_save(epoch: Epoch, answer: Option<&Result<HostSnapshot, HostFailure>>) -> Event {
+    match answer {
+        Some(Ok(saved)) => Event::Paused {
+            pause: Pause {
+                epoch,
+                by: PausedBy::Control,
+                at: saved.created_at,
+                memory: saved.memory,
+            },
+        },
+        Some(Err(HostFailure::CannotSave(_) | HostFailure::Unsupported(_))) => Event::PauseFailed,
+        Some(Err(_)) | None => Event::PauseUnknown,
+    }
+}
+
+/// What the lists of a host, sandboxes first and then snapshots, say of a sandbox whose last known pause is `last`.
+#[must_use]
+pub fn after_look(
+    sandbox_id: &SandboxId,
+    last: Option<Pause>,
+    alive: bool,
+    snapshots: &[HostSnapshot],
+) -> Event {
+    let newer = |pause: &Pause| last.is_none_or(|last| pause.epoch > last.epoch);
+    let pause = snapshots
+        .iter()
+        .filter(|snapshot| snapshot.sandbox_id == *sandbox_id)
+        .filter_map(pause_of)
+        .filter(newer)
+        .max_by_key(|pause| pause.epoch);
+    Event::Looked { alive, pause }
+}
+
+/// The pause that a snapshot is; none when it is something else.
+#[must_use]
+pub fn pause_of(snapshot: &HostSnapshot) -> Option<Pause> {
+    let by = [PausedBy::Control, PausedBy::Host];
+    by.into_iter()
+        .map(|by| Pause {
+            epoch: snapshot.epoch,
+            by,
+            at: snapshot.created_at,
+            memory: snapshot.memory,
+        })
+        .find(|pause| {
+            snapshot.ended && pause.snapshot_id(&snapshot.sandbox_id) == snapshot.snapshot_id
+        })
 }
 
 /// What the host's answer to a create means; none when it did not come in time.

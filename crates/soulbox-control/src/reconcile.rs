@@ -3,7 +3,7 @@
 use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
 
 use crate::lifecycle::{Effect, GRACE_MILLIS, Machine};
-use crate::store::Progress;
+use crate::store::{Pause, Progress};
 
 /// A sandbox that the host does not list is lost only if it is older than this: the list may be of before its start.
 const SETTLED_MILLIS: u64 = 10_000;
@@ -27,22 +27,34 @@ pub enum Found {
     Lost,
     /// It was not finished; it is being killed.
     Unfinished,
+    /// It is paused, or is again.
+    AtRest,
 }
 
-/// What becomes of a row that has no owner, and of its sandbox.
+/// What becomes of a row that has no owner, and of its sandbox. `pause` is the latest that the host has a snapshot of.
 #[must_use]
 pub fn take_up(
     row: &Progress,
     listed: Option<&Listed>,
+    pause: Option<Pause>,
     now: UnixMillis,
 ) -> (Found, (Machine, Vec<Effect>)) {
+    let newer = pause.filter(|pause| row.pause.is_none_or(|last| pause.epoch > last.epoch));
     match (row.state, listed) {
+        // The host paused it, and nobody has heard of that.
+        (SandboxState::Running | SandboxState::Pausing, None) if let Some(pause) = newer => {
+            (Found::AtRest, Machine::at_rest(row, pause, now))
+        }
+        (SandboxState::Pausing, Some(_)) => (Found::Adopted, Machine::follow(row, now)),
+        (SandboxState::Paused | SandboxState::Resuming, _) => {
+            (Found::AtRest, take_up_at_rest(row, now))
+        }
         (SandboxState::Running, Some(host)) => {
             let started_at = row.started_at.unwrap_or(host.started_at);
             let adopted = Machine::adopt(row, host.epoch, host.deadline, started_at, now);
             (Found::Adopted, adopted)
         }
-        (SandboxState::Running, None) => {
+        (SandboxState::Running | SandboxState::Pausing, None) => {
             let cause = if now >= row.deadline {
                 DeathCause::Expired
             } else {
@@ -62,6 +74,37 @@ pub fn take_up(
     }
 }
 
+/// What becomes of a row that is paused, or on the way to or from that, and has no owner.
+#[must_use]
+pub fn take_up_at_rest(row: &Progress, now: UnixMillis) -> (Machine, Vec<Effect>) {
+    match (row.state, row.pause) {
+        (SandboxState::Paused, Some(pause)) => Machine::at_rest(row, pause, now),
+        // Nobody was told that it runs, and its agent may not have been initialised.
+        (SandboxState::Resuming, Some(_)) => Machine::undo_resume(row, now),
+        // What the host has of it shows.
+        (SandboxState::Pausing, _) => Machine::follow(row, now),
+        _ => Machine::resume_kill(row, DeathCause::Lost, now),
+    }
+}
+
+/// Whether nobody will ever want a snapshot of that pause; `row` is what the store has of the sandbox.
+#[must_use]
+pub fn is_needless(row: Option<&Progress>, pause: &Pause) -> bool {
+    let Some(row) = row else {
+        return true;
+    };
+    match row.state {
+        SandboxState::Dead => true,
+        SandboxState::Paused | SandboxState::Resuming => {
+            row.pause.is_some_and(|last| pause.epoch < last.epoch)
+        }
+        SandboxState::Running | SandboxState::Pausing => {
+            row.pause.is_some_and(|last| pause.epoch <= last.epoch)
+        }
+        SandboxState::Creating | SandboxState::Killing => false,
+    }
+}
+
 /// Whether an owner's sandbox is gone that a list, asked for at `asked_at`, does not have.
 #[must_use]
 pub fn is_lost(owned: &Progress, asked_at: UnixMillis) -> bool {
@@ -74,7 +117,7 @@ pub fn is_lost(owned: &Progress, asked_at: UnixMillis) -> bool {
 /// Whether a listed sandbox that has no owner here belongs to nobody; `row` is what the store has of it. If not, it is another server's.
 #[must_use]
 pub fn is_orphan(row: Option<&Progress>) -> bool {
-    row.is_none_or(|row| row.state == SandboxState::Dead)
+    row.is_none_or(|row| matches!(row.state, SandboxState::Dead | SandboxState::Paused))
 }
 
 /// Whether a row that has no owner here has none anywhere: it was left by a server that ended before it, or it was inserted after its
@@ -90,8 +133,11 @@ pub fn is_abandoned(
         SandboxState::Creating => created_at
             .plus_millis(start_within_millis)
             .plus_millis(GRACE_MILLIS),
-        SandboxState::Running | SandboxState::Killing => row.deadline,
-        SandboxState::Dead => return false,
+        SandboxState::Running
+        | SandboxState::Pausing
+        | SandboxState::Resuming
+        | SandboxState::Killing => row.deadline,
+        SandboxState::Paused | SandboxState::Dead => return false,
     };
     now > due.plus_millis(ABANDONED_MILLIS)
 }

@@ -14,12 +14,14 @@ use crate::control::{Control, default_team};
 use crate::error::RecoverError;
 use crate::hosts::{HostFailure, HostSandbox, HostTemplate};
 use crate::lifecycle::Event;
-use crate::owner::Request;
+use crate::owner::{self, Request};
+use crate::ownership::pause_of;
 use crate::random;
 use crate::reconcile::{self, Found, Listed};
 use crate::settings::Credentials;
 use crate::store::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyKind, SandboxRow, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyKind, Pause, SandboxRow, TeamRow,
+    TemplateRow,
 };
 
 /// How often the store may tidy up. Between two of them its log grows by some 10 KB for each create and kill.
@@ -67,6 +69,7 @@ impl Control {
             self.store().replace_key(kind, &row).await?;
         }
         self.shared.keyring.forget();
+        self.give_up_builds(true).await?;
         self.refresh_templates(Duration::ZERO).await?;
         let mut found = Recovered {
             templates: self.catalog().all_of(&team).len(),
@@ -77,7 +80,11 @@ impl Control {
             .into_iter()
             .map(|sandbox| (sandbox.sandbox_id.clone(), sandbox))
             .collect();
+        let pauses = self.pauses_on_host().await?;
         for row in self.store().live_sandboxes(None).await? {
+            if row.progress.state == SandboxState::Paused {
+                continue;
+            }
             let on_host = listed.remove(&row.sandbox_id);
             if self.store().shared()
                 && (on_host.is_none() || row.progress.state != SandboxState::Running)
@@ -90,7 +97,8 @@ impl Control {
                 .as_ref()
                 .filter(|host| host.egress != row.network.egress())
                 .map(|host| host.sandbox_id.clone());
-            self.reconcile(row, on_host.as_ref(), &mut found);
+            let pause = pauses.get(&row.sandbox_id).copied();
+            self.reconcile(row, on_host.as_ref(), pause, &mut found);
             if let Some(id) = differs {
                 self.repeat_egress(&id).await;
             }
@@ -137,9 +145,13 @@ impl Control {
                 if let Err(failure) = self.refresh_templates(Duration::ZERO).await {
                     warn!(error = %crate::chain(&failure), "failed to read the host's templates");
                 }
+                if let Err(failure) = self.give_up_builds(false).await {
+                    warn!(error = %crate::chain(&failure), "failed to look for builds that nobody performs");
+                }
             }
             if round % PRUNE_ROUNDS == 1 {
                 self.prune().await;
+                self.sweep_archives().await;
             }
         }
     }
@@ -167,8 +179,15 @@ impl Control {
             .ensure_team(&default_team(random::team_id()?))
             .await?;
         let known = self.catalog();
+        *self
+            .shared
+            .installed
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) =
+            templates.iter().map(|it| it.template_id.clone()).collect();
         for template in &templates {
-            if known.default_build(&template.template_id) != Some(&template.build_id) {
+            // A build that is known keeps the tags that it has: `default` may be an older one by its team's wish.
+            if known.build(&template.build_id).is_none() {
                 self.register(&team, template).await?;
             }
         }
@@ -240,14 +259,21 @@ impl Control {
         Ok(())
     }
 
-    fn reconcile(&self, row: SandboxRow, on_host: Option<&HostSandbox>, found: &mut Recovered) {
+    fn reconcile(
+        &self,
+        row: SandboxRow,
+        on_host: Option<&HostSandbox>,
+        pause: Option<Pause>,
+        found: &mut Recovered,
+    ) {
         let listed = on_host.map(listed);
         let (what, (machine, effects)) =
-            reconcile::take_up(&row.progress, listed.as_ref(), clock::now());
+            reconcile::take_up(&row.progress, listed.as_ref(), pause, clock::now());
         match what {
             Found::Adopted => found.adopted += 1,
             Found::Lost => found.lost += 1,
             Found::Unfinished => found.orphans += 1,
+            Found::AtRest => {}
         }
         self.own(Arc::new(row), machine, effects, None);
     }
@@ -261,6 +287,73 @@ impl Control {
                 what: "sandboxes",
                 source,
             })
+    }
+
+    /// The latest pause of each sandbox that the host has a snapshot of.
+    async fn pauses_on_host(&self) -> Result<HashMap<SandboxId, Pause>, RecoverError> {
+        let within = self.settings().command_within;
+        let snapshots = tokio::time::timeout(within, self.hosts().snapshots())
+            .await
+            .unwrap_or_else(|_| Err(HostFailure::Unreachable("no answer in time".to_owned())));
+        let snapshots = match snapshots {
+            // It cannot make any, so it has none.
+            Err(HostFailure::Unsupported(_)) => Vec::new(),
+            snapshots => snapshots.map_err(|source| RecoverError::Host {
+                what: "snapshots",
+                source,
+            })?,
+        };
+        let mut latest = HashMap::<SandboxId, Pause>::new();
+        for snapshot in snapshots {
+            if let Some(pause) = pause_of(&snapshot) {
+                let known = latest.entry(snapshot.sandbox_id).or_insert(pause);
+                if pause.epoch > known.epoch {
+                    *known = pause;
+                }
+            }
+        }
+        Ok(latest)
+    }
+
+    /// Deletes the snapshots of pauses that nobody will ever want.
+    async fn drop_needless_snapshots(&self) {
+        let within = self.settings().command_within;
+        let Ok(Ok(snapshots)) = tokio::time::timeout(within, self.hosts().snapshots()).await else {
+            return;
+        };
+        for snapshot in snapshots {
+            let Some(pause) = pause_of(&snapshot) else {
+                continue;
+            };
+            let row = match self.store().sandbox(&snapshot.sandbox_id).await {
+                Ok(row) => row,
+                Err(failure) => {
+                    warn!(error = %crate::chain(&failure), "failed to look up the sandbox of a snapshot");
+                    return;
+                }
+            };
+            if reconcile::is_needless(row.as_ref().map(|row| &row.progress), &pause) {
+                let id = &snapshot.snapshot_id;
+                info!(snapshot_id = id, "deleting a snapshot that nobody needs");
+                let deleted = tokio::time::timeout(within, self.hosts().delete_snapshot(id)).await;
+                if let Ok(Err(failure)) = deleted {
+                    warn!(snapshot_id = id, error = %failure, "failed to delete a snapshot");
+                }
+            }
+        }
+    }
+
+    /// What happened to a sandbox that its host does not know any more.
+    async fn what_became_of(&self, id: &SandboxId, last: Option<Pause>) -> Option<Event> {
+        let within = self.settings().command_within;
+        let seen = tokio::time::timeout(within, owner::look(self.hosts(), id, last)).await;
+        match seen {
+            Ok(Ok(Event::Looked { alive: true, .. })) => None,
+            Ok(Ok(seen @ Event::Looked { pause: Some(_), .. })) => Some(seen),
+            Ok(Ok(_) | Err(HostFailure::Unsupported(_))) => Some(Event::Lost),
+            // The next comparison tries again.
+            Ok(Err(_)) | Err(_) => None,
+        }
     }
 
     /// Compares the host's list with the owners, and the rows as well if that is asked for.
@@ -283,13 +376,17 @@ impl Control {
                 .iter()
                 .any(|sandbox| sandbox.sandbox_id == handle.row.sandbox_id);
             if !known && reconcile::is_lost(&progress, asked_at) {
-                warn!(sandbox_id = %handle.row.sandbox_id, "the host does not know the sandbox any more");
-                // An owner that has gone needs no event.
-                drop(handle.requests.send(Request::Ended(Event::Lost)).await);
+                let id = &handle.row.sandbox_id;
+                if let Some(event) = self.what_became_of(id, progress.pause).await {
+                    warn!(sandbox_id = %id, ?event, "the host does not know the sandbox any more");
+                    // An owner that has gone needs no event.
+                    drop(handle.requests.send(Request::Ended(event)).await);
+                }
             }
         }
         if rows {
             self.take_up_abandoned(&listed).await;
+            self.drop_needless_snapshots().await;
         }
         for sandbox in listed {
             if let Some(handle) = self.registry().get(&sandbox.sandbox_id) {
@@ -320,6 +417,13 @@ impl Control {
                 return;
             }
         };
+        let pauses = match self.pauses_on_host().await {
+            Ok(pauses) => pauses,
+            Err(failure) => {
+                warn!(error = %crate::chain(&failure), "failed to look for rows without an owner");
+                return;
+            }
+        };
         let now = clock::now();
         let start_within = clock::millis(self.settings().start_within);
         for row in rows {
@@ -328,7 +432,8 @@ impl Control {
             if abandoned && self.registry().get(&row.sandbox_id).is_none() {
                 warn!(sandbox_id = %row.sandbox_id, "taking up a row that nobody owns");
                 let host = on_host.iter().find(|it| it.sandbox_id == row.sandbox_id);
-                self.reconcile(row, host, &mut Recovered::default());
+                let pause = pauses.get(&row.sandbox_id).copied();
+                self.reconcile(row, host, pause, &mut Recovered::default());
             }
         }
     }

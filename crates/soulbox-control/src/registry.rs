@@ -60,6 +60,13 @@ impl Registry {
         }
     }
 
+    /// Lets a sandbox be found that runs again.
+    pub(crate) fn replace_live(&self, id: &SandboxId, live: Arc<LiveSandbox>) {
+        if let Some(handle) = self.write().get_mut(id) {
+            handle.live = live;
+        }
+    }
+
     pub(crate) fn get(&self, id: &SandboxId) -> Option<Handle> {
         self.read().get(id).cloned()
     }

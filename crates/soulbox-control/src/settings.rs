@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use soulbox_types::{Limits, MiB, MilliCpu};
+
 /// Policy and secrets of one installation.
 #[derive(Clone)]
 pub struct ControlSettings {
@@ -24,8 +26,12 @@ pub struct ControlSettings {
     pub start_within: Duration,
     /// How long one attempt to kill or to move a deadline may take.
     pub command_within: Duration,
+    /// How long one attempt to make a snapshot may take.
+    pub save_within: Duration,
     /// How long rows of dead sandboxes are kept.
     pub keep_dead: Duration,
+    /// Of templates that are built over the API, unless their request says otherwise.
+    pub template_limits: Limits,
     /// Builds of one team that are waiting or under way.
     pub max_builds: u32,
     /// How long a build may take, and how long it may wait to be started.
@@ -53,7 +59,14 @@ impl ControlSettings {
             envd_version: "0.6.13".to_owned(),
             start_within: Duration::from_secs(30),
             command_within: Duration::from_secs(15),
+            save_within: Duration::from_secs(120),
             keep_dead: Duration::from_secs(7 * 24 * 3600),
+            template_limits: Limits {
+                memory: MiB(1024),
+                cpu: MilliCpu::whole(2),
+                pids: 4096,
+                disk: MiB(10_240),
+            },
             max_builds: 20,
             build_within: Duration::from_secs(3600),
             start_build_within: Duration::from_secs(40 * 60),

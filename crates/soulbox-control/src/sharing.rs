@@ -171,7 +171,10 @@ impl Control {
         let now = clock::now();
         if matches!(
             row.progress.state,
-            SandboxState::Running | SandboxState::Killing
+            SandboxState::Running
+                | SandboxState::Pausing
+                | SandboxState::Resuming
+                | SandboxState::Killing
         ) {
             let (machine, effects) = Machine::follow(&row.progress, now);
             self.own(Arc::new(row), machine, effects, None);
@@ -201,6 +204,7 @@ mod tests {
             ended_at: (state == SandboxState::Dead).then_some(NOW),
             cause: matches!(state, SandboxState::Killing | SandboxState::Dead)
                 .then_some(DeathCause::Killed),
+            pause: None,
         }
     }
 

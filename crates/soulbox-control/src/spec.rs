@@ -8,7 +8,7 @@ use std::time::Duration;
 use soulbox_types::Inbound;
 
 use crate::network::Network;
-use crate::store::IdempotencyClaim;
+use crate::store::{IdempotencyClaim, Lifecycle};
 
 /// A sandbox as it is asked for.
 #[derive(Debug, Clone)]
@@ -25,6 +25,7 @@ pub struct SandboxSpec {
     pub metadata: BTreeMap<String, String>,
     pub env: BTreeMap<String, String>,
     pub overrides: LimitOverrides,
+    pub lifecycle: Lifecycle,
     pub idempotency: Option<IdempotencyClaim>,
 }
 
@@ -89,6 +90,13 @@ impl FromStr for TemplateReference {
             name: name.to_owned(),
             tag: tag.map(str::to_owned),
         })
+    }
+}
+
+impl TemplateReference {
+    /// Whether a text in lower case can be a tag.
+    pub(crate) fn is_tag(text: &str) -> bool {
+        is_name(text, true)
     }
 }
 

@@ -11,7 +11,9 @@ use soulbox_types::{
     UnixMillis,
 };
 
+use crate::hosts::AtDeadline;
 use crate::network::Network;
+use crate::template_store::TemplateStore;
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +100,7 @@ pub struct AliasRow {
     pub template_id: TemplateId,
 }
 
-/// A tag given to a build; the newest one of a tag holds. Rows are only ever added.
+/// A tag given to a build; the newest one of a tag whose build is ready holds. Rows are not changed, so they are the tag's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssignmentRow {
     /// A UUID.
@@ -125,6 +127,8 @@ pub struct SandboxRow {
     pub team_id: TeamId,
     pub template_id: TemplateId,
     pub build_id: BuildId,
+    /// The build whose layers it has on its host; another one than `build_id` when it came from a snapshot.
+    pub host_build_id: BuildId,
     /// The alias that the create named, if it named one.
     pub alias: Option<String>,
     pub metadata: BTreeMap<String, String>,
@@ -135,6 +139,7 @@ pub struct SandboxRow {
     pub inbound: Arc<Inbound>,
     pub envd_version: String,
     pub created_at: UnixMillis,
+    pub lifecycle: Lifecycle,
     pub progress: Progress,
 }
 
@@ -147,6 +152,47 @@ pub struct Progress {
     pub deadline: UnixMillis,
     pub ended_at: Option<UnixMillis>,
     pub cause: Option<DeathCause>,
+    /// The last pause. While it runs, that is what it was resumed from.
+    pub pause: Option<Pause>,
+}
+
+/// A pause that came about, and with it the name of its snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pause {
+    /// Of the command that made the snapshot, or the last one before the host did so by itself.
+    pub epoch: Epoch,
+    pub by: PausedBy,
+    pub at: UnixMillis,
+    /// Whether the snapshot has processes and memory, not only what is on disk.
+    pub memory: bool,
+}
+
+/// Who decided on a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PausedBy {
+    Control,
+    /// The host, at the deadline.
+    Host,
+}
+
+impl Pause {
+    /// The name of its snapshot on the host.
+    #[must_use]
+    pub fn snapshot_id(&self, sandbox_id: &SandboxId) -> String {
+        let by = match self.by {
+            PausedBy::Control => "pause",
+            PausedBy::Host => "auto",
+        };
+        format!("{by}-{sandbox_id}-{}", self.epoch.0)
+    }
+}
+
+/// What happens at the deadline, and on traffic when it is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lifecycle {
+    pub at_deadline: AtDeadline,
+    /// Whether a request for one of its ports resumes it, and for how long it then lives at least.
+    pub auto_resume: Option<u64>,
 }
 
 /// The caller's name for one create, so that a repetition does not make a second sandbox.
@@ -169,6 +215,17 @@ pub enum Reservation {
         fingerprint: String,
         sandbox: Option<Box<SandboxRow>>,
     },
+}
+
+/// What became of an attempt to give a paused sandbox its place back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reclaim {
+    /// The row has the new progress and counts against the limit.
+    Done,
+    /// The team has as many live sandboxes as it may.
+    LimitReached,
+    /// The row has another state or epoch than expected, or is not there.
+    Conflict,
 }
 
 /// What became of a compare-and-swap.
@@ -220,7 +277,7 @@ pub struct StoreError {
 /// # Errors
 /// Every call: [`StoreError`] when the database refused or could not be reached; nothing was changed then.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: TemplateStore {
     /// Inserts the team unless its slug exists; returns the row that is there.
     async fn ensure_team(&self, team: &TeamRow) -> Result<TeamRow, StoreError>;
     /// The team of this ID.
@@ -263,7 +320,7 @@ pub trait Store: Send + Sync + 'static {
     /// Adds to the counters of templates.
     async fn add_spawns(&self, spawns: &[Spawns]) -> Result<(), StoreError>;
 
-    /// Inserts the row if fewer than `limit` sandboxes of its team are alive, in one transaction.
+    /// Inserts the row if fewer than `limit` sandboxes of its team are alive, paused ones not counted, in one transaction.
     async fn reserve(
         &self,
         row: &SandboxRow,
@@ -277,6 +334,16 @@ pub trait Store: Send + Sync + 'static {
         expected: (SandboxState, Epoch),
         progress: &Progress,
     ) -> Result<Swap, StoreError>;
+    /// As [`Store::advance`] for a paused sandbox that is to run again: only if fewer than `limit` sandboxes of its team are alive, in one
+    /// transaction.
+    async fn reclaim(
+        &self,
+        team_id: &TeamId,
+        sandbox_id: &SandboxId,
+        expected: (SandboxState, Epoch),
+        progress: &Progress,
+        limit: u32,
+    ) -> Result<Reclaim, StoreError>;
     /// Replaces the network configuration of a row that is not dead.
     async fn set_network(
         &self,

@@ -5,7 +5,7 @@
 //! ([`Locate`]), check its traffic token, take a pooled connection or dial one, stream both ways. Nothing is buffered whole, nothing of a sandbox
 //! is trusted, and when a sandbox ends all its streams are reset at once.
 //!
-//! Deliberately absent: who owns sandboxes (control), how a port is dialled (the host agent), waking of paused sandboxes.
+//! Deliberately absent: who owns sandboxes (control), how a port is dialled (the host agent), how a paused sandbox is resumed (control).
 #![forbid(unsafe_code)]
 
 mod activity;
@@ -26,7 +26,7 @@ mod stream;
 mod tls;
 mod upstream;
 
-pub use locate::{DialError, Live, Locate};
+pub use locate::{DialError, Found, Live, Locate, WakeError};
 pub use proxy::Ingress;
 pub use refusal::Refusal;
 pub use route::{Route, Target, route};

@@ -19,6 +19,30 @@ pub struct Live {
     pub inbound: Arc<Inbound>,
 }
 
+/// What a look for a sandbox found that cannot be reached at once.
+#[derive(Debug, Clone)]
+pub enum Found {
+    Live(Live),
+    /// It is paused, and traffic that has these tokens resumes it.
+    Paused {
+        traffic_token: Option<String>,
+        /// What envd demands in `X-Access-Token`.
+        access_token: Option<String>,
+    },
+    Nothing,
+}
+
+/// Why a paused sandbox was not resumed for a request.
+#[derive(Debug, thiserror::Error)]
+pub enum WakeError {
+    #[error("the sandbox is not there, or not to be resumed")]
+    NotFound,
+    #[error("the team has as many sandboxes as it may: {limit}")]
+    LimitReached { limit: u32 },
+    #[error("the sandbox was not resumed: {0}")]
+    Failed(String),
+}
+
 /// Why a port was not reached.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -36,9 +60,15 @@ pub trait Locate: Send + Sync + 'static {
     /// The sandbox, if requests may go to it. Called once for every request: cheap, from memory.
     fn live(&self, sandbox_id: &SandboxId) -> Option<Live>;
 
-    /// The same with a look, in bounded time, at what other servers have made. Called when [`Locate::live`] knows nothing.
-    async fn find(&self, sandbox_id: &SandboxId) -> Option<Live> {
-        self.live(sandbox_id)
+    /// The same with a look, in bounded time, at what other servers have made, and at what is paused. Called when [`Locate::live`] knows
+    /// nothing.
+    async fn find(&self, sandbox_id: &SandboxId) -> Found {
+        self.live(sandbox_id).map_or(Found::Nothing, Found::Live)
+    }
+
+    /// Resumes a paused sandbox for a request that may go to it, in bounded time; many who want that at once make one resume.
+    async fn wake(&self, sandbox_id: &SandboxId) -> Result<Live, WakeError> {
+        self.live(sandbox_id).ok_or(WakeError::NotFound)
     }
 
     /// Told of each request that goes to a sandbox's envd. Cheap, from memory.

@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 
 use crate::crowd::{Crowd, Place};
 use crate::headers;
-use crate::locate::{DialError, Live, Locate};
+use crate::locate::{DialError, Found, Live, Locate, WakeError};
 use crate::pool::Pool;
 use crate::preflight::Preflight;
 use crate::refusal::{Audience, Refusal};
@@ -148,13 +148,9 @@ impl Ingress {
         }
         let live = match self.locate.live(&target.sandbox_id) {
             Some(live) => live,
-            None => self
-                .locate
-                .find(&target.sandbox_id)
-                .await
-                .ok_or_else(|| Refusal::NotFound(target.clone()))?,
+            None => self.found(target, &request).await?,
         };
-        check_traffic_token(target, &live, &request)?;
+        check_traffic_token(target, live.traffic_token.as_deref(), &request)?;
         let place = self.crowd.enter(target).ok_or_else(|| Refusal::TooMany {
             target: target.clone(),
             limit: self.crowd.limit(),
@@ -193,6 +189,42 @@ impl Ingress {
             () = live.ended.cancelled() => Err(Refusal::NotFound(target.clone())),
             outcome = self.exchange(target, &live, request, switch, protocol, place) => outcome,
         }
+    }
+
+    /// The sandbox that cannot be reached at once; a paused one is resumed for a request that has its tokens.
+    async fn found(
+        &self,
+        target: &Target,
+        request: &Request<Lingering<Incoming>>,
+    ) -> Result<Live, Refusal> {
+        let id = &target.sandbox_id;
+        let (traffic_token, access_token) = match self.locate.find(id).await {
+            Found::Live(live) => return Ok(live),
+            Found::Nothing => return Err(Refusal::NotFound(target.clone())),
+            Found::Paused {
+                traffic_token,
+                access_token,
+            } => (traffic_token, access_token),
+        };
+        check_traffic_token(target, traffic_token.as_deref(), request)?;
+        // Whoever would be refused by envd does not wake it either. A preflight has no token and needs no sandbox.
+        if target.port == ENVD_PORT
+            && let Some(token) = access_token
+            && !has_access(request, &token)
+        {
+            return Err(Refusal::NotToBeResumed(target.clone()));
+        }
+        self.locate.wake(id).await.map_err(|error| match error {
+            WakeError::NotFound => Refusal::NotFound(target.clone()),
+            WakeError::LimitReached { limit } => Refusal::QuotaExhausted {
+                target: target.clone(),
+                limit,
+            },
+            WakeError::Failed(why) => {
+                warn!(sandbox_id = %id, error = why, "a paused sandbox was not resumed for a request");
+                Refusal::NotResumed(target.clone())
+            }
+        })
     }
 
     /// The daemon inside cannot see what its sandbox uses; the host can, and its word goes with the question.
@@ -381,16 +413,18 @@ async fn tunnel(
     Ok(())
 }
 
+/// Whether a request has the token of envd.
+fn has_access(request: &Request<Lingering<Incoming>>, token: &str) -> bool {
+    let given = request.headers().get("x-access-token");
+    given.is_some_and(|given| bool::from(given.as_bytes().ct_eq(token.as_bytes())))
+}
+
 fn check_traffic_token(
     target: &Target,
-    live: &Live,
+    token: Option<&str>,
     request: &Request<Lingering<Incoming>>,
 ) -> Result<(), Refusal> {
-    let Some(token) = live
-        .traffic_token
-        .as_ref()
-        .filter(|_| target.port != ENVD_PORT)
-    else {
+    let Some(token) = token.filter(|_| target.port != ENVD_PORT) else {
         return Ok(());
     };
     let Some(given) = request.headers().get(headers::TRAFFIC_TOKEN) else {

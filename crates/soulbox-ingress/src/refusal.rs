@@ -34,6 +34,16 @@ pub enum Refusal {
     TrafficTokenInvalid(Target),
     #[error("The sandbox has reached its limit of {limit} connections at once")]
     TooMany { target: Target, limit: u32 },
+    #[error(
+        "This sandbox can't be resumed with the credentials provided. Check your access token and try again."
+    )]
+    NotToBeResumed(Target),
+    #[error(
+        "The sandbox is paused, and its team has reached its limit of {limit} concurrent sandboxes"
+    )]
+    QuotaExhausted { target: Target, limit: u32 },
+    #[error("The sandbox is paused and could not be resumed")]
+    NotResumed(Target),
     #[error("invalid signature")]
     SignatureInvalid,
     #[error("too many requests with an unknown signature, try again later")]
@@ -81,10 +91,15 @@ impl Refusal {
             | Self::InvalidPort => StatusCode::BAD_REQUEST,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Reserved { .. } => StatusCode::NOT_FOUND,
-            Self::TrafficTokenMissing(_) | Self::TrafficTokenInvalid(_) => StatusCode::FORBIDDEN,
+            Self::TrafficTokenMissing(_)
+            | Self::TrafficTokenInvalid(_)
+            | Self::NotToBeResumed(_) => StatusCode::FORBIDDEN,
             Self::SignatureInvalid => StatusCode::UNAUTHORIZED,
-            Self::TooMany { .. } | Self::SignatureGuessing => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany { .. } | Self::SignatureGuessing | Self::QuotaExhausted { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::NotFound(_)
+            | Self::NotResumed(_)
             | Self::PortClosed(_)
             | Self::HungUp(_)
             | Self::NotTls(_)
@@ -133,6 +148,9 @@ impl Refusal {
             Self::Reserved { path } => json!({ "message": message, "path": path, "code": code }),
             Self::TrafficTokenMissing(target)
             | Self::TrafficTokenInvalid(target)
+            | Self::NotToBeResumed(target)
+            | Self::QuotaExhausted { target, .. }
+            | Self::NotResumed(target)
             | Self::NotFound(target) => {
                 json!({ "sandboxId": target.sandbox_id.as_str(), "message": message, "code": code })
             }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, CatalogRows, Changes, IdempotencyClaim, KeyKind, KeyRow,
-    Network, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
+    Network, Progress, Reclaim, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
     TemplateRow,
 };
 use soulbox_types::{Epoch, SandboxId, SandboxState, TeamId, UnixMillis};
@@ -117,6 +117,17 @@ impl PostgresStore {
             .map_err(OpenError::Connect)?;
         let origin = random_origin();
         Ok(Self { pool, origin })
+    }
+
+    pub(crate) fn log_writer(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub(crate) async fn tell_of_templates(
+        &self,
+        transaction: &mut Transaction<'static, Postgres>,
+    ) -> Result<(), sqlx::Error> {
+        self.tell(transaction, changes::TEMPLATES).await
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
@@ -435,6 +446,31 @@ impl Store for PostgresStore {
         sandboxes::advance(&self.pool, &self.origin, sandbox_id, expected, progress)
             .await
             .map_err(failed("change a sandbox"))
+    }
+
+    async fn reclaim(
+        &self,
+        team_id: &TeamId,
+        sandbox_id: &SandboxId,
+        expected: (SandboxState, Epoch),
+        progress: &Progress,
+        limit: u32,
+    ) -> Result<Reclaim, StoreError> {
+        const ACTION: &str = "take a paused sandbox's place back";
+        let mut transaction = self.begin(ACTION).await?;
+        let ids = (team_id, sandbox_id);
+        let reclaim = sandboxes::reclaim(
+            &mut transaction,
+            &self.origin,
+            ids,
+            expected,
+            progress,
+            limit,
+        )
+        .await
+        .map_err(failed(ACTION))?;
+        transaction.commit().await.map_err(failed(ACTION))?;
+        Ok(reclaim)
     }
 
     async fn set_network(

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, KeyRow, Network, Progress, SandboxRow, TeamRow,
-    TemplateRow,
+    AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, KeyRow, Lifecycle, Network, Pause,
+    PausedBy, Progress, SandboxRow, TeamRow, TemplateRow,
 };
 use soulbox_types::{
     DeathCause, Epoch, HostMask, HttpsPorts, Inbound, Limits, MiB, MilliCpu, SandboxState,
@@ -79,6 +79,9 @@ pub(crate) fn state_name(state: SandboxState) -> &'static str {
     match state {
         SandboxState::Creating => "creating",
         SandboxState::Running => "running",
+        SandboxState::Pausing => "pausing",
+        SandboxState::Paused => "paused",
+        SandboxState::Resuming => "resuming",
         SandboxState::Killing => "killing",
         SandboxState::Dead => "dead",
     }
@@ -188,6 +191,10 @@ pub(crate) fn sandbox(row: &impl Columns) -> Result<SandboxRow, sqlx::Error> {
         team_id: parsed(row, "team_id")?,
         template_id: parsed(row, "template_id")?,
         build_id: parsed(row, "build_id")?,
+        host_build_id: match row.optional_text("host_build_id")? {
+            None => parsed(row, "build_id")?,
+            Some(_) => parsed(row, "host_build_id")?,
+        },
         alias: row.optional_text("alias")?,
         metadata: serde_json::from_str(&metadata)
             .map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
@@ -198,10 +205,14 @@ pub(crate) fn sandbox(row: &impl Columns) -> Result<SandboxRow, sqlx::Error> {
         inbound: Arc::new(inbound(row)?),
         envd_version: row.text("envd_version")?,
         created_at: moment(row, "created_at")?,
+        lifecycle: lifecycle(row)?,
         progress: Progress {
             state: named(row, "state", |name| match name {
                 "creating" => Some(SandboxState::Creating),
                 "running" => Some(SandboxState::Running),
+                "pausing" => Some(SandboxState::Pausing),
+                "paused" => Some(SandboxState::Paused),
+                "resuming" => Some(SandboxState::Resuming),
                 "killing" => Some(SandboxState::Killing),
                 "dead" => Some(SandboxState::Dead),
                 _ => None,
@@ -214,6 +225,62 @@ pub(crate) fn sandbox(row: &impl Columns) -> Result<SandboxRow, sqlx::Error> {
                 None => None,
                 Some(_) => Some(named(row, "cause", DeathCause::from_name)?),
             },
+            pause: pause(row)?,
+        },
+    })
+}
+
+pub(crate) fn at_deadline_name(at_deadline: AtDeadline) -> &'static str {
+    match at_deadline {
+        AtDeadline::Kill => "kill",
+        AtDeadline::Pause { memory: true } => "pause",
+        AtDeadline::Pause { memory: false } => "pause_disk",
+    }
+}
+
+/// The columns of a pause: epoch, who, when, and whether with memory.
+pub(crate) type PauseColumns = (Option<i64>, Option<&'static str>, Option<i64>, Option<i64>);
+
+pub(crate) fn pause_columns(pause: Option<Pause>) -> PauseColumns {
+    let by = |pause: Pause| match pause.by {
+        PausedBy::Control => "control",
+        PausedBy::Host => "host",
+    };
+    (
+        pause.map(|it| number(it.epoch.0)),
+        pause.map(by),
+        pause.map(|it| number(it.at.0)),
+        pause.map(|it| i64::from(it.memory)),
+    )
+}
+
+fn pause(row: &impl Columns) -> Result<Option<Pause>, sqlx::Error> {
+    if row.optional_integer("pause_epoch")?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Pause {
+        epoch: Epoch(unsigned(row, "pause_epoch")?),
+        by: named(row, "pause_by", |name| match name {
+            "control" => Some(PausedBy::Control),
+            "host" => Some(PausedBy::Host),
+            _ => None,
+        })?,
+        at: moment(row, "paused_at")?,
+        memory: flag(row, "pause_memory")?,
+    }))
+}
+
+fn lifecycle(row: &impl Columns) -> Result<Lifecycle, sqlx::Error> {
+    Ok(Lifecycle {
+        at_deadline: named(row, "at_deadline", |name| match name {
+            "kill" => Some(AtDeadline::Kill),
+            "pause" => Some(AtDeadline::Pause { memory: true }),
+            "pause_disk" => Some(AtDeadline::Pause { memory: false }),
+            _ => None,
+        })?,
+        auto_resume: match row.optional_integer("auto_resume")? {
+            None => None,
+            Some(_) => Some(unsigned(row, "auto_resume")?),
         },
     })
 }
@@ -267,8 +334,31 @@ fn optional_small(row: &impl Columns, column: &'static str) -> Result<Option<u32
     }
 }
 
-fn moment(row: &impl Columns, column: &'static str) -> Result<UnixMillis, sqlx::Error> {
+pub(crate) fn moment(row: &impl Columns, column: &'static str) -> Result<UnixMillis, sqlx::Error> {
     unsigned(row, column).map(UnixMillis)
+}
+
+/// A value that is kept as JSON.
+pub(crate) fn json<T: serde::de::DeserializeOwned>(
+    row: &impl Columns,
+    column: &'static str,
+) -> Result<Option<T>, sqlx::Error> {
+    let Some(text) = row.optional_text(column)? else {
+        return Ok(None);
+    };
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|_| bad(column, &text))
+}
+
+pub(crate) fn optional_unsigned(
+    row: &impl Columns,
+    column: &'static str,
+) -> Result<Option<u64>, sqlx::Error> {
+    match row.optional_integer(column)? {
+        None => Ok(None),
+        Some(_) => unsigned(row, column).map(Some),
+    }
 }
 
 fn optional_moment(
@@ -281,7 +371,10 @@ fn optional_moment(
     }
 }
 
-fn parsed<T: FromStr>(row: &impl Columns, column: &'static str) -> Result<T, sqlx::Error> {
+pub(crate) fn parsed<T: FromStr>(
+    row: &impl Columns,
+    column: &'static str,
+) -> Result<T, sqlx::Error> {
     named(row, column, |text| text.parse().ok())
 }
 

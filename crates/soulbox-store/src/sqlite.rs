@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, CatalogRows, Change, Changes, IdempotencyClaim, KeyKind,
-    KeyRow, Network, Progress, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
-    TemplateRow,
+    KeyRow, Network, Progress, Reclaim, Reservation, SandboxRow, Spawns, Store, StoreError, Swap,
+    TeamRow, TemplateRow,
 };
 use soulbox_types::{DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis};
 use sqlx::sqlite::{
@@ -146,6 +146,11 @@ impl SqliteStore {
 
     pub(crate) fn readers(&self) -> &SqlitePool {
         &self.readers
+    }
+
+    /// Lines of logs are not worth waiting for a disk.
+    pub(crate) fn log_writer(&self) -> &SqlitePool {
+        &self.fast
     }
 
     pub(crate) fn durable(&self) -> &SqlitePool {
@@ -443,7 +448,7 @@ impl Store for SqliteStore {
         // One transaction, so that the four tables fit together.
         let mut transaction = self.readers.begin().await.map_err(failed(ACTION))?;
         let mut catalog = CatalogRows::default();
-        let all = sqlx::query("SELECT * FROM templates")
+        let all = sqlx::query("SELECT * FROM templates WHERE deleted_at IS NULL")
             .fetch_all(&mut *transaction)
             .await;
         for row in all.map_err(failed(ACTION))? {
@@ -561,8 +566,16 @@ impl Store for SqliteStore {
         expected: (SandboxState, Epoch),
         progress: &Progress,
     ) -> Result<Swap, StoreError> {
+        // A pause outlives a power failure, unlike what runs.
+        let writer = if progress.state == SandboxState::Paused {
+            &self.durable
+        } else {
+            &self.fast
+        };
+        let (pause_epoch, pause_by, paused_at, pause_memory) = rows::pause_columns(progress.pause);
         let changed = sqlx::query(
-            "UPDATE sandboxes SET state = ?, epoch = ?, started_at = ?, deadline = ?, ended_at = ?, cause = ? \
+            "UPDATE sandboxes SET state = ?, epoch = ?, started_at = ?, deadline = ?, ended_at = ?, cause = ?, \
+             pause_epoch = ?, pause_by = ?, paused_at = ?, pause_memory = ? \
              WHERE sandbox_id = ? AND state = ? AND epoch = ?",
         )
         .bind(rows::state_name(progress.state))
@@ -571,10 +584,14 @@ impl Store for SqliteStore {
         .bind(number(progress.deadline.0))
         .bind(optional(progress.ended_at))
         .bind(progress.cause.map(DeathCause::as_str))
+        .bind(pause_epoch)
+        .bind(pause_by)
+        .bind(paused_at)
+        .bind(pause_memory)
         .bind(sandbox_id.as_str())
         .bind(rows::state_name(expected.0))
         .bind(number(expected.1.0))
-        .execute(&self.fast)
+        .execute(writer)
         .await
         .map_err(failed("change a sandbox"))?
         .rows_affected();
@@ -582,6 +599,45 @@ impl Store for SqliteStore {
             Swap::Done
         } else {
             Swap::Conflict
+        })
+    }
+
+    async fn reclaim(
+        &self,
+        team_id: &TeamId,
+        sandbox_id: &SandboxId,
+        expected: (SandboxState, Epoch),
+        progress: &Progress,
+        limit: u32,
+    ) -> Result<Reclaim, StoreError> {
+        const ACTION: &str = "take a paused sandbox's place back";
+        // One statement, so no two of them share the last place.
+        let changed = sqlx::query(
+            "UPDATE sandboxes SET state = ?, epoch = ?, deadline = ? WHERE sandbox_id = ? AND state = ? AND epoch = ? \
+             AND (SELECT count(*) FROM sandboxes WHERE team_id = ? AND state <> 'dead' AND state <> 'paused') < ?",
+        )
+        .bind(rows::state_name(progress.state))
+        .bind(number(progress.epoch.0))
+        .bind(number(progress.deadline.0))
+        .bind(sandbox_id.as_str())
+        .bind(rows::state_name(expected.0))
+        .bind(number(expected.1.0))
+        .bind(team_id.as_str())
+        .bind(limit)
+        .execute(&self.fast)
+        .await
+        .map_err(failed(ACTION))?
+        .rows_affected();
+        if changed == 1 {
+            return Ok(Reclaim::Done);
+        }
+        let found = self.sandbox(sandbox_id).await?;
+        let as_expected =
+            found.is_some_and(|row| (row.progress.state, row.progress.epoch) == expected);
+        Ok(if as_expected {
+            Reclaim::LimitReached
+        } else {
+            Reclaim::Conflict
         })
     }
 
@@ -679,9 +735,9 @@ async fn insert(
     let inserted = sqlx::query(
         "INSERT INTO sandboxes (sandbox_id, team_id, template_id, build_id, alias, metadata, cpu_milli, memory_mib, \
          disk_mib, pids, internet_access, allow_out, deny_out, secure, public_traffic, host_mask, https_ports, envd_version, created_at, \
-         state, epoch, started_at, deadline, ended_at, cause) \
-         SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? \
-         WHERE (SELECT count(*) FROM sandboxes WHERE team_id = ? AND state <> 'dead') < ?",
+         state, epoch, started_at, deadline, ended_at, cause, at_deadline, auto_resume, host_build_id) \
+         SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? \
+         WHERE (SELECT count(*) FROM sandboxes WHERE team_id = ? AND state <> 'dead' AND state <> 'paused') < ?",
     )
     .bind(row.sandbox_id.as_str())
     .bind(row.team_id.as_str())
@@ -708,6 +764,9 @@ async fn insert(
     .bind(number(row.progress.deadline.0))
     .bind(optional(row.progress.ended_at))
     .bind(row.progress.cause.map(DeathCause::as_str))
+    .bind(rows::at_deadline_name(row.lifecycle.at_deadline))
+    .bind(row.lifecycle.auto_resume.map(number))
+    .bind(row.host_build_id.as_str())
     .bind(row.team_id.as_str())
     .bind(limit)
     .execute(connection)
@@ -758,7 +817,7 @@ async fn register(
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO templates (template_id, team_id, public, created_at, updated_at) VALUES (?, ?, ?, ?, ?) \
-         ON CONFLICT (template_id) DO UPDATE SET updated_at = max(updated_at, excluded.updated_at)",
+         ON CONFLICT (template_id) DO UPDATE SET updated_at = max(updated_at, excluded.updated_at), deleted_at = NULL",
     )
     .bind(template.template_id.as_str())
     .bind(template.team_id.as_str())

@@ -1,13 +1,22 @@
 //! One suite for every [`Store`]: SQLite in memory and in a file, and PostgreSQL.
 
 mod cluster;
+mod templates;
+
+use templates::{
+    a_build_starts_once_and_ends_once, a_global_alias_is_claimed_once,
+    a_name_is_one_template_and_its_tag_one_waiting_build,
+    a_template_is_deleted_when_nothing_uses_it, builds_that_nobody_performs_are_given_up,
+    lines_of_a_build_come_back_by_level_and_page, one_of_racing_requests_gets_the_last_place,
+};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, Change, IdempotencyClaim, KeyKind, KeyRow,
-    Network, Progress, Reservation, SandboxRow, Spawns, Store, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, Change, IdempotencyClaim, KeyKind,
+    KeyRow, Lifecycle, Network, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow,
+    Spawns, Store, Swap, TeamRow, TemplateRow,
 };
 use soulbox_store::{OpenError, PostgresStore, SqliteStore, postgres_options};
 use soulbox_types::{
@@ -65,6 +74,13 @@ suite!(
     a_network_is_replaced_and_read_back,
     pruning_takes_the_long_dead_only,
     an_idempotency_key_is_claimed_once_per_team_unless_the_start_failed,
+    a_name_is_one_template_and_its_tag_one_waiting_build,
+    a_build_starts_once_and_ends_once,
+    builds_that_nobody_performs_are_given_up,
+    lines_of_a_build_come_back_by_level_and_page,
+    a_template_is_deleted_when_nothing_uses_it,
+    a_global_alias_is_claimed_once,
+    one_of_racing_requests_gets_the_last_place,
 );
 
 fn team(slug: &str) -> TeamRow {
@@ -102,6 +118,7 @@ fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
         team_id: team.team_id.clone(),
         template_id: TemplateId::from_random([1; 20]),
         build_id: BuildId::from_random([1; 16]),
+        host_build_id: BuildId::from_random([2; 16]),
         alias: Some("base".to_owned()),
         metadata: BTreeMap::from([("a \"b\"".to_owned(), "ü".to_owned())]),
         limits: Limits {
@@ -124,6 +141,10 @@ fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
         }),
         envd_version: "0.6.13".to_owned(),
         created_at: UnixMillis(10),
+        lifecycle: Lifecycle {
+            at_deadline: AtDeadline::Pause { memory: false },
+            auto_resume: Some(300_000),
+        },
         progress: Progress {
             state: SandboxState::Creating,
             epoch: Epoch::FIRST,
@@ -131,6 +152,7 @@ fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
             deadline: UnixMillis(500),
             ended_at: None,
             cause: None,
+            pause: None,
         },
     }
 }

@@ -42,6 +42,12 @@ pub enum SandboxState {
     Creating,
     /// It answers.
     Running,
+    /// Its snapshot is being made, with which it ends.
+    Pausing,
+    /// It is a snapshot; no process of it is left, and it counts against no limit.
+    Paused,
+    /// A host was asked to start it from its snapshot.
+    Resuming,
     /// Its end is decided and under way; hidden from lists.
     Killing,
     /// It is over; nothing of it is left.

@@ -6,6 +6,7 @@
 mod keys;
 mod logs;
 mod nodes;
+mod templates;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,12 @@ use serde_json::Value;
 
 pub use keys::{CreatedTeamApiKey, KeyMask, NameApiKey, TeamApiKey};
 pub use logs::{LogLevel, SandboxLog, SandboxLogEntry, SandboxLogs, SandboxLogsV2};
+pub use templates::{
+    AssignTags, AssignedTags, BuildLogEntry, BuildLogs, BuildReason, BuildState, BuildStep,
+    CancelledBuilds, FilesLink, NewTemplate, RegistryLogin, RemoveTags, RequestedTemplate, StartBuild,
+    TagAssignment, TagAssignments, TagCount, TagExists, TagGroup, TagGroups, TemplateNames, TemplateTag,
+    UpdateTemplate,
+};
 pub use nodes::{MachineInfo, Node, NodeDisk, NodeMetrics, NodeStatus, SetNodeStatus};
 
 /// Every error. `code` is the HTTP status: clients look at it rather than at the status line.
@@ -111,6 +118,29 @@ pub struct ConnectSandbox {
     pub memory: Option<bool>,
 }
 
+/// `POST /sandboxes/{id}/pause`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct PauseSandbox {
+    /// False keeps only what is on disk: processes are lost.
+    pub memory: Option<bool>,
+    /// True refuses the pause when the agent in the sandbox does not answer.
+    pub require_healthy_guest: Option<bool>,
+}
+
+/// `POST /sandboxes/{id}/resume`, the old form of connect.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ResumeSandbox {
+    /// Seconds.
+    pub timeout: Option<i32>,
+    pub auto_pause: Option<bool>,
+    /// False asks for a cold boot.
+    pub memory: Option<bool>,
+}
+
 /// `POST /sandboxes/{id}/timeout`.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -201,6 +231,17 @@ pub struct SandboxDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkView>,
     pub lifecycle: Lifecycle,
+    /// Of a paused one: what was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_mode: Option<PauseMode>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum PauseMode {
+    Full,
+    Filesystem,
 }
 
 /// The part of the network configuration that this server has.

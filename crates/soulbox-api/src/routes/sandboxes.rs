@@ -7,7 +7,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use sha2::{Digest, Sha256};
-use soulbox_control::{IdempotencyClaim, ListQuery, Order, TeamRow, TemplateReference};
+use soulbox_control::{Connected, IdempotencyClaim, ListQuery, Order, TeamRow, TemplateReference};
+use soulbox_types::SandboxId;
 use soulbox_wire::rest;
 
 use crate::App;
@@ -111,7 +112,8 @@ fn claim(
 #[utoipa::path(post, path = "/sandboxes/{sandbox_id}/connect", tag = "sandboxes", summary = "Connect to a sandbox (old form)",
     description = "Extends its end to `timeout` from now, which must be given; never shortens it.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = rest::ConnectSandbox,
-    responses((status = 200, body = rest::Sandbox),
+    responses((status = 200, body = rest::Sandbox, description = "It was running"),
+        (status = 201, body = rest::Sandbox, description = "It was paused, and runs again"),
         (status = 404, body = rest::Error, description = "No such sandbox of the team"),
         (status = 409, body = rest::Error, description = "It is being killed")))]
 pub(crate) async fn connect_v1(
@@ -119,16 +121,15 @@ pub(crate) async fn connect_v1(
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
     body: Body,
-) -> Result<Json<rest::Sandbox>, ApiError> {
-    let timeout = translate::connect_timeout(&body.required()?, Generation::V1)?;
-    let view = app.control.connect(&team, &id, timeout).await?;
-    Ok(Json(translate::sandbox(&view, app.domain.as_ref())))
+) -> Result<Response, ApiError> {
+    connect(&app, &team, &id, &body.required()?, Generation::V1).await
 }
 
 #[utoipa::path(post, path = "/v2/sandboxes/{sandbox_id}/connect", tag = "sandboxes", summary = "Connect to a sandbox",
     description = "Extends its end to `timeout` (300 s) from now; never shortens it. The body may be absent.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = Option<rest::ConnectSandbox>,
-    responses((status = 200, body = rest::Sandbox),
+    responses((status = 200, body = rest::Sandbox, description = "It was running"),
+        (status = 201, body = rest::Sandbox, description = "It was paused, and runs again"),
         (status = 404, body = rest::Error, description = "No such sandbox of the team"),
         (status = 409, body = rest::Error, description = "It is being killed")))]
 pub(crate) async fn connect_v2(
@@ -136,10 +137,26 @@ pub(crate) async fn connect_v2(
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
     body: Body,
-) -> Result<Json<rest::Sandbox>, ApiError> {
-    let timeout = translate::connect_timeout(&body.optional()?, Generation::V2)?;
-    let view = app.control.connect(&team, &id, timeout).await?;
-    Ok(Json(translate::sandbox(&view, app.domain.as_ref())))
+) -> Result<Response, ApiError> {
+    connect(&app, &team, &id, &body.optional()?, Generation::V2).await
+}
+
+async fn connect(
+    app: &App,
+    team: &TeamRow,
+    id: &SandboxId,
+    body: &rest::ConnectSandbox,
+    generation: Generation,
+) -> Result<Response, ApiError> {
+    let timeout = translate::connect_timeout(body, generation)?;
+    let memory = body.memory.unwrap_or(true);
+    let connected = app.control.connect(team, id, timeout, memory).await?;
+    let (status, view) = match connected {
+        Connected::Running(view) => (StatusCode::OK, view),
+        Connected::Resumed(view) => (StatusCode::CREATED, view),
+    };
+    let answer = translate::sandbox(&view, app.domain.as_ref());
+    Ok((status, Json(answer)).into_response())
 }
 
 #[utoipa::path(get, path = "/sandboxes/{sandbox_id}", tag = "sandboxes", summary = "All about a sandbox", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
@@ -239,6 +256,7 @@ pub(crate) async fn list_running(
             .transpose()?
             .unwrap_or_default(),
         running: true,
+        paused: false,
         order: Order::NewestFirst,
         started_after: None,
         template: None,
@@ -336,6 +354,7 @@ fn list_query(params: &Params) -> Result<ListQuery, ApiError> {
             .transpose()?
             .unwrap_or_default(),
         running: states.is_empty() || states.contains(&"running"),
+        paused: states.is_empty() || states.contains(&"paused"),
         order,
         started_after,
         template,

@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 use soulbox_api::{App, Figures, RateLimits};
 use soulbox_control::{
     Control, ControlSettings, Credentials, HostCreate, HostDisk, HostFailure, HostLogLine,
-    HostNode, HostSandbox, HostTemplate, HostUsage, Hosts, KeyKind, KeyRow, NodeStatus, Started,
-    Store, TeamRow,
+    HostNode, HostSandbox, HostSave, HostSnapshot, HostTemplate, HostUsage, Hosts, KeyKind, KeyRow,
+    NodeStatus, Started, Store, TeamRow,
 };
 use soulbox_store::SqliteStore;
 use soulbox_types::{
@@ -46,6 +46,12 @@ pub(crate) struct HostState {
     pub(crate) fail_kills: Vec<HostFailure>,
     pub(crate) fail_deadlines: Vec<HostFailure>,
     pub(crate) fail_egress: Vec<HostFailure>,
+    /// Answers of the next saves.
+    pub(crate) fail_saves: Vec<HostFailure>,
+    pub(crate) slow_save: Duration,
+    pub(crate) saved: Vec<HostSave>,
+    pub(crate) snapshots: HashMap<String, HostSnapshot>,
+    pub(crate) deleted_snapshots: Vec<String>,
     /// Of every daemon.
     pub(crate) logs: Vec<HostLogLine>,
     pub(crate) slow_create: Duration,
@@ -76,6 +82,14 @@ impl Hosts for FakeHosts {
         state.created.push(sandbox.clone());
         if let Some(failure) = state.fail_creates.pop() {
             return Err(failure);
+        }
+        if let Some(from) = &sandbox.snapshot
+            && !state.snapshots.contains_key(&from.snapshot_id)
+        {
+            return Err(HostFailure::SnapshotMissing);
+        }
+        if state.live.contains_key(&sandbox.sandbox_id) {
+            return Err(HostFailure::AlreadyExists);
         }
         let started_at = now();
         state.live.insert(
@@ -137,6 +151,51 @@ impl Hosts for FakeHosts {
         }
         sandbox.egress = egress.clone();
         Ok(())
+    }
+
+    async fn save(&self, save: &HostSave) -> Result<HostSnapshot, HostFailure> {
+        let slow = self.state().slow_save;
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
+        let mut state = self.state();
+        state.saved.push(save.clone());
+        if let Some(failure) = state.fail_saves.pop() {
+            return Err(failure);
+        }
+        let sandbox = state.live.get(&save.sandbox_id);
+        let sandbox = sandbox.ok_or(HostFailure::NotFound)?.clone();
+        if save.epoch < sandbox.epoch {
+            return Err(HostFailure::StaleEpoch);
+        }
+        let snapshot = HostSnapshot {
+            snapshot_id: save.snapshot_id.clone(),
+            sandbox_id: save.sandbox_id.clone(),
+            epoch: save.epoch,
+            build_id: sandbox.build_id,
+            memory: save.memory,
+            ended: save.end,
+            created_at: now(),
+            disk_bytes: 10,
+            image_bytes: 20,
+        };
+        if save.end {
+            state.live.remove(&save.sandbox_id);
+        }
+        let id = save.snapshot_id.clone();
+        state.snapshots.insert(id, snapshot.clone());
+        Ok(snapshot)
+    }
+
+    async fn delete_snapshot(&self, id: &str) -> Result<(), HostFailure> {
+        let mut state = self.state();
+        state.snapshots.remove(id);
+        state.deleted_snapshots.push(id.to_owned());
+        Ok(())
+    }
+
+    async fn snapshots(&self) -> Result<Vec<HostSnapshot>, HostFailure> {
+        Ok(self.state().snapshots.values().cloned().collect())
     }
 
     async fn list(&self) -> Result<Vec<HostSandbox>, HostFailure> {

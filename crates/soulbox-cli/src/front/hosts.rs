@@ -190,6 +190,10 @@ impl Hosts for RpcHosts {
     }
 
     async fn save(&self, save: &HostSave) -> Result<HostSnapshot, HostFailure> {
+        if let Some(ingress) = self.ingress.get() {
+            // Connections into it end with it, or are of no use to a copy.
+            ingress.forget(&save.sandbox_id);
+        }
         let request = HostRequest::Save(host::Save {
             sandbox_id: save.sandbox_id.to_string(),
             epoch: save.epoch.0,

@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use soulbox_control::{Control, Traffic};
+use soulbox_control::{Control, CreateError, SandboxError, Traffic};
 use soulbox_envd_proto::SandboxUsage;
-use soulbox_ingress::{DialError, Live, Locate};
+use soulbox_ingress::{DialError, Found, Live, Locate, WakeError};
 use soulbox_types::{SandboxId, SandboxState};
 use soulbox_wire::host::{HostErrorKind, HostUsage, Reply, Request};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tracing::warn;
 
 use super::hosts::connected;
 use crate::rpc::{Client, RpcError};
@@ -52,9 +53,35 @@ impl Locate for Located {
         })
     }
 
-    async fn find(&self, sandbox_id: &SandboxId) -> Option<Live> {
-        self.control.find_live(sandbox_id).await?;
-        self.live(sandbox_id)
+    async fn find(&self, sandbox_id: &SandboxId) -> Found {
+        if self.control.find_live(sandbox_id).await.is_some()
+            && let Some(live) = self.live(sandbox_id)
+        {
+            return Found::Live(live);
+        }
+        match self.control.paused_for_traffic(sandbox_id).await {
+            Ok(Some(paused)) => Found::Paused {
+                traffic_token: paused.traffic_token,
+                access_token: paused.access_token,
+            },
+            Ok(None) => Found::Nothing,
+            Err(error) => {
+                warn!(%sandbox_id, error = crate::failure::chain(&error), "failed to look for a paused sandbox");
+                Found::Nothing
+            }
+        }
+    }
+
+    async fn wake(&self, sandbox_id: &SandboxId) -> Result<Live, WakeError> {
+        match self.control.wake_for_traffic(sandbox_id).await {
+            Ok(true) => self.live(sandbox_id).ok_or(WakeError::NotFound),
+            Ok(false) => Err(WakeError::NotFound),
+            Err(SandboxError::NotResumed(why)) => Err(match *why {
+                CreateError::LimitReached { limit } => WakeError::LimitReached { limit },
+                other => WakeError::Failed(crate::failure::chain(&other)),
+            }),
+            Err(error) => Err(WakeError::Failed(crate::failure::chain(&error))),
+        }
     }
 
     fn used(&self, sandbox_id: &SandboxId) {

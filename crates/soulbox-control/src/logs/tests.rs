@@ -30,6 +30,7 @@ fn row(number: u16) -> SandboxRow {
         team_id: team(1).team_id,
         template_id: TemplateId::from_random([1; 20]),
         build_id: BuildId::from_random([1; 16]),
+        host_build_id: BuildId::from_random([1; 16]),
         alias: None,
         metadata: BTreeMap::new(),
         limits: Limits {
@@ -44,6 +45,7 @@ fn row(number: u16) -> SandboxRow {
         public_traffic: true,
         envd_version: "0.6.13".to_owned(),
         created_at: UnixMillis(1),
+        lifecycle: crate::store::Lifecycle::default(),
         progress: Progress {
             state: SandboxState::Running,
             epoch: Epoch(1),
@@ -51,6 +53,7 @@ fn row(number: u16) -> SandboxRow {
             deadline: UnixMillis(2),
             ended_at: None,
             cause: None,
+            pause: None,
         },
     }
 }

@@ -1,7 +1,9 @@
 //! Rows of sandboxes: reservations, compare-and-swap, idempotency claims.
 
-use soulbox_control::{IdempotencyClaim, Network, Progress, Reservation, SandboxRow, Swap};
-use soulbox_types::{DeathCause, Epoch, HostMask, SandboxId, SandboxState, UnixMillis};
+use soulbox_control::{
+    IdempotencyClaim, Network, Progress, Reclaim, Reservation, SandboxRow, Swap,
+};
+use soulbox_types::{DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis};
 use sqlx::postgres::PgPool;
 use sqlx::{PgConnection, Row};
 
@@ -60,9 +62,9 @@ async fn insert(
     let inserted = sqlx::query(
         "INSERT INTO sandboxes (sandbox_id, team_id, template_id, build_id, alias, metadata, cpu_milli, memory_mib, \
          disk_mib, pids, internet_access, allow_out, deny_out, secure, public_traffic, host_mask, https_ports, envd_version, created_at, \
-         state, epoch, started_at, deadline, ended_at, cause) \
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25 \
-         WHERE (SELECT count(*) FROM sandboxes WHERE team_id = $2 AND state <> 'dead') < $26",
+         state, epoch, started_at, deadline, ended_at, cause, at_deadline, auto_resume, host_build_id) \
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28 \
+         WHERE (SELECT count(*) FROM sandboxes WHERE team_id = $2 AND state <> 'dead' AND state <> 'paused') < $29",
     )
     .bind(row.sandbox_id.as_str())
     .bind(row.team_id.as_str())
@@ -89,6 +91,9 @@ async fn insert(
     .bind(number(row.progress.deadline.0))
     .bind(optional(row.progress.ended_at))
     .bind(row.progress.cause.map(DeathCause::as_str))
+    .bind(rows::at_deadline_name(row.lifecycle.at_deadline))
+    .bind(row.lifecycle.auto_resume.map(number))
+    .bind(row.host_build_id.as_str())
     .bind(i64::from(limit))
     .execute(connection)
     .await?;
@@ -137,8 +142,10 @@ pub(super) async fn advance(
     expected: (SandboxState, Epoch),
     progress: &Progress,
 ) -> Result<Swap, sqlx::Error> {
+    let (pause_epoch, pause_by, paused_at, pause_memory) = rows::pause_columns(progress.pause);
     let swapped = sqlx::query(
-        "WITH swapped AS (UPDATE sandboxes SET state = $1, epoch = $2, started_at = $3, deadline = $4, ended_at = $5, cause = $6 \
+        "WITH swapped AS (UPDATE sandboxes SET state = $1, epoch = $2, started_at = $3, deadline = $4, ended_at = $5, cause = $6, \
+         pause_epoch = $12, pause_by = $13, paused_at = $14, pause_memory = $15 \
          WHERE sandbox_id = $7 AND state = $8 AND epoch = $9 RETURNING 1) SELECT pg_notify($10, $11) FROM swapped",
     )
     .bind(rows::state_name(progress.state))
@@ -152,12 +159,59 @@ pub(super) async fn advance(
     .bind(number(expected.1.0))
     .bind(changes::channel())
     .bind(changes::of_sandbox(origin, sandbox_id))
+    .bind(pause_epoch)
+    .bind(pause_by)
+    .bind(paused_at)
+    .bind(pause_memory)
     .fetch_optional(pool)
     .await?;
     Ok(if swapped.is_some() {
         Swap::Done
     } else {
         Swap::Conflict
+    })
+}
+
+/// Within a transaction of the caller's; creates and resumes of one team come one after the other.
+pub(super) async fn reclaim(
+    connection: &mut PgConnection,
+    origin: &str,
+    (team_id, sandbox_id): (&TeamId, &SandboxId),
+    expected: (SandboxState, Epoch),
+    progress: &Progress,
+    limit: u32,
+) -> Result<Reclaim, sqlx::Error> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('soulbox create ' || $1, 0))")
+        .bind(team_id.as_str())
+        .execute(&mut *connection)
+        .await?;
+    let others: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM sandboxes WHERE team_id = $1 AND state <> 'dead' AND state <> 'paused'",
+    )
+    .bind(team_id.as_str())
+    .fetch_one(&mut *connection)
+    .await?;
+    if others >= i64::from(limit) {
+        return Ok(Reclaim::LimitReached);
+    }
+    let swapped = sqlx::query(
+        "WITH swapped AS (UPDATE sandboxes SET state = $1, epoch = $2, deadline = $3 \
+         WHERE sandbox_id = $4 AND state = $5 AND epoch = $6 RETURNING 1) SELECT pg_notify($7, $8) FROM swapped",
+    )
+    .bind(rows::state_name(progress.state))
+    .bind(number(progress.epoch.0))
+    .bind(number(progress.deadline.0))
+    .bind(sandbox_id.as_str())
+    .bind(rows::state_name(expected.0))
+    .bind(number(expected.1.0))
+    .bind(changes::channel())
+    .bind(changes::of_sandbox(origin, sandbox_id))
+    .fetch_optional(connection)
+    .await?;
+    Ok(if swapped.is_some() {
+        Reclaim::Done
+    } else {
+        Reclaim::Conflict
     })
 }
 

@@ -145,6 +145,18 @@ fn control_phase(machine: &control::Machine) -> &'static str {
         Phase::Running {
             deadline: Told::Again { .. },
         } => "Running, host not told",
+        Phase::Pausing { saving, .. } => match saving {
+            control::Saving::AfterSave => "Pausing, to save",
+            control::Saving::Asked => "Pausing",
+            control::Saving::Watched => "Pausing, watched",
+        },
+        Phase::Paused { .. } => "Paused",
+        Phase::Resuming { restoring, .. } => match restoring {
+            control::Restoring::Claiming => "Resuming, claiming",
+            control::Restoring::Starting => "Resuming",
+            control::Restoring::Undoing { .. } => "Resuming, undoing",
+            control::Restoring::Followed => "Resuming, followed",
+        },
         Phase::Killing {
             start_pending: true,
             ..
@@ -174,6 +186,17 @@ fn control_event(event: &control::Event) -> &'static str {
         Event::KillFailed => "KillFailed",
         Event::Exited { .. } => "Exited",
         Event::Lost => "Lost",
+        Event::Pause { .. } => "Pause",
+        Event::Paused { .. } => "Paused",
+        Event::PauseFailed => "PauseFailed",
+        Event::PauseUnknown => "PauseUnknown",
+        Event::Looked { pause: Some(_), .. } => "Looked, snapshot",
+        Event::Looked { alive: true, .. } => "Looked, alive",
+        Event::Looked { .. } => "Looked, nothing",
+        Event::Resume { .. } => "Resume",
+        Event::Reclaimed => "Reclaimed",
+        Event::NotReclaimed { unknown: false } => "NotReclaimed",
+        Event::NotReclaimed { unknown: true } => "NotReclaimed, unknown",
         Event::Saved => "Saved",
         Event::SaveFailed => "SaveFailed",
         Event::Tick => "Tick",

@@ -322,6 +322,14 @@ impl World<'_> {
                 };
                 self.calls(sandbox, CallKind::Create, command);
             }
+            Effect::HostSave { .. }
+            | Effect::HostLook
+            | Effect::Reclaim
+            | Effect::HostRestore { .. }
+            | Effect::DropSnapshot { .. } => {
+                let detail = format!("sandbox {sandbox}: {effect:?}");
+                self.breaks(("what nobody asked to pause is not paused", detail));
+            }
             Effect::HostKill { epoch } => {
                 self.calls(sandbox, CallKind::Kill, Command::Kill { sandbox, epoch });
             }

@@ -80,10 +80,13 @@ impl World<'_> {
     }
 
     fn takes_up(&mut self, sandbox: usize, row: &Row, listed: Option<&Listed>, when: &'static str) {
-        let (found, decided) = reconcile::take_up(&row.progress, listed, self.time());
+        let (found, decided) = reconcile::take_up(&row.progress, listed, None, self.time());
         let from = match row.progress.state {
             SandboxState::Creating => "row Creating",
             SandboxState::Running => "row Running",
+            SandboxState::Pausing => "row Pausing",
+            SandboxState::Paused => "row Paused",
+            SandboxState::Resuming => "row Resuming",
             SandboxState::Killing => "row Killing",
             SandboxState::Dead => "row Dead",
         };
@@ -95,6 +98,7 @@ impl World<'_> {
         };
         let to = match found {
             Found::Adopted => "Running",
+            Found::AtRest => "Paused",
             Found::Lost | Found::Unfinished => "Killing",
         };
         self.coverage.recovery(from, event, to);
