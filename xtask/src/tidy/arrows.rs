@@ -4,7 +4,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 /// Each crate of ours with those of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
@@ -36,6 +36,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     // Control declares traits; it knows neither the host nor the wire.
     ("soulbox-control", &["soulbox-types"]),
     ("soulbox-store", &["soulbox-control", "soulbox-types"]),
+    // Performs builds for control, on hosts that it knows by a trait of its own.
+    ("soulbox-builder", &["soulbox-control", "soulbox-types"]),
     (
         "soulbox-api",
         &["soulbox-control", "soulbox-types", "soulbox-wire"],
@@ -54,6 +56,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
         &[
             "soulbox-api",
             "soulbox-build",
+            "soulbox-builder",
             "soulbox-control",
             "soulbox-envd-proto",
             "soulbox-host",

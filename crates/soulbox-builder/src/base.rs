@@ -1,0 +1,175 @@
+//! What a build begins with: images by the names that people write, and builds.
+
+use crate::bench::KnownBuild;
+
+/// What to do with an image that is not here as such, but something near it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ImagePolicy {
+    /// Begin with what is near, and say so in the build's log.
+    #[default]
+    Alias,
+    /// It is not found.
+    Strict,
+}
+
+/// An image, and which template of the installation has it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found<'known> {
+    pub(crate) build: &'known KnownBuild,
+    /// For the log, where it is not the image itself.
+    pub(crate) warning: Option<String>,
+}
+
+/// How near a template is to an image.
+enum Nearness {
+    /// The same distribution or language, of the same version.
+    Same,
+    /// What it is instead, for the warning.
+    Near(&'static str),
+}
+
+const BASE: &str = "base";
+/// What `base` is made of.
+const BASE_IS: &str = "Debian 12 with Python 3.11 and Node.js 20";
+
+/// The template that stands for an image.
+///
+/// # Errors
+/// The text that a client gets to read.
+pub(crate) fn find<'known>(
+    image: &str,
+    templates: &'known [KnownBuild],
+    policy: ImagePolicy,
+) -> Result<Found<'known>, String> {
+    let missing =
+        || format!("image '{image}' not found: the image or tag does not exist in the registry");
+    let (name, nearness) = meaning(image).ok_or_else(missing)?;
+    let build = templates
+        .iter()
+        .find(|template| template.name == name)
+        .ok_or_else(missing)?;
+    let warning = match nearness {
+        Nearness::Same => None,
+        Nearness::Near(_) if policy == ImagePolicy::Strict => return Err(missing()),
+        Nearness::Near(what) => Some(format!(
+            "image '{image}' is not in the local store, '{name}' is used instead: {what}"
+        )),
+    };
+    Ok(Found { build, warning })
+}
+
+fn meaning(image: &str) -> Option<(&'static str, Nearness)> {
+    use Nearness::{Near, Same};
+    // A registry's host has a dot or a port, and only Docker Hub's own name means what no host means.
+    let image = ["docker.io/library/", "docker.io/", "library/"]
+        .iter()
+        .find_map(|prefix| image.strip_prefix(prefix))
+        .unwrap_or(image);
+    // A digest names one image and no other.
+    if image.contains('@') {
+        return None;
+    }
+    let (name, tag) = image.split_once(':').unwrap_or((image, "latest"));
+    let version = tag.split('-').next().unwrap_or(tag);
+    let is = |exact: &[&str]| exact.contains(&version);
+    let of = |major: &str| version == major || version.starts_with(&format!("{major}."));
+    let nearness = match name {
+        "e2bdev/base" | "base" if tag == "latest" => Same,
+        "debian" if is(&["12", "bookworm"]) || of("12") => Same,
+        "python" if of("3.11") => Same,
+        "node" if of("20") || is(&["iron"]) => Same,
+        "debian" | "ubuntu" | "buildpack" | "python" | "node" => Near(BASE_IS),
+        "e2bdev/code-interpreter" => {
+            return Some(("code-interpreter-v1", Same)).filter(|_| tag == "latest");
+        }
+        _ => return None,
+    };
+    // A tag that cannot be one is no image of anybody's.
+    let valid = !tag.is_empty()
+        && tag.len() <= 128
+        && tag
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    valid.then_some((BASE, nearness))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use soulbox_types::{Limits, MiB, MilliCpu};
+
+    fn known(name: &str) -> KnownBuild {
+        KnownBuild {
+            name: name.to_owned(),
+            template_id: "t".to_owned(),
+            build_id: "b".to_owned(),
+            layers: Vec::new(),
+            limits: Limits {
+                memory: MiB(1),
+                cpu: MilliCpu(1),
+                pids: 1,
+                disk: MiB(1),
+            },
+            default_user: "user".to_owned(),
+            default_workdir: "/home/user".to_owned(),
+            env: Default::default(),
+            start_command: None,
+            ready_command: None,
+        }
+    }
+
+    #[test]
+    fn images_are_found_by_the_names_that_people_write() {
+        let all = [known("base"), known("code-interpreter-v1")];
+        let name = |image: &str, policy| {
+            let found = find(image, &all, policy).ok()?;
+            Some((found.build.name.as_str(), found.warning.is_some()))
+        };
+        for same in [
+            "e2bdev/base",
+            "e2bdev/base:latest",
+            "debian:12",
+            "debian:bookworm-slim",
+            "python:3.11",
+            "python:3.11.6-slim",
+            "node:20",
+            "docker.io/library/node:20.9.0",
+        ] {
+            for policy in [ImagePolicy::Alias, ImagePolicy::Strict] {
+                assert_eq!(name(same, policy), Some(("base", false)), "{same}");
+            }
+        }
+        let interpreter = name("e2bdev/code-interpreter", ImagePolicy::Strict);
+        assert_eq!(interpreter, Some(("code-interpreter-v1", false)));
+        for near in [
+            "ubuntu:22.04",
+            "debian",
+            "python:3.13",
+            "node:lts",
+            "node:201",
+        ] {
+            assert_eq!(
+                name(near, ImagePolicy::Alias),
+                Some(("base", true)),
+                "{near}"
+            );
+            assert_eq!(name(near, ImagePolicy::Strict), None, "{near}");
+        }
+        for none in [
+            "",
+            "nobody/nothing:1",
+            "ghcr.io/debian:12",
+            "debian@sha256:00",
+            "debian:",
+            "debian:a b",
+            "e2bdev/base:other",
+        ] {
+            let error = find(none, &all, ImagePolicy::Alias).expect_err(none);
+            assert!(
+                error.starts_with(&format!("image '{none}' not found: ")),
+                "{error}"
+            );
+        }
+        assert!(find("debian:12", &[], ImagePolicy::Alias).is_err());
+    }
+}
