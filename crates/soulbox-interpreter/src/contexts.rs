@@ -1,0 +1,191 @@
+//! Which contexts there are, in the order in which they were made; the default ones, made when they are needed.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Mutex as AsyncMutex, watch};
+
+use crate::context::Context;
+use crate::language::{Language, UnknownLanguage};
+use crate::launch::{LaunchError, Launcher};
+
+/// Each is a process.
+const MOST: usize = 256;
+const DEFAULT_CWD: &str = "/home/user";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContextError {
+    #[error("Context {0} not found")]
+    NotFound(String),
+    #[error(transparent)]
+    Language(#[from] UnknownLanguage),
+    #[error("Failed to set working directory")]
+    Cwd,
+    #[error("there are {MOST} contexts already")]
+    TooMany,
+    #[error("there are no random numbers: {0}")]
+    Random(getrandom::Error),
+    #[error("the kernel of `{language}` does not start")]
+    Launch {
+        language: Language,
+        #[source]
+        source: LaunchError,
+    },
+}
+
+/// All contexts of the sandbox.
+#[derive(Debug)]
+pub struct Contexts {
+    launcher: Arc<Launcher>,
+    cwd: String,
+    made: Mutex<Vec<Arc<Context>>>,
+    defaults: Mutex<HashMap<Language, Default>>,
+    prepared: watch::Sender<bool>,
+}
+
+/// Held while the context is made, so that there is one of a language however many ask for it at once.
+type Default = Arc<AsyncMutex<Option<Arc<Context>>>>;
+
+impl Contexts {
+    pub fn new(launcher: Launcher) -> Self {
+        // A template may have moved its user.
+        let cwd = if Path::new(DEFAULT_CWD).is_dir() {
+            DEFAULT_CWD
+        } else {
+            "/"
+        };
+        Self {
+            launcher: Arc::new(launcher),
+            cwd: cwd.to_owned(),
+            made: Mutex::default(),
+            defaults: Mutex::default(),
+            prepared: watch::Sender::new(false),
+        }
+    }
+
+    /// Makes the contexts that clients expect to be there. Where one cannot be made, whoever uses it hears why.
+    pub async fn prepare(&self) {
+        _ = self.of_language(Language::Python).await;
+        self.prepared.send_replace(true);
+    }
+
+    /// Waits for [`Contexts::prepare`].
+    pub(crate) async fn prepared(&self) {
+        let mut prepared = self.prepared.subscribe();
+        // The sender is `self`'s.
+        _ = prepared.wait_for(|done| *done).await;
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<Context>> {
+        self.lock().clone()
+    }
+
+    pub(crate) fn find(&self, id: &str) -> Result<Arc<Context>, ContextError> {
+        self.lock()
+            .iter()
+            .find(|context| context.id == id)
+            .cloned()
+            .ok_or_else(|| ContextError::NotFound(id.to_owned()))
+    }
+
+    /// The default context of a language.
+    pub(crate) async fn of_language(
+        &self,
+        language: Language,
+    ) -> Result<Arc<Context>, ContextError> {
+        let default = Arc::clone(
+            self.defaults
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(language)
+                .or_default(),
+        );
+        let mut default = default.lock().await;
+        if let Some(context) = default.as_ref()
+            && self.find(&context.id).is_ok()
+        {
+            return Ok(Arc::clone(context));
+        }
+        let context = self.create(language, None).await?;
+        *default = Some(Arc::clone(&context));
+        Ok(context)
+    }
+
+    pub(crate) async fn create(
+        &self,
+        language: Language,
+        cwd: Option<&str>,
+    ) -> Result<Arc<Context>, ContextError> {
+        let cwd = cwd.filter(|cwd| !cwd.is_empty()).unwrap_or(&self.cwd);
+        if !Path::new(cwd).is_dir() {
+            return Err(ContextError::Cwd);
+        }
+        if self.lock().len() >= MOST {
+            return Err(ContextError::TooMany);
+        }
+        let context = Context::start(
+            Arc::clone(&self.launcher),
+            new_id()?,
+            language,
+            cwd.to_owned(),
+        )
+        .await
+        .map_err(|source| ContextError::Launch { language, source })?;
+        let context = Arc::new(context);
+        self.lock().push(Arc::clone(&context));
+        Ok(context)
+    }
+
+    pub(crate) async fn restart(&self, id: &str) -> Result<(), ContextError> {
+        let context = self.find(id)?;
+        context
+            .restart()
+            .await
+            .map_err(|source| ContextError::Launch {
+                language: context.language,
+                source,
+            })
+    }
+
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), ContextError> {
+        let context = self.find(id)?;
+        self.lock().retain(|other| other.id != id);
+        context.remove().await;
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Context>>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn new_id() -> Result<String, ContextError> {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes).map_err(ContextError::Random)?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_are_random_uuids() {
+        let (one, other) = (new_id().unwrap(), new_id().unwrap());
+        assert_ne!(one, other);
+        assert_eq!(one.len(), 36);
+        assert_eq!(&one[14..15], "4", "{one}");
+    }
+}

@@ -1,0 +1,248 @@
+//! Starting kernels: the fork server of Python, and programs that are a kernel by themselves.
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, IoSlice, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::{self, Dialect, Ends, Kernel, KernelFault};
+use crate::language::Language;
+
+const PYTHON_DRIVER: &str = include_str!("../../../kernels/python/driver.py");
+const BASH_DRIVER: &str = include_str!("../../../kernels/bash/driver.sh");
+
+/// An interpreter of a language and its libraries are read from a disk that may be busy.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+const FORKS_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("cannot write the driver `{path}`")]
+    Driver {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot start `{program}`")]
+    Start {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{program}` did not answer")]
+    Answer {
+        program: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{program}` answered something else")]
+    Strange {
+        program: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error(transparent)]
+    Kernel(#[from] KernelFault),
+    #[error("the start was interrupted")]
+    Interrupted,
+}
+
+/// Starts kernels; drivers lie in a folder of its own.
+#[derive(Debug)]
+pub struct Launcher {
+    drivers: PathBuf,
+    python: Arc<Mutex<Option<ForkServer>>>,
+}
+
+impl Launcher {
+    /// Writes the drivers into `folder`.
+    pub fn new(folder: &Path) -> Result<Self, LaunchError> {
+        for (name, text) in [("python.py", PYTHON_DRIVER), ("bash.sh", BASH_DRIVER)] {
+            let path = folder.join(name);
+            fs::create_dir_all(folder)
+                .and_then(|()| fs::write(&path, text))
+                .map_err(|source| LaunchError::Driver { path, source })?;
+        }
+        Ok(Self {
+            drivers: folder.to_owned(),
+            python: Arc::default(),
+        })
+    }
+
+    /// A kernel that is ready, in the directory `cwd`, which exists.
+    pub(crate) async fn launch(
+        &self,
+        language: Language,
+        cwd: &str,
+    ) -> Result<Kernel, LaunchError> {
+        let (connection, ends) = kernel::connection()?;
+        let mut kernel = match language {
+            Language::Python => {
+                let pid = self.fork_python(ends, cwd).await?;
+                Kernel::new(connection, pid, None, Dialect::Json)?
+            }
+            Language::Bash => {
+                let mut command = Command::new("bash");
+                command
+                    .args(["--noprofile", "--norc"])
+                    .arg(self.drivers.join("bash.sh"));
+                let child = spawn(command, ends, cwd)?;
+                Kernel::new(connection, child.id(), Some(child), Dialect::Nul)?
+            }
+        };
+        kernel.ready(STARTS_WITHIN).await?;
+        Ok(kernel)
+    }
+
+    async fn fork_python(&self, ends: Ends, cwd: &str) -> Result<u32, LaunchError> {
+        let server = Arc::clone(&self.python);
+        let driver = self.drivers.join("python.py");
+        let cwd = cwd.to_owned();
+        // Two short messages, but the first use waits for an import of IPython.
+        tokio::task::spawn_blocking(move || {
+            let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(running) = server.as_mut() {
+                if let Ok(pid) = running.fork(&ends, &cwd) {
+                    return Ok(pid);
+                }
+                // Code that runs as root can end it. The next is a new one.
+                *server = None;
+            }
+            let mut fresh = ForkServer::start(&driver)?;
+            let pid = fresh.fork(&ends, &cwd)?;
+            *server = Some(fresh);
+            Ok(pid)
+        })
+        .await
+        .map_err(|_| LaunchError::Interrupted)?
+    }
+}
+
+fn spawn(mut command: Command, ends: Ends, cwd: &str) -> Result<Child, LaunchError> {
+    command
+        .current_dir(cwd)
+        .process_group(0)
+        .stdin(std::os::fd::OwnedFd::from(ends.control))
+        .stdout(ends.stdout)
+        .stderr(ends.stderr)
+        .spawn()
+        .map_err(|source| LaunchError::Start {
+            program: command.get_program().to_string_lossy().into_owned(),
+            source,
+        })
+}
+
+/// A Python that has imported what kernels need, and forks one when asked. Blocking.
+#[derive(Debug)]
+struct ForkServer {
+    child: Child,
+    control: BufReader<UnixStream>,
+}
+
+#[derive(Serialize)]
+struct Fork<'a> {
+    cwd: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    pid: Option<u32>,
+}
+
+impl ForkServer {
+    const NAME: &'static str = "python3";
+
+    fn start(driver: &Path) -> Result<Self, LaunchError> {
+        let failed = |source| LaunchError::Start {
+            program: Self::NAME.to_owned(),
+            source,
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let child = Command::new(Self::NAME)
+            .arg(driver)
+            .process_group(0)
+            .stdin(std::os::fd::OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(failed)?;
+        let mut server = Self {
+            child,
+            control: BufReader::new(ours),
+        };
+        server.answer(STARTS_WITHIN)?;
+        Ok(server)
+    }
+
+    /// The process ID of a new kernel.
+    fn fork(&mut self, ends: &Ends, cwd: &str) -> Result<u32, LaunchError> {
+        let answer = |source| LaunchError::Answer {
+            program: Self::NAME,
+            source,
+        };
+        let mut request = serde_json::to_vec(&Fork { cwd }).map_err(Self::strange)?;
+        request.push(b'\n');
+        let descriptors = [
+            ends.control.as_fd(),
+            ends.stdout.as_fd(),
+            ends.stderr.as_fd(),
+        ];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let sent = sendmsg(
+            self.control.get_ref(),
+            &[IoSlice::new(&request)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .map_err(|errno| answer(errno.into()))?;
+        self.control
+            .get_mut()
+            .write_all(&request[sent..])
+            .map_err(answer)?;
+        self.answer(FORKS_WITHIN)?
+            .pid
+            .ok_or_else(|| answer(io::ErrorKind::InvalidData.into()))
+    }
+
+    fn answer(&mut self, within: Duration) -> Result<Answer, LaunchError> {
+        let answer = |source| LaunchError::Answer {
+            program: Self::NAME,
+            source,
+        };
+        self.control
+            .get_ref()
+            .set_read_timeout(Some(within))
+            .map_err(answer)?;
+        let mut line = Vec::new();
+        self.control.read_until(b'\n', &mut line).map_err(answer)?;
+        if line.is_empty() {
+            return Err(answer(io::ErrorKind::UnexpectedEof.into()));
+        }
+        serde_json::from_slice(&line).map_err(Self::strange)
+    }
+
+    fn strange(source: serde_json::Error) -> LaunchError {
+        LaunchError::Strange {
+            program: Self::NAME,
+            source,
+        }
+    }
+}
+
+impl Drop for ForkServer {
+    fn drop(&mut self) {
+        // Its kernels end with it.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
