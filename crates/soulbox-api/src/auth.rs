@@ -24,8 +24,6 @@ pub(crate) enum Scheme {
     KeyOwner,
     /// The legacy access token of a user.
     AccessToken,
-    /// The administrator.
-    Admin,
     /// The token of one volume.
     Volume,
 }
@@ -56,7 +54,20 @@ impl FromRequestParts<Arc<App>> for KeyOwner {
     }
 }
 
-/// Proof that the request is the administrator's, on routes of [`Scheme::Admin`].
+/// Proof that the request comes with the legacy access token of a user, on routes of [`Scheme::AccessToken`].
+pub(crate) struct OldUser;
+
+impl FromRequestParts<Arc<App>> for OldUser {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        check(app, Scheme::AccessToken, parts, matched(parts))
+            .await
+            .map(|()| Self)
+    }
+}
+
+/// Proof that the request is the administrator's, on the administrator's routes.
 pub(crate) struct Administrator;
 
 impl FromRequestParts<Arc<App>> for Administrator {
@@ -84,7 +95,6 @@ pub(crate) async fn check(
                 .await?;
             Ok(())
         }
-        Scheme::Admin => administrator(app, headers),
         // No volume exists, so no token can be valid, but whoever shows none is told so first.
         Scheme::Volume => bearer(headers)?.map(drop).ok_or_else(missing),
     }

@@ -13,6 +13,7 @@ use tracing::Instrument;
 use crate::App;
 use crate::error::{ApiError, SHOULD_RETRY};
 use crate::rate::Noted;
+use crate::routes::template_files;
 
 const MAX_BODY: usize = 16 << 20;
 const DEADLINE: Duration = Duration::from_secs(70);
@@ -107,7 +108,13 @@ async fn cors(request: Request, next: Next) -> Response {
 }
 
 async fn deadline(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(DEADLINE, next.run(request)).await {
+    let route = request.extensions().get::<MatchedPath>();
+    let within = if route.is_some_and(|it| it.as_str() == template_files::UPLOAD_ROUTE) {
+        template_files::UPLOAD_WITHIN
+    } else {
+        DEADLINE
+    };
+    match tokio::time::timeout(within, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
             ApiError::new(StatusCode::GATEWAY_TIMEOUT, "the request took too long").into_response()

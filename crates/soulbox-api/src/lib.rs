@@ -29,6 +29,8 @@ pub use rate::{RateError, RateLimits};
 #[derive(Debug)]
 pub struct App {
     pub control: Control,
+    /// Whether the listeners speak TLS: links of this server's own begin accordingly.
+    pub tls: bool,
     /// Told to clients only when one is configured, since they build URLs with it.
     pub domain: Option<String>,
     /// Cancelled when the server is about to stop: `/health` then says so, everything else works on.

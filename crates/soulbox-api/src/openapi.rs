@@ -166,7 +166,6 @@ fn requirements(scheme: Scheme) -> Vec<SecurityRequirement> {
         Scheme::Customer => vec![SecurityRequirement::new("api_key", none()), as_team],
         Scheme::KeyOwner => vec![as_team],
         Scheme::AccessToken | Scheme::Volume => vec![SecurityRequirement::new("bearer", none())],
-        Scheme::Admin => vec![SecurityRequirement::new("admin_token", none())],
     }
 }
 

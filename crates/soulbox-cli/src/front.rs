@@ -179,6 +179,7 @@ async fn run(
     let admin = admin(admin_listener, &control, &figures, &ended);
     let api = soulbox_api::router(Arc::new(soulbox_api::App {
         control: control.clone(),
+        tls: tls.is_some(),
         domain: settings.domain.clone(),
         draining: draining.clone(),
         limits,
@@ -271,6 +272,7 @@ fn control_settings(settings: &FrontSettings) -> anyhow::Result<ControlSettings>
     control.max_sandbox_hours = u32::try_from(settings.max_sandbox_hours).unwrap_or(u32::MAX);
     control.max_sandboxes = settings.max_sandboxes;
     control.envd_version = soulbox_envd_proto::ENVD_VERSION.to_owned();
+    control.archives = Some(Path::new(confine::DATA).join("archives"));
     Ok(control)
 }
 

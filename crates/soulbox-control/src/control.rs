@@ -540,9 +540,24 @@ impl Control {
             done.await.map_err(|_| missing(&handle.row.sandbox_id))?
         };
         let within = self.settings().command_within * 2;
-        tokio::time::timeout(within, moved)
+        let moved = tokio::time::timeout(within, moved)
             .await
-            .map_err(|_| SandboxError::TimedOut)?
+            .map_err(|_| SandboxError::TimedOut)?;
+        if let Err(SandboxError::TimedOut) = moved {
+            // The host takes no deadline of what is ending. If another server ends it, the row says so by now.
+            let id = &handle.row.sandbox_id;
+            self.catch_up(id).await?;
+            match handle.state() {
+                SandboxState::Killing => {
+                    return Err(SandboxError::BeingKilled {
+                        sandbox_id: id.clone(),
+                    });
+                }
+                SandboxState::Dead => return Err(missing(id)),
+                _ => {}
+            }
+        }
+        moved
     }
 }
 

@@ -1,8 +1,12 @@
 //! Templates as their team changes them: a request for a build, visibility, deletion.
 
-use soulbox_types::{BuildId, Limits, TemplateId};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use soulbox_types::{BuildId, Limits, TeamId, TemplateId};
 
 use crate::archives::Archives;
+use crate::builds::FilesHash;
 use crate::catalog::{ResolveError, TemplateView};
 use crate::clock;
 use crate::control::Control;
@@ -16,6 +20,8 @@ use crate::template_store::{BeginBuild, DeleteTemplate, NewBuild, Publish};
 
 const DEFAULT_TAG: &str = "default";
 const LONGEST_NAME: usize = 128;
+/// How long a link for an upload is good.
+const UPLOAD_WITHIN: Duration = Duration::from_secs(30 * 60);
 
 /// What a team wants built.
 #[derive(Debug, Clone, Default)]
@@ -205,6 +211,31 @@ impl Control {
     ) -> Result<Archives, TemplateError> {
         self.own_untagged(team, reference).await?;
         Ok(self.archives_of(&team.team_id))
+    }
+
+    /// What allows anybody to upload an archive for the team, and until when, in Unix seconds.
+    #[must_use]
+    pub fn upload_permission(&self, team_id: &TeamId, hash: &FilesHash) -> (u64, String) {
+        let expires = clock::wall().0 / 1000 + UPLOAD_WITHIN.as_secs();
+        (expires, self.shared.mint.upload(team_id, hash, expires))
+    }
+
+    /// The place of an archive, if the token is the one for it and has not expired.
+    #[must_use]
+    pub fn uploadable(
+        &self,
+        team_id: &TeamId,
+        hash: &FilesHash,
+        expires: u64,
+        token: &str,
+    ) -> Option<Archives> {
+        if expires < clock::wall().0 / 1000 {
+            return None;
+        }
+        let good = self.shared.mint.upload(team_id, hash, expires);
+        // Digests are compared, so that the time it takes tells nothing of the token.
+        let same = Sha256::digest(&good) == Sha256::digest(token);
+        same.then(|| self.archives_of(team_id))
     }
 
     async fn own_untagged(

@@ -2,7 +2,9 @@
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
-use soulbox_types::SandboxId;
+use soulbox_types::{SandboxId, TeamId};
+
+use crate::builds::FilesHash;
 
 /// Makes the tokens of one installation.
 pub(crate) struct TokenMint(Hmac<Sha256>);
@@ -24,6 +26,19 @@ impl TokenMint {
     /// The token that the ingress demands for the other ports, if traffic is private.
     pub(crate) fn traffic(&self, sandbox_id: &SandboxId) -> String {
         self.hex(&["sandbox-traffic-", sandbox_id.as_str()])
+    }
+
+    /// The permission to upload an archive of files for a team until a moment, in Unix seconds.
+    pub(crate) fn upload(&self, team_id: &TeamId, hash: &FilesHash, expires: u64) -> String {
+        let expires = expires.to_string();
+        self.hex(&[
+            "upload/",
+            team_id.as_str(),
+            "/",
+            hash.as_str(),
+            "/",
+            &expires,
+        ])
     }
 
     fn hex(&self, parts: &[&str]) -> String {

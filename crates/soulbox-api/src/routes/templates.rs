@@ -1,11 +1,12 @@
-//! `/templates` and `/v2/templates`: reading.
+//! `/templates` and `/v2/templates`: reading, visibility, deleting.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use soulbox_control::{Cursor, Order, ResolveError, TeamRow, TemplateReference, page};
+use http::StatusCode;
+use soulbox_control::{BuildStatus, Cursor, Order, ResolveError, TeamRow, TemplateReference, page};
 use soulbox_types::TemplateId;
 use soulbox_wire::rest;
 
@@ -13,7 +14,7 @@ use super::sandboxes::{MAX_PAGE, MAX_UNPAGED, insert_token};
 use crate::App;
 use crate::auth::Caller;
 use crate::error::ApiError;
-use crate::input::Segment;
+use crate::input::{Body, Segment};
 use crate::query::Params;
 use crate::time;
 use crate::translate;
@@ -118,14 +119,86 @@ pub(crate) async fn by_alias(
     }))
 }
 
+#[utoipa::path(get, path = "/default-templates", tag = "templates", summary = "Templates with a global name", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    description = "Those that come with the installation, and those that were published under a global name. What is told of the build is that of the one tagged `default`, if it is ready.",
+    responses((status = 200, body = [rest::Template], description = "By ID")))]
+pub(crate) async fn defaults(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+) -> Json<Vec<rest::Template>> {
+    let views = app.control.default_templates(&team);
+    let told = |mut view: soulbox_control::TemplateView| {
+        view.build = view.build.filter(|it| it.status == BuildStatus::Ready);
+        translate::template(&view)
+    };
+    Json(views.into_iter().map(told).collect())
+}
+
+#[utoipa::path(delete, path = "/templates/{template_id}", tag = "templates", summary = "Delete a template with its builds", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("template_id" = String, Path, description = "An ID or a name")),
+    responses((status = 204, description = "It is gone"), (status = 400, body = rest::Error, description = "Sandboxes use it"), (status = 403, body = rest::Error, description = "Another team's"), (status = 404, body = rest::Error, description = "No such template")))]
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    Segment(text): Segment,
+) -> Result<StatusCode, ApiError> {
+    let reference: TemplateReference = text.parse()?;
+    app.control.delete_template(&team, &reference).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[utoipa::path(patch, path = "/templates/{template_id}", tag = "templates", summary = "Change who sees a template (old form)", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    description = "A template that becomes public gets its alias as a global name.",
+    params(("template_id" = String, Path, description = "An ID or a name")), request_body = rest::UpdateTemplate,
+    responses((status = 200, description = "`null`"), (status = 403, body = rest::Error, description = "Another team's"), (status = 404, body = rest::Error, description = "No such template"), (status = 409, body = rest::Error, description = "The global name is taken")))]
+pub(crate) async fn update_v1(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    Segment(text): Segment,
+    body: Body,
+) -> Result<Json<()>, ApiError> {
+    let body: rest::UpdateTemplate = body.optional()?;
+    let reference: TemplateReference = text.parse()?;
+    app.control
+        .publish(&team, &reference, body.public, true)
+        .await?;
+    Ok(Json(()))
+}
+
+#[utoipa::path(patch, path = "/v2/templates/{template_id}", tag = "templates", summary = "Change who sees a template", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("template_id" = String, Path, description = "An ID or a name")), request_body = rest::UpdateTemplate,
+    responses((status = 200, body = rest::TemplateNames), (status = 403, body = rest::Error, description = "Another team's"), (status = 404, body = rest::Error, description = "No such template")))]
+pub(crate) async fn update(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    Segment(text): Segment,
+    body: Body,
+) -> Result<Json<rest::TemplateNames>, ApiError> {
+    let body: rest::UpdateTemplate = body.optional()?;
+    let reference: TemplateReference = text.parse()?;
+    let names = app
+        .control
+        .publish(&team, &reference, body.public, false)
+        .await?;
+    Ok(Json(rest::TemplateNames { names }))
+}
+
 /// The parameter is a relic: a key has one team.
 fn check_team(team: &TeamRow, params: &Params) -> Result<(), ApiError> {
-    match params.get("teamID") {
-        Some(asked) if asked.to_lowercase() != team.team_id.as_str() => Err(ApiError::bad_request(
-            "Team ID param mismatch with the API key",
-        )),
-        _ => Ok(()),
+    params
+        .get("teamID")
+        .map_or(Ok(()), |asked| check_team_id(team, asked))
+}
+
+/// Clients with projects instead of teams name them otherwise, and mean the key's.
+pub(super) fn check_team_id(team: &TeamRow, asked: &str) -> Result<(), ApiError> {
+    let asked = asked.to_lowercase();
+    if asked.starts_with("prj_") || asked == team.team_id.as_str() {
+        return Ok(());
     }
+    Err(ApiError::bad_request(
+        "Team ID param mismatch with the API key",
+    ))
 }
 
 fn position(params: &Params) -> Result<(Option<Cursor>, usize), ApiError> {

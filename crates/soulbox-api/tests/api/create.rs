@@ -259,16 +259,6 @@ async fn bad_requests_name_what_is_bad() {
             "Disk size can't be higher than 25600 MiB (if you need to increase this limit, please contact support)",
         ),
         (
-            with(json!({"autoPause": true})),
-            501,
-            "field \"autoPause\" is not implemented yet",
-        ),
-        (
-            with(json!({"autoResume": {"enabled": true}})),
-            501,
-            "field \"autoResume\" is not implemented yet",
-        ),
-        (
             with(json!({"mcp": {}})),
             501,
             "field \"mcp\" is not implemented yet",

@@ -388,6 +388,7 @@ pub(crate) async fn start_limited(
     let (draining, figures) = (CancellationToken::new(), Figures::default());
     let app = App {
         control: control.clone(),
+        tls: false,
         domain: None,
         draining: draining.clone(),
         limits,

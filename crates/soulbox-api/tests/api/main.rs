@@ -12,6 +12,7 @@ mod list;
 mod logs;
 mod network;
 mod nodes;
+mod pause;
 mod rate;
 mod recovery;
 mod routes;

@@ -1,0 +1,276 @@
+//! Building templates, their tags and the files that are uploaded for them.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BuildStatus, LogLevel};
+
+/// `POST /v3/templates`, and `POST /v2/templates`, which names it by `alias` alone.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct NewTemplate {
+    /// `[namespace/]alias[:tag]`.
+    #[cfg_attr(feature = "openapi", schema(max_length = 128))]
+    pub name: Option<String>,
+    /// The old name of `name`.
+    pub alias: Option<String>,
+    pub tags: Option<Vec<String>>,
+    #[serde(rename = "teamID")]
+    pub team_id: Option<String>,
+    /// 2 by default.
+    pub cpu_count: Option<i64>,
+    /// MiB, 1024 by default.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: Option<i64>,
+    /// MiB.
+    pub min_free_disk_mb: Option<i64>,
+}
+
+/// The answer to [`NewTemplate`].
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RequestedTemplate {
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    pub public: bool,
+    pub names: Vec<String>,
+    pub tags: Vec<String>,
+    pub aliases: Vec<String>,
+}
+
+/// The answer to `GET /templates/{id}/files/{hash}`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FilesLink {
+    pub present: bool,
+    /// Where to PUT the archive, without credentials; there also when it is present.
+    pub url: String,
+}
+
+/// `POST /v2/templates/{id}/builds/{id}`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct StartBuild {
+    /// This or `fromTemplate`.
+    pub from_image: Option<String>,
+    pub from_template: Option<String>,
+    pub from_image_registry: Option<RegistryLogin>,
+    #[serde(default)]
+    pub force: bool,
+    #[serde(default)]
+    pub steps: Vec<BuildStep>,
+    pub start_cmd: Option<String>,
+    pub ready_cmd: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct BuildStep {
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Of an uploaded archive.
+    pub files_hash: Option<String>,
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// How to log in to an image's registry.
+#[derive(Clone, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum RegistryLogin {
+    Registry {
+        username: String,
+        password: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Aws {
+        aws_access_key_id: String,
+        aws_secret_access_key: String,
+        aws_region: String,
+    },
+    #[serde(rename_all = "camelCase")]
+    Gcp {
+        service_account_json: String,
+    },
+}
+
+impl std::fmt::Debug for RegistryLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The secrets stay out of every log.
+        f.write_str("RegistryLogin")
+    }
+}
+
+/// The answer to `GET /templates/{id}/builds/{id}/status`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct BuildState {
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    pub status: BuildStatus,
+    /// Always empty: an older form of the entries.
+    pub logs: Vec<String>,
+    pub log_entries: Vec<BuildLogEntry>,
+    /// There when it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<BuildReason>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct BuildReason {
+    pub message: String,
+    /// `base`, `finalize` or the number of a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// Warnings and errors of that step on this page.
+    pub log_entries: Vec<BuildLogEntry>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BuildLogEntry {
+    pub timestamp: String,
+    pub message: String,
+    pub level: LogLevel,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+}
+
+/// The answer to `GET /templates/{id}/builds/{id}/logs`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BuildLogs {
+    pub logs: Vec<BuildLogEntry>,
+}
+
+/// `PATCH /templates/{id}` of both versions.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UpdateTemplate {
+    pub public: Option<bool>,
+}
+
+/// The answer to `PATCH /v2/templates/{id}`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TemplateNames {
+    pub names: Vec<String>,
+}
+
+/// `POST /templates/tags`.
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AssignTags {
+    /// `name[:tag]`; the tag may be a build's ID.
+    pub target: String,
+    #[serde(default)]
+    pub tags: Vec<String>,
+}
+
+/// The answer to [`AssignTags`].
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AssignedTags {
+    pub tags: Vec<String>,
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+}
+
+/// `DELETE /templates/tags`.
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RemoveTags {
+    pub name: String,
+    #[serde(default)]
+    pub tags: Vec<String>,
+}
+
+/// An item of `GET /templates/{id}/tags`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateTag {
+    pub tag: String,
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    pub created_at: String,
+}
+
+/// The answer to `GET /templates/{id}/tags/count`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TagCount {
+    pub total: usize,
+}
+
+/// The answer to `GET /templates/{id}/tags/exists`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TagExists {
+    pub exists: bool,
+    pub normalized_tag: String,
+}
+
+/// One time that a tag was given to a build. Its IDs are spelled unlike all others.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TagAssignment {
+    pub assignment_id: String,
+    pub build_id: String,
+    pub assigned_at: String,
+    pub build_created_at: String,
+    /// Nullable.
+    pub build_finished_at: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TagGroup {
+    pub tag: String,
+    pub assignments: Vec<TagAssignment>,
+    pub has_more: bool,
+}
+
+/// The answer to `GET /templates/{id}/tags/groups`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TagGroups {
+    pub tags: Vec<TagGroup>,
+    /// Nullable.
+    pub next_cursor: Option<String>,
+}
+
+/// The answer to `GET /templates/{id}/tags/{tag}/assignments`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TagAssignments {
+    pub data: Vec<TagAssignment>,
+    /// Nullable.
+    pub next_cursor: Option<String>,
+}
+
+/// The answer to `POST /admin/teams/{id}/builds/cancel`.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CancelledBuilds {
+    pub cancelled_count: usize,
+    pub failed_count: usize,
+}
