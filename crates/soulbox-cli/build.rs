@@ -9,7 +9,7 @@ fn main() {
         env::var_os("SOULBOX_GUESTS_DIR").map_or_else(|| root.join("target/guests"), PathBuf::from);
     println!("cargo::rerun-if-env-changed=SOULBOX_GUESTS_DIR");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    for name in ["envd", "launch"] {
+    for name in ["envd", "launch", "interpreter"] {
         let source = guests.join(name);
         println!("cargo::rerun-if-changed={}", source.display());
         let bytes = fs::read(&source).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Builds envd and the launcher, static, into `target/guests`, from where `soulbox` embeds them.
+//! Builds envd, the launcher and the code interpreter, static, into `target/guests`, from where `soulbox` embeds them.
 //!
 //! They run on whatever root a template brings, so they must not need its C library: static glibc, the
 //! host's own target, in a target folder of their own because RUSTFLAGS differ from everything else's.
@@ -10,9 +10,10 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 
 /// Package, its binary, the name under target/guests.
-const GUESTS: [(&str, &str, &str); 2] = [
+const GUESTS: [(&str, &str, &str); 3] = [
     ("soulbox-envd", "soulbox-envd", "envd"),
     ("soulbox-runtime", "soulbox-launch", "launch"),
+    ("soulbox-interpreter", "soulbox-interpreter", "interpreter"),
 ];
 
 pub(crate) fn build(workspace: &Path) -> anyhow::Result<()> {

@@ -14,5 +14,6 @@ mod log;
 mod path;
 mod process;
 pub mod server;
+mod service;
 pub mod settings;
 mod users;

@@ -33,7 +33,7 @@ pub(crate) use fanout::{Event, Subscription};
 use input::Input;
 pub(crate) use input::InputKind;
 pub(crate) use service::ProcessService;
-pub(crate) use spawn::{StartError, Surroundings};
+pub(crate) use spawn::{DEFAULT_PATH, StartError, Surroundings};
 
 /// How long the end of a program is kept for late clients.
 const RETENTION: Duration = Duration::from_secs(30);
@@ -377,7 +377,7 @@ async fn run(
 }
 
 /// Waits for the exit; the process stays a zombie. Cancel-safe.
-async fn wait(pidfd: &Descriptor) -> Exit {
+pub(crate) async fn wait(pidfd: &Descriptor) -> Exit {
     loop {
         let Ok(mut ready) = pidfd.readable().await else {
             return Exit::Code(-1);
@@ -394,7 +394,7 @@ async fn wait(pidfd: &Descriptor) -> Exit {
     }
 }
 
-fn reap(pidfd: &Descriptor) {
+pub(crate) fn reap(pidfd: &Descriptor) {
     // The exit is known; there is nothing to do about a refusal.
     _ = exit_of(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
 }

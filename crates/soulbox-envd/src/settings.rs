@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use buffa_types::google::protobuf::Timestamp;
 use soulbox_envd_proto::{InitRequest, SandboxLimits, sign_init};
@@ -21,6 +22,7 @@ pub struct Startup {
 pub struct Settings {
     init_secret: Option<Vec<u8>>,
     state: Mutex<State>,
+    service_began: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -80,11 +82,17 @@ impl Settings {
                 limits: None,
                 applied: None,
             }),
+            service_began: AtomicBool::new(false),
         }
     }
 
     pub fn init_secret(&self) -> Option<&[u8]> {
         self.init_secret.as_deref()
+    }
+
+    /// True for the first caller: the template's service is started once.
+    pub(crate) fn begin_service(&self) -> bool {
+        !self.service_began.swap(true, Ordering::Relaxed)
     }
 
     pub fn access_token(&self) -> Option<String> {

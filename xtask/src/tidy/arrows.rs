@@ -4,7 +4,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 /// Each crate of ours with those of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
@@ -22,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
         "soulbox-envd",
         &["soulbox-envd-proto", "soulbox-http", "soulbox-sys"],
     ),
+    ("soulbox-interpreter", &["soulbox-http"]),
     (
         "soulbox-host",
         &[

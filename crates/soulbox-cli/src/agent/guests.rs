@@ -12,6 +12,7 @@ use crate::failure::Failure;
 
 const ENVD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envd"));
 const LAUNCH: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/launch"));
+const INTERPRETER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/interpreter"));
 
 /// Where they lie.
 pub(super) struct Guests {
@@ -21,7 +22,7 @@ pub(super) struct Guests {
 
 /// Unpacks them unless that was done before. The directory appears complete or not at all.
 pub(super) fn unpack(data: &Path) -> Result<Guests, Failure> {
-    if ENVD.is_empty() || LAUNCH.is_empty() {
+    if ENVD.is_empty() || LAUNCH.is_empty() || INTERPRETER.is_empty() {
         return Err(
             Failure::new(anyhow!("this build of soulbox carries no guest programs"))
                 .hint("build it with `make setup`, or run `cargo xtask guests` first"),
@@ -31,6 +32,7 @@ pub(super) fn unpack(data: &Path) -> Result<Guests, Failure> {
         Sha256::new()
             .chain_update(ENVD)
             .chain_update(LAUNCH)
+            .chain_update(INTERPRETER)
             .finalize(),
     );
     let directory = data.join("bin").join(&digest);
@@ -50,7 +52,11 @@ fn write(data: &Path, directory: &Path) -> io::Result<()> {
         .join("bin")
         .join(format!("draft-{}", std::process::id()));
     fs::create_dir_all(&draft)?;
-    for (name, bytes) in [("envd", ENVD), ("launch", LAUNCH)] {
+    for (name, bytes) in [
+        ("envd", ENVD),
+        ("launch", LAUNCH),
+        ("interpreter", INTERPRETER),
+    ] {
         let path = draft.join(name);
         fs::write(&path, bytes)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o555))?;

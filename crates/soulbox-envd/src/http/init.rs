@@ -12,6 +12,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use soulbox_envd_proto::{ENVD_VERSION, INIT_SIGNATURE_HEADER, InitRequest, verify_init};
 
 use super::answer::{HttpError, no_content};
+use crate::cause::chain;
+use crate::service;
 use crate::settings::{Applied, InitError, Settings};
 
 const VERSION_HEADER: HeaderName = HeaderName::from_static("x-envd-version");
@@ -60,6 +62,8 @@ pub(crate) async fn init(
             })?;
         }
     }
+    // After the certificates and variables, which the service is to have.
+    service::start(&settings).map_err(|error| HttpError::internal(chain(&error)))?;
     let mut response = no_content();
     response
         .headers_mut()

@@ -14,7 +14,7 @@ use rustix::mount::{
 use soulbox_sys::mount::{MountAttributes, set_attributes};
 
 /// What is run inside.
-const PROGRAMS: [&str; 2] = ["envd", "launch"];
+const PROGRAMS: [&str; 3] = ["envd", "launch", "interpreter"];
 
 /// A detached tmpfs with the programs. It lasts as long as a sandbox has it, also when the agent is gone.
 #[derive(Debug)]
