@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use soulbox_host::dns::DnsServer;
 use soulbox_host::instance::InstanceClaim;
-use soulbox_host::native::NativeRuntime;
+use soulbox_host::native::{Checkpoints, NativeRuntime};
 use soulbox_host::{Host, HostSettings, WarmTargets};
-use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions, SnapshotPool};
 use soulbox_runtime::identity::REFUSED_DNS_PORT;
 use soulbox_runtime::native::Native;
 use soulbox_runtime::network::NetworkPolicy;
@@ -30,6 +30,7 @@ pub use fronts::{CONTROL, SOCKET, open_control};
 pub use lock::DataDirLock;
 
 use crate::commands::serve::Start;
+use crate::criu;
 use crate::failure::{Failure, chain};
 use crate::settings::Settings;
 
@@ -64,7 +65,11 @@ pub fn clean(settings: &Settings) -> Result<(), Failure> {
             parked: 0,
             ..settings.clone()
         };
-        let agent = Agent::start(&settings).await?;
+        // No snapshot is looked at, so none is believed.
+        let mut key = [0; 32];
+        getrandom::fill(&mut key)
+            .map_err(|error| failure("read random bytes")(anyhow::anyhow!("{error}")))?;
+        let agent = Agent::start(&settings, key).await?;
         agent.host.kill_all().await;
         agent.stop().await
     })
@@ -95,7 +100,10 @@ async fn serve(start: Start) -> Result<(), Failure> {
     let address = listener
         .local_addr()
         .map_err(|error| failure("read the listener's address")(error.into()))?;
-    let agent = Agent::start(&settings).await?;
+    let mut snapshot_key = [0; 32];
+    hex::decode_to_slice(&secrets.token_seed, &mut snapshot_key)
+        .map_err(|error| failure("read the installation's secret")(error.into()))?;
+    let agent = Agent::start(&settings, snapshot_key).await?;
     if agent.pool.templates().is_ok_and(|templates| {
         !templates
             .iter()
@@ -170,7 +178,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
 }
 
 impl Agent {
-    async fn start(settings: &Settings) -> Result<Self, Failure> {
+    async fn start(settings: &Settings, snapshot_key: [u8; 32]) -> Result<Self, Failure> {
         let data = &settings.data_dir;
         let lock = lock::DataDirLock::take(data)?;
         let guests = guests::unpack(data)?;
@@ -204,11 +212,18 @@ impl Agent {
             Failure::new(anyhow::Error::new(error).context("failed to take the host in use"))
                 .hint("soulbox doctor says what this host lacks")
         })?;
-        let runtime = NativeRuntime::new(runtime, claim.instance())
+        let checkpoints = Checkpoints {
+            criu: criu::find(settings.criu.as_deref()),
+            programs: data.join("bin"),
+        };
+        if let Err(missing) = &checkpoints.criu {
+            info!(%missing, "sandboxes cannot be paused with their memory");
+        }
+        let runtime = NativeRuntime::new(runtime, claim.instance(), checkpoints)
             .map_err(|error| failure("raise the inotify limits")(error.into()))?;
         let host = Host::start(
             runtime,
-            Arc::clone(&pool) as Arc<dyn Pool>,
+            Arc::clone(&pool) as Arc<dyn SnapshotPool>,
             HostSettings {
                 data: data.clone(),
                 warm: WarmTargets {
@@ -218,6 +233,7 @@ impl Agent {
                 default_template: DEFAULT_TEMPLATE.to_owned(),
                 guests: guests.digest,
                 memory_reserve: settings.memory_reserve,
+                snapshot_key,
             },
         )
         .await

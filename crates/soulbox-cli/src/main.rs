@@ -4,6 +4,7 @@
 mod agent;
 mod commands;
 mod credentials;
+mod criu;
 mod failure;
 mod front;
 mod logging;

@@ -58,6 +58,8 @@ pub struct Settings {
     pub rate_limits: Option<String>,
     /// Where figures are told, if anywhere; only this machine reaches it.
     pub admin_listen: Option<SocketAddr>,
+    /// Where CRIU is unpacked, absolute; absent: wherever a set-up puts it.
+    pub criu: Option<PathBuf>,
     /// Where the records are when they are not in the data directory.
     pub database_url: Option<DatabaseUrl>,
     pub log_format: LogFormat,
@@ -125,13 +127,14 @@ pub enum Setting {
     MaxRequests,
     RateLimits,
     AdminListen,
+    Criu,
     DatabaseUrl,
     LogFormat,
     Log,
 }
 
 impl Setting {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::DataDir,
         Self::Listen,
         Self::Domain,
@@ -150,6 +153,7 @@ impl Setting {
         Self::MaxRequests,
         Self::RateLimits,
         Self::AdminListen,
+        Self::Criu,
         Self::DatabaseUrl,
         Self::LogFormat,
         Self::Log,
@@ -176,6 +180,7 @@ impl Setting {
             Self::MaxRequests => "max_requests",
             Self::RateLimits => "rate_limits",
             Self::AdminListen => "admin_listen",
+            Self::Criu => "criu",
             Self::DatabaseUrl => "database_url",
             Self::LogFormat => "log_format",
             Self::Log => "log",
@@ -240,6 +245,7 @@ struct Raw {
     max_requests: u32,
     rate_limits: Option<String>,
     admin_listen: Option<SocketAddr>,
+    criu: Option<PathBuf>,
     database_url: Option<DatabaseUrl>,
     log_format: LogFormat,
     log: String,
@@ -267,6 +273,7 @@ impl Default for Raw {
             max_requests: 2000,
             rate_limits: None,
             admin_listen: None,
+            criu: None,
             database_url: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
@@ -325,6 +332,11 @@ impl Raw {
                     return Err(BadValue::new(text, wanted));
                 }
                 self.admin_listen = Some(address);
+            }
+            Setting::Criu => {
+                let folder = std::path::absolute(path(text)?)
+                    .map_err(|_| BadValue::new(text, "a folder"))?;
+                self.criu = Some(folder);
             }
             Setting::DatabaseUrl => {
                 // Not quoted: it may have a password.
@@ -402,6 +414,7 @@ impl Raw {
             max_requests: self.max_requests,
             rate_limits: self.rate_limits,
             admin_listen: self.admin_listen,
+            criu: self.criu,
             database_url: self.database_url,
             log_format: self.log_format,
             log: self.log,

@@ -1,5 +1,7 @@
 //! All live sandboxes of a host. Each has one task ([`crate::sandbox`]); this map leads to it.
 
+mod snapshots;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use soulbox_pool::{Growth, Pool, PoolError, TemplateManifest};
+use soulbox_pool::{Growth, PoolError, Snapshot, SnapshotPool, TemplateManifest};
 use soulbox_types::{DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, UnixMillis};
 use soulbox_wire::host::{
     self as wire, Create, Created, Event, HostError, HostErrorKind, HostSandbox, HostTemplate,
@@ -26,12 +28,14 @@ use crate::layers;
 use crate::lifecycle::{self, Answer, AtDeadline, Effect, Fences, Machine};
 use crate::memory::{self, MemoryError};
 use crate::record::{Record, Records};
-use crate::runtime::{DialError, ProcessName, Runtime, RuntimeError};
+use crate::runtime::{DialError, ProcessName, RestoreError, Runtime, RuntimeError};
 use crate::sandbox::{self, Ended, Owned, Reply, Request, answer_as_result};
 use crate::saves::{Job, Saves};
 use crate::slots::Slots;
+use crate::snapshot::{Key, RootBasis};
 use crate::warm::{Booted, Warm, WarmTargets, default_limits};
 use crate::workshop::{Made, MakeError, Workshop};
+use snapshots::Origin;
 
 /// Starts that run at once; more wait, since they would only share the two locks that they all need.
 const CONCURRENT_STARTS: usize = 8;
@@ -53,6 +57,8 @@ pub struct HostSettings {
     pub guests: String,
     /// Creates are refused when less of the host's memory is available.
     pub memory_reserve: MiB,
+    /// What the mark of snapshots is made with.
+    pub snapshot_key: [u8; 32],
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -134,11 +140,14 @@ impl<R: Runtime> Host<R> {
     /// See [`StartError`].
     pub async fn start(
         runtime: R,
-        pool: Arc<dyn Pool>,
+        pool: Arc<dyn SnapshotPool>,
         settings: HostSettings,
     ) -> Result<Self, StartError> {
         let records = Records::open(&settings.data).map_err(StartError::Records)?;
         clock::set(&settings.data).map_err(StartError::Clock)?;
+        let key = Key::derive(&settings.snapshot_key);
+        pool.sweep_restores().map_err(StartError::Pool)?;
+        let paused = snapshots::paused(&*pool, &key).map_err(StartError::Pool)?;
         let mut adopted = Vec::new();
         for record in records.all().map_err(StartError::Records)? {
             let process = ProcessName {
@@ -146,6 +155,14 @@ impl<R: Runtime> Host<R> {
                 start_time: record.start_time,
             };
             match runtime.adopt(record.slot, process) {
+                // It is ended by the sweep. Its snapshot was whole, and whoever asked for it may have been told.
+                Some(_) if paused.get(&record.sandbox_id) >= Some(&record.epoch) => {
+                    tracing::warn!(
+                        sandbox_id = record.sandbox_id,
+                        "ending a sandbox that was paused when an agent died"
+                    );
+                    records.delete(&record.sandbox_id);
+                }
                 Some(running) => adopted.push((record, running)),
                 None => {
                     tracing::info!(
@@ -181,7 +198,7 @@ impl<R: Runtime> Host<R> {
             inner: Arc::new(Inner {
                 workshop: Arc::clone(&workshop),
                 warm: Arc::clone(&warm),
-                saves: Saves::new(Arc::clone(&workshop), tasks.clone()),
+                saves: Saves::new(Arc::clone(&workshop), key, tasks.clone()),
                 records,
                 sandboxes: Mutex::new(HashMap::new()),
                 fences: Mutex::default(),
@@ -239,9 +256,9 @@ impl<R: Runtime> Host<R> {
         }
         memory::check(inner.settings.memory_reserve)
             .map_err(|error| failure(&MakeError::Memory(error)))?;
-        let template = inner.root_of(&request).await?;
+        let origin = inner.origin_of(&request).await?;
         inner.reserve_id(&request)?;
-        let created = inner.clone().start_sandbox(request, template).await;
+        let created = inner.clone().start_sandbox(request, origin).await;
         inner.warm.refill();
         created
     }
@@ -369,7 +386,8 @@ impl<R: Runtime> Host<R> {
                     memory: usage.memory,
                     cache: usage.cache,
                     processes: usage.processes,
-                    disk: workshop.pool.usage(&record.upper).map_or(0, |it| it.bytes),
+                    disk: (workshop.pool.usage(&record.upper))
+                        .map_or(0, |it| it.bytes + record.inherited),
                     received: traffic.received,
                     sent: traffic.sent,
                     sandbox_id: record.sandbox_id,
@@ -387,10 +405,7 @@ impl<R: Runtime> Host<R> {
     /// Kind `Failed` when a manifest cannot be read.
     pub async fn templates(&self) -> Result<Vec<HostTemplate>, HostError> {
         let templates = self.inner.reload_templates().await?;
-        Ok(templates
-            .iter()
-            .map(layers::told)
-            .collect())
+        Ok(templates.iter().map(layers::told).collect())
     }
 
     pub(crate) fn workshop(&self) -> Arc<Workshop<R>> {
@@ -399,7 +414,8 @@ impl<R: Runtime> Host<R> {
 
     /// The record of a live sandbox.
     pub(crate) fn record(&self, sandbox_id: &str) -> Result<Record, HostError> {
-        self.inner.live(sandbox_id, |live| lock(&live.record).clone())
+        self.inner
+            .live(sandbox_id, |live| lock(&live.record).clone())
     }
 
     /// Booted and parked slots in stock.
@@ -579,7 +595,7 @@ impl<R: Runtime> Inner<R> {
 
     /// A sandbox off the stock, where the request is for the build that is kept in stock.
     fn take_booted(&self, request: &Create) -> Option<Booted<R>> {
-        if !request.layers.is_empty() {
+        if !request.layers.is_empty() || request.snapshot.is_some() {
             return None;
         }
         let (booted, dead) = self.warm.take_booted(&request.build_id);
@@ -626,10 +642,10 @@ impl<R: Runtime> Inner<R> {
     async fn start_sandbox(
         self: Arc<Self>,
         request: Create,
-        template: TemplateManifest,
+        origin: Origin,
     ) -> Result<(Created, OwnedFd), HostError> {
         let sandbox_id = request.sandbox_id.clone();
-        let (record, made, envd) = match self.clone().make_ready(request, template).await {
+        let (record, made, envd) = match self.clone().make_ready(request, origin).await {
             Ok(ready) => ready,
             Err(error) => {
                 let left = self.leave_starting(&sandbox_id, lifecycle::Event::StartFailed);
@@ -673,8 +689,9 @@ impl<R: Runtime> Inner<R> {
     async fn make_ready(
         self: Arc<Self>,
         request: Create,
-        template: TemplateManifest,
+        origin: Origin,
     ) -> Result<(Record, Made<R>, OwnedFd), HostError> {
+        let basis = origin.basis();
         let booted = self.take_booted(&request);
         let (made, envd) = match booted {
             Some(Booted { made, envd }) => (made, envd),
@@ -693,7 +710,8 @@ impl<R: Runtime> Inner<R> {
                     .and_then(|()| Err(not_found(&request.sandbox_id)));
                 }
                 let inner = Arc::clone(&self);
-                let made = spawn_blocking(move || inner.make(&template)).await;
+                let limits = limits_of(&request);
+                let made = spawn_blocking(move || inner.make_from(&origin, &limits)).await;
                 let made = made
                     .map_err(|error| failed(&error))?
                     .map_err(|error| failure(&error))?;
@@ -711,7 +729,7 @@ impl<R: Runtime> Inner<R> {
                 }
             }
         };
-        match self.hand_over(&request, &made, now()) {
+        match self.hand_over(&request, basis, &made, now()) {
             Ok(record) => Ok((record, made, envd)),
             Err(error) => {
                 self.discard_now(made).await;
@@ -721,14 +739,18 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// A sandbox of any template, from a parked slot or from nothing. Blocks.
-    fn make(&self, template: &TemplateManifest) -> Result<Made<R>, MakeError> {
+    fn make(
+        &self,
+        template: &TemplateManifest,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Made<R>, MakeError> {
         let limits = default_limits(Some(template));
         self.workshop.pool.reserve_ok().map_err(MakeError::Upper)?;
         let prepared = match self.warm.take_parked() {
             Some(prepared) => prepared,
             None => self.workshop.prepare(&limits)?,
         };
-        let made = self.workshop.boot(prepared, template, &limits)?;
+        let made = self.workshop.boot(prepared, template, snapshot, &limits)?;
         match self.workshop.runtime.set_limits(&made.running, &limits) {
             Ok(()) => Ok(made),
             Err(error) => {
@@ -742,16 +764,12 @@ impl<R: Runtime> Inner<R> {
     fn hand_over(
         &self,
         request: &Create,
+        basis: RootBasis,
         made: &Made<R>,
         started_at: UnixMillis,
     ) -> Result<Record, MakeError> {
         let runtime = &self.workshop.runtime;
-        let limits = Limits {
-            memory: MiB(request.memory_mib),
-            cpu: MilliCpu(request.cpu_milli),
-            pids: request.pids,
-            disk: MiB(request.disk_mib),
-        };
+        let limits = limits_of(request);
         if limits != made.limits {
             runtime
                 .set_limits(&made.running, &limits)
@@ -783,8 +801,12 @@ impl<R: Runtime> Inner<R> {
             pid: process.pid,
             start_time: process.start_time,
             upper: made.upper.clone(),
-            inherited: 0,
-            guests: self.settings.guests.clone(),
+            inherited: made.inherited,
+            basis,
+            guests: made
+                .guests
+                .clone()
+                .unwrap_or_else(|| self.settings.guests.clone()),
             init_secret: made.init_secret.clone(),
             egress: request.egress.clone(),
             step: !request.layers.is_empty(),
@@ -937,7 +959,12 @@ async fn upkeep<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
         drop(inner);
         let kept = spawn_blocking(move || {
             workshop.retry_leftovers();
-            workshop.pool.grow_if_low()
+            let growth = workshop.pool.grow_if_low();
+            // Also where it could not grow, and all the more.
+            if let Err(error) = workshop.pool.share_out() {
+                tracing::warn!(error = %chain(&error), "failed to share out the pool");
+            }
+            growth
         });
         match kept.await {
             Ok(Ok(Growth::NotNeeded)) => {}
@@ -951,7 +978,16 @@ async fn upkeep<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
     }
 }
 
-pub(crate) fn at_deadline(asked: wire::AtDeadline) -> AtDeadline {
+fn limits_of(request: &Create) -> Limits {
+    Limits {
+        memory: MiB(request.memory_mib),
+        cpu: MilliCpu(request.cpu_milli),
+        pids: request.pids,
+        disk: MiB(request.disk_mib),
+    }
+}
+
+fn at_deadline(asked: wire::AtDeadline) -> AtDeadline {
     match asked {
         wire::AtDeadline::Kill => AtDeadline::Kill,
         wire::AtDeadline::Pause { .. } => AtDeadline::Pause,
@@ -985,6 +1021,16 @@ fn failure(error: &MakeError) -> HostError {
         | MakeError::Memory(MemoryError::Short { .. })
         | MakeError::Upper(PoolError::ReserveReached { .. }) => HostErrorKind::NoCapacity,
         MakeError::LayerMissing(_) => HostErrorKind::TemplateMissing,
+        MakeError::Upper(PoolError::SnapshotMissing { .. }) => HostErrorKind::SnapshotMissing,
+        MakeError::Refused { .. }
+        | MakeError::Restore {
+            source: RestoreError::ProgramsMissing(_),
+            ..
+        } => HostErrorKind::SnapshotRefused,
+        MakeError::Restore {
+            source: RestoreError::Unsupported(_),
+            ..
+        } => HostErrorKind::Unsupported,
         _ => HostErrorKind::Failed,
     };
     HostError {

@@ -6,6 +6,7 @@
 //! | [`lifecycle`] | what is decided of one sandbox, purely |
 //! | [`sandbox`] | one sandbox: performs what is decided |
 //! | [`saves`] | snapshots in the making |
+//! | [`snapshot`] | what a snapshot says of itself, and whether it is believed |
 //! | [`warm`] | slots made ahead |
 //! | [`workshop`] | the order of steps that makes and unmakes a sandbox |
 //! | `layers` | what template builds ask for: layers of what sandboxes wrote, manifests of builds |
@@ -31,6 +32,7 @@ pub mod runtime;
 mod sandbox;
 mod saves;
 mod slots;
+pub mod snapshot;
 mod warm;
 mod workshop;
 

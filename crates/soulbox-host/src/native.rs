@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use soulbox_runtime::criu::{self, Criu};
 use soulbox_runtime::dial::addresses;
 use soulbox_runtime::identity::{Instance, SLOTS, Slot};
+use soulbox_runtime::native::checkpoint::{self, CheckpointError};
 use soulbox_runtime::native::{Native, Parked, Running};
 use soulbox_runtime::plan;
 use soulbox_runtime::rootfs::RootSource;
@@ -15,8 +18,10 @@ use soulbox_types::{Egress, Limits};
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
+use crate::lifecycle::After;
 use crate::runtime::{
-    DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError, Traffic, Usage,
+    DialError, GuestSettings, ProcessName, RestoreError, RootFiles, Runtime, RuntimeError,
+    SaveError, SavedProcesses, Traffic, Usage,
 };
 
 /// A server whose backlog is full does not answer; a refusal comes at once.
@@ -31,11 +36,25 @@ const SHARED: [(&str, u64); 5] = [
     ("/proc/sys/kernel/threads-max", 1 << 20),
 ];
 
+/// Sixteen GiB at the speed of a slow disk. A CRIU that hangs is ended then, and its sandbox with it.
+const SAVE_WITHIN: Duration = Duration::from_secs(300);
+const RESTORE_WITHIN: Duration = Duration::from_secs(120);
+
 /// [`Native`] as a [`Runtime`].
 #[derive(Debug)]
 pub struct NativeRuntime {
     native: Native,
     instance: Instance,
+    checkpoints: Checkpoints,
+}
+
+/// What saves and restores take.
+#[derive(Debug)]
+pub struct Checkpoints {
+    /// Or what to do to have it.
+    pub criu: Result<Criu, String>,
+    /// A folder for each digest of guest programs.
+    pub programs: PathBuf,
 }
 
 impl NativeRuntime {
@@ -43,14 +62,18 @@ impl NativeRuntime {
     ///
     /// # Errors
     /// When a limit cannot be written.
-    pub fn new(native: Native, instance: Instance) -> io::Result<Self> {
+    pub fn new(native: Native, instance: Instance, checkpoints: Checkpoints) -> io::Result<Self> {
         for (path, wanted) in SHARED {
             let current = fs::read_to_string(path)?.trim().parse::<u64>().unwrap_or(0);
             if current < wanted {
                 fs::write(path, wanted.to_string())?;
             }
         }
-        Ok(Self { native, instance })
+        Ok(Self {
+            native,
+            instance,
+            checkpoints,
+        })
     }
 
     fn slot(&self, index: u16) -> Result<Slot, RuntimeError> {
@@ -123,6 +146,73 @@ impl Runtime for NativeRuntime {
             &guest.init_secret,
         );
         self.native.boot(parked, source, &boot).map_err(boxed)
+    }
+
+    fn checkpoints(&self) -> Result<&str, String> {
+        match &self.checkpoints.criu {
+            Ok(criu) => Ok(criu.version()),
+            Err(missing) => Err(missing.clone()),
+        }
+    }
+
+    fn save(
+        &self,
+        running: &Running,
+        images: &Path,
+        after: After,
+        stopped: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), SaveError> {
+        let criu = match &self.checkpoints.criu {
+            Ok(criu) => criu,
+            Err(missing) => return Err(SaveError::Unsupported(missing.clone())),
+        };
+        let after = match after {
+            After::GoOn => checkpoint::After::GoOn,
+            After::End => checkpoint::After::End,
+        };
+        self.native
+            .dump(criu, running, images, after, SAVE_WITHIN, stopped)
+            .map_err(|error| {
+                if error.may_have_harmed() {
+                    SaveError::Harmed(boxed(error))
+                } else {
+                    SaveError::Refused(boxed(error))
+                }
+            })
+    }
+
+    fn restore(
+        &self,
+        index: u16,
+        limits: &Limits,
+        root: &RootFiles,
+        saved: &SavedProcesses,
+    ) -> Result<Running, RestoreError> {
+        let criu = match &self.checkpoints.criu {
+            Ok(criu) => criu,
+            Err(missing) => return Err(RestoreError::Unsupported(missing.clone())),
+        };
+        let programs = self.checkpoints.programs.join(&saved.guests);
+        if !programs.is_dir() {
+            return Err(RestoreError::ProgramsMissing(saved.guests.clone()));
+        }
+        let slot = self.slot(index)?;
+        criu::remap(&saved.images, &saved.folder, slot.id_base())
+            .map_err(|error| boxed(CheckpointError::from(error)))?;
+        let source = RootSource {
+            layers: root.layers.clone(),
+            upper: root.upper.clone(),
+        };
+        let restored = self.native.restore(
+            criu,
+            slot,
+            limits,
+            source,
+            &saved.folder,
+            &programs,
+            RESTORE_WITHIN,
+        );
+        restored.map_err(|error| boxed(error).into())
     }
 
     fn adopt(&self, index: u16, process: ProcessName) -> Option<Running> {

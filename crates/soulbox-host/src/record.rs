@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use soulbox_wire::host::{AtDeadline, Egress};
 
+use crate::snapshot::RootBasis;
+
 /// Below the data directory.
 pub const DIRECTORY: &str = "host/sandboxes";
 
@@ -34,6 +36,9 @@ pub struct Record {
     pub init_secret: String,
     /// Where it may connect to, as the front last said.
     pub egress: Egress,
+    /// What its root stands on.
+    #[serde(default)]
+    pub basis: RootBasis,
     /// It is for a step of a template build, and in no list.
     #[serde(default)]
     pub step: bool,
@@ -125,6 +130,10 @@ mod tests {
             start_time: 6,
             upper: "u".into(),
             inherited: 7,
+            basis: RootBasis {
+                layers: vec!["ab".into()],
+                ..RootBasis::default()
+            },
             guests: "g".into(),
             init_secret: "00".into(),
             egress: Egress::Only(vec!["1.1.1.1/32".into()]),

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use soulbox_runtime::cgroup::Usage;
 pub use soulbox_runtime::network::Traffic;
 use soulbox_types::{Egress, Limits};
+
+use crate::lifecycle::After;
 
 /// What a runtime could not do, with its causes.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,42 @@ pub enum DialError {
     Closed,
     #[error("failed to connect")]
     Failed(#[source] io::Error),
+}
+
+/// Why the processes of a sandbox were not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// This host cannot do it at all.
+    #[error("{0}")]
+    Unsupported(String),
+    /// It goes on as if nothing had been.
+    #[error(transparent)]
+    Refused(RuntimeError),
+    /// It may be damaged, or stand still.
+    #[error(transparent)]
+    Harmed(RuntimeError),
+}
+
+/// Why no sandbox was made of saved processes.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// This host cannot do it at all.
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("the guest programs that it ran, of digest {0}, are not on this host any more")]
+    ProgramsMissing(String),
+    #[error(transparent)]
+    Failed(#[from] RuntimeError),
+}
+
+/// Processes that were saved.
+#[derive(Debug, Clone)]
+pub struct SavedProcesses {
+    pub images: PathBuf,
+    /// On the same file system, and not there yet: the restore's own. Whoever asked deletes it.
+    pub folder: PathBuf,
+    /// Digest of the guest programs among them.
+    pub guests: String,
 }
 
 /// The files of a sandbox's root.
@@ -67,6 +105,34 @@ pub trait Runtime: Send + Sync + 'static {
         root: &RootFiles,
         guest: &GuestSettings,
     ) -> Result<Self::Running, RuntimeError>;
+    /// The version of the program that saves and restores processes, or what is missing for that.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    fn checkpoints(&self) -> Result<&str, String>;
+    /// Writes all processes into the empty folder `images`. `stopped` is called while none of them runs and all is written; when it
+    /// fails, so does the save. Seconds; it has a limit.
+    ///
+    /// # Errors
+    /// See [`SaveError`].
+    fn save(
+        &self,
+        running: &Self::Running,
+        images: &Path,
+        after: After,
+        stopped: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), SaveError>;
+    /// Lets saved processes go on in slot `index`, which is free. They may connect nowhere. On an error nothing is left.
+    ///
+    /// # Errors
+    /// See [`RestoreError`].
+    fn restore(
+        &self,
+        index: u16,
+        limits: &Limits,
+        root: &RootFiles,
+        saved: &SavedProcesses,
+    ) -> Result<Self::Running, RestoreError>;
     /// Takes over a running sandbox of an earlier agent.
     fn adopt(&self, index: u16, process: ProcessName) -> Option<Self::Running>;
     /// `None` when it has ended.

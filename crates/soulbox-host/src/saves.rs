@@ -5,17 +5,26 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
 
+use soulbox_pool::{PoolError, SnapshotDraft, SnapshotPool};
 use soulbox_wire::host::{self as wire, HostError, HostErrorKind, HostSnapshot};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
+use crate::chain;
+use crate::clock::now;
 use crate::lifecycle::After;
 use crate::record::Record;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, SaveError};
+use crate::snapshot::{Fingerprint, Key, Manifest, Memory, Subject};
 use crate::workshop::Workshop;
+
+const CONCURRENT_SAVES: usize = 4;
 
 /// Where a snapshot, or why there is none, goes.
 pub(crate) type SaveReply = oneshot::Sender<Result<HostSnapshot, HostError>>;
@@ -95,16 +104,23 @@ impl Job {
 /// What all saves of a host share.
 pub(crate) struct Saves<R: Runtime> {
     workshop: Arc<Workshop<R>>,
+    key: Key,
     tasks: TaskTracker,
+    /// Saves that run at once; more wait, since they would only share the disk.
+    permits: Arc<Semaphore>,
     /// Snapshots that no owner has taken yet.
-    unfinished: Arc<Mutex<BTreeSet<String>>>,
+    unfinished: Unfinished,
 }
 
+type Unfinished = Arc<Mutex<BTreeSet<String>>>;
+
 impl<R: Runtime> Saves<R> {
-    pub(crate) fn new(workshop: Arc<Workshop<R>>, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(workshop: Arc<Workshop<R>>, key: Key, tasks: TaskTracker) -> Self {
         Self {
             workshop,
+            key,
             tasks,
+            permits: Arc::new(Semaphore::new(CONCURRENT_SAVES)),
             unfinished: Arc::default(),
         }
     }
@@ -113,33 +129,284 @@ impl<R: Runtime> Saves<R> {
         &self.workshop.runtime
     }
 
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// Begins a save.
-    pub(crate) fn begin(&self, _: Arc<R::Running>, _: Record, _: Wanted) -> Job {
-        Job::failed(HostError {
-            kind: HostErrorKind::Unsupported,
-            message: "this host makes no snapshots yet".to_owned(),
-        })
+    pub(crate) fn begin(&self, running: Arc<R::Running>, record: Record, wanted: Wanted) -> Job {
+        let (sender, outcome) = oneshot::channel();
+        let job = Job {
+            outcome,
+            discarded: Arc::default(),
+        };
+        let name = wanted.snapshot_id.clone();
+        if !lock(&self.unfinished).insert(name.clone()) {
+            let message = format!("snapshot {name} is being made already");
+            return Job::failed(cannot_save(message));
+        }
+        let work = Work {
+            workshop: Arc::clone(&self.workshop),
+            key: self.key.clone(),
+            running,
+            record,
+            wanted,
+        };
+        let (discarded, unfinished) = (Arc::clone(&job.discarded), Arc::clone(&self.unfinished));
+        let permits = Arc::clone(&self.permits);
+        let workshop = Arc::clone(&self.workshop);
+        let perform = move || {
+            let over = || discarded.load(Ordering::SeqCst) || sender.is_closed();
+            let outcome = if over() {
+                Err(failure(cannot_save("it was overtaken".to_owned())))
+            } else {
+                work.perform(&over)
+            };
+            let failed = outcome.is_err();
+            // Nobody has it in a list until its owner takes it.
+            let untaken = match sender.send(outcome) {
+                Ok(()) => None,
+                Err(untaken) => untaken.ok(),
+            };
+            if let Some(snapshot) = &untaken {
+                delete(&*workshop.pool, &snapshot.snapshot_id);
+            }
+            if failed || untaken.is_some() {
+                lock(&unfinished).remove(&name);
+            }
+        };
+        let tasks = self.tasks.clone();
+        self.tasks.spawn(async move {
+            let permit = permits.acquire_owned().await;
+            tasks.spawn_blocking(move || {
+                perform();
+                drop(permit);
+            });
+        });
+        job
     }
 
     /// From now on the snapshot counts.
     pub(crate) fn accept(&self, snapshot_id: &str) {
-        self.unfinished().remove(snapshot_id);
+        lock(&self.unfinished).remove(snapshot_id);
     }
 
-    /// Deletes a snapshot, soon.
+    /// Whether the snapshot does not count yet.
+    pub(crate) fn is_unfinished(&self, snapshot_id: &str) -> bool {
+        lock(&self.unfinished).contains(snapshot_id)
+    }
+
+    /// Deletes a snapshot that its owner has no use for, soon; it does not count any more.
     pub(crate) fn delete(&self, snapshot_id: String) {
-        let unfinished = Arc::clone(&self.unfinished);
+        lock(&self.unfinished).insert(snapshot_id.clone());
+        let (unfinished, workshop) = (Arc::clone(&self.unfinished), Arc::clone(&self.workshop));
         self.tasks.spawn_blocking(move || {
-            unfinished
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&snapshot_id);
+            delete(&*workshop.pool, &snapshot_id);
+            lock(&unfinished).remove(&snapshot_id);
         });
     }
+}
 
-    fn unfinished(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.unfinished
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+fn delete(pool: &dyn SnapshotPool, snapshot_id: &str) {
+    if let Err(error) = pool.delete_snapshot(snapshot_id) {
+        tracing::error!(snapshot_id, error = %chain(&error), "failed to delete a snapshot of no use");
     }
+}
+
+/// One save.
+struct Work<R: Runtime> {
+    workshop: Arc<Workshop<R>>,
+    key: Key,
+    running: Arc<R::Running>,
+    record: Record,
+    wanted: Wanted,
+}
+
+impl<R: Runtime> Work<R> {
+    /// Makes the snapshot. `over` tells that it is of no use any more. Blocks.
+    fn perform(&self, over: &dyn Fn() -> bool) -> Outcome {
+        let pool = &self.workshop.pool;
+        if self.record.basis.layers.is_empty() {
+            let message = "it was started by an earlier version, which did not note its layers";
+            return Err(failure(cannot_save(message.to_owned())));
+        }
+        let began = Instant::now();
+        // What is written now need not be while it stands still.
+        pool.settle().map_err(no_disk)?;
+        let draft = pool
+            .begin_snapshot(&self.wanted.snapshot_id)
+            .map_err(no_disk)?;
+        let made = if self.wanted.memory {
+            self.with_memory(draft, over)?
+        } else {
+            let mut draft = draft;
+            self.capture(&mut draft).map_err(no_disk)?;
+            self.commit(draft, None, over).map_err(failure)?
+        };
+        tracing::info!(
+            sandbox_id = self.record.sandbox_id,
+            snapshot_id = self.wanted.snapshot_id,
+            memory = self.wanted.memory,
+            image_bytes = made.image_bytes,
+            took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "a snapshot was made"
+        );
+        Ok(made)
+    }
+
+    /// With processes. A snapshot with which the sandbox ends is whole before it ends, so that no crash loses both; one beside which it
+    /// goes on is finished when it goes on.
+    fn with_memory(&self, draft: SnapshotDraft, over: &dyn Fn() -> bool) -> Outcome {
+        let runtime = &self.workshop.runtime;
+        let fingerprint = match runtime.checkpoints() {
+            Ok(criu) => Fingerprint::of_this_host(criu).map_err(|error| {
+                failure(failed(format!(
+                    "failed to tell what this host is like: {error}"
+                )))
+            })?,
+            Err(missing) => return Err(failure(unsupported(missing))),
+        };
+        let images = draft.images();
+        let mut draft = Some(draft);
+        let mut committed = None;
+        let saved = runtime.save(&self.running, &images, self.wanted.after, &mut || {
+            let Some(mut stopped) = draft.take() else {
+                return Err(io::Error::other("its processes were stopped twice"));
+            };
+            self.capture(&mut stopped)
+                .map_err(|error| io::Error::other(chain(&error)))?;
+            match self.wanted.after {
+                After::GoOn => draft = Some(stopped),
+                After::End => {
+                    let made = self.commit(stopped, Some(fingerprint.clone()), over);
+                    committed = Some(made.map_err(|error| io::Error::other(error.message))?);
+                }
+            }
+            Ok(())
+        });
+        match (saved, committed, draft) {
+            (Ok(()), Some(made), _) => Ok(made),
+            (Ok(()), None, Some(draft)) => {
+                self.commit(draft, Some(fingerprint), over).map_err(failure)
+            }
+            (Ok(()), None, None) => Err(failure(failed("nothing was captured".to_owned()))),
+            (Err(error), made, _) => {
+                if let Some(made) = made {
+                    // It goes on after all, and away from what was saved.
+                    delete(&*self.workshop.pool, &made.snapshot_id);
+                }
+                Err(match error {
+                    SaveError::Unsupported(missing) => failure(unsupported(missing)),
+                    SaveError::Refused(error) => failure(cannot_save(chain(&error))),
+                    SaveError::Harmed(error) => Failure {
+                        error: failed(chain(&error)),
+                        harmed: true,
+                    },
+                })
+            }
+        }
+    }
+
+    fn capture(&self, draft: &mut SnapshotDraft) -> Result<(), PoolError> {
+        let Record {
+            upper, inherited, ..
+        } = &self.record;
+        self.workshop.pool.capture(draft, upper, *inherited)
+    }
+
+    /// Makes it whole: digests, mark, and all of it on disk.
+    fn commit(
+        &self,
+        draft: SnapshotDraft,
+        fingerprint: Option<Fingerprint>,
+        over: &dyn Fn() -> bool,
+    ) -> Result<HostSnapshot, HostError> {
+        let pool = &self.workshop.pool;
+        let subject = Subject {
+            snapshot_id: self.wanted.snapshot_id.clone(),
+            sandbox_id: self.record.sandbox_id.clone(),
+            epoch: self.record.epoch,
+            build_id: self.record.build_id.clone(),
+            after: match self.wanted.after {
+                After::GoOn => wire::After::GoOn,
+                After::End => wire::After::End,
+            },
+            created_at: now().0,
+        };
+        let mut manifest = Manifest::new(subject, self.record.basis.clone());
+        if let Some(fingerprint) = fingerprint {
+            let images = draft.images();
+            // The processor reads while the disk writes.
+            let (memory, settled) = thread::scope(|scope| {
+                let settled = scope.spawn(|| pool.settle());
+                let memory = Memory::of(
+                    &images,
+                    self.record.guests.clone(),
+                    self.record.init_secret.clone(),
+                    fingerprint,
+                );
+                let settled = settled
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                (memory, settled)
+            });
+            settled.map_err(|error| disk(&error))?;
+            manifest.memory = Some(memory.map_err(|error| failed(chain(&error)))?);
+        }
+        let sealed = self
+            .key
+            .seal(&manifest)
+            .map_err(|error| failed(chain(&error)))?;
+        if over() {
+            return Err(cannot_save("it was overtaken".to_owned()));
+        }
+        let snapshot = draft.commit(&sealed).map_err(|error| disk(&error))?;
+        Ok(manifest.told(snapshot.disk_bytes))
+    }
+}
+
+fn no_disk(error: PoolError) -> Failure {
+    failure(disk(&error))
+}
+
+fn disk(error: &PoolError) -> HostError {
+    HostError {
+        kind: match error {
+            PoolError::ReserveReached { .. } => HostErrorKind::NoCapacity,
+            _ => HostErrorKind::CannotSave,
+        },
+        message: chain(error),
+    }
+}
+
+fn failure(error: HostError) -> Failure {
+    Failure {
+        error,
+        harmed: false,
+    }
+}
+
+fn cannot_save(message: String) -> HostError {
+    HostError {
+        kind: HostErrorKind::CannotSave,
+        message,
+    }
+}
+
+fn unsupported(message: String) -> HostError {
+    HostError {
+        kind: HostErrorKind::Unsupported,
+        message,
+    }
+}
+
+fn failed(message: String) -> HostError {
+    HostError {
+        kind: HostErrorKind::Failed,
+        message,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -252,7 +252,7 @@ impl<R: Runtime> Warm<R> {
         template: &TemplateManifest,
     ) -> Result<(), MakeError> {
         let limits = default_limits(Some(template));
-        let made = workshop.boot(workshop.prepare(&limits)?, template, &limits)?;
+        let made = workshop.boot(workshop.prepare(&limits)?, template, None, &limits)?;
         let envd = match tokio.block_on(workshop.runtime.dial(&made.running, crate::ENVD_PORT)) {
             Ok(envd) => envd,
             Err(source) => {

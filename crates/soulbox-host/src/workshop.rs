@@ -7,12 +7,15 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use soulbox_pool::{Pool, PoolError, TemplateManifest};
+use soulbox_pool::{LayerDigest, PoolError, Snapshot, SnapshotPool, TemplateManifest};
 use soulbox_types::Limits;
 
 use crate::memory::MemoryError;
-use crate::runtime::{DialError, GuestSettings, RootFiles, Runtime, RuntimeError};
+use crate::runtime::{
+    DialError, GuestSettings, RestoreError, RootFiles, Runtime, RuntimeError, SavedProcesses,
+};
 use crate::slots::Slots;
+use crate::snapshot::{Fingerprint, Memory, RefusedError};
 
 /// SIGKILL to the last exit; a process in an uninterruptible wait for a disk can take that long.
 const END_TIMEOUT: Timespec = Timespec {
@@ -41,6 +44,21 @@ pub(crate) enum MakeError {
         slot: u16,
         #[source]
         source: RuntimeError,
+    },
+    #[error("snapshot `{snapshot}` is not used")]
+    Refused {
+        snapshot: String,
+        #[source]
+        source: RefusedError,
+    },
+    #[error("failed to tell what this host is like")]
+    Fingerprint(#[source] io::Error),
+    #[error("failed to restore snapshot `{snapshot}` in slot {slot}")]
+    Restore {
+        snapshot: String,
+        slot: u16,
+        #[source]
+        source: RestoreError,
     },
     #[error("failed to connect to envd")]
     Dial(#[source] DialError),
@@ -74,6 +92,10 @@ pub(crate) struct Made<R: Runtime> {
     pub(crate) running: Arc<R::Running>,
     pub(crate) ended: OwnedFd,
     pub(crate) upper: String,
+    /// Bytes that the upper had from the snapshot that it was made from.
+    pub(crate) inherited: u64,
+    /// Digest of its guest programs, where they are not this agent's.
+    pub(crate) guests: Option<String>,
     pub(crate) init_secret: String,
     pub(crate) limits: Limits,
 }
@@ -87,13 +109,13 @@ struct Leftover<R: Runtime> {
 
 pub(crate) struct Workshop<R: Runtime> {
     pub(crate) runtime: R,
-    pub(crate) pool: Arc<dyn Pool>,
+    pub(crate) pool: Arc<dyn SnapshotPool>,
     pub(crate) slots: Slots,
     leftovers: Mutex<Vec<Leftover<R>>>,
 }
 
 impl<R: Runtime> Workshop<R> {
-    pub(crate) fn new(runtime: R, pool: Arc<dyn Pool>, slots: Slots) -> Self {
+    pub(crate) fn new(runtime: R, pool: Arc<dyn SnapshotPool>, slots: Slots) -> Self {
         Self {
             runtime,
             pool,
@@ -114,15 +136,16 @@ impl<R: Runtime> Workshop<R> {
         }
     }
 
-    /// Boots a prepared slot with a template. On an error the slot is given back.
+    /// Boots a prepared slot with a template, or with what a snapshot had on disk. On an error the slot is given back.
     pub(crate) fn boot(
         &self,
         prepared: Prepared<R>,
         template: &TemplateManifest,
+        snapshot: Option<&Snapshot>,
         limits: &Limits,
     ) -> Result<Made<R>, MakeError> {
         let Prepared { slot, parked } = prepared;
-        let ready = self.furnish(slot, template, limits);
+        let ready = self.furnish(slot, &template.layers, snapshot, limits);
         let (root, upper, init_secret) = match ready {
             Ok(ready) => ready,
             Err(error) => {
@@ -155,6 +178,8 @@ impl<R: Runtime> Workshop<R> {
                 running,
                 ended,
                 upper,
+                inherited: snapshot.map_or(0, |snapshot| snapshot.disk_bytes),
+                guests: None,
                 init_secret,
                 limits: *limits,
             }),
@@ -167,14 +192,90 @@ impl<R: Runtime> Workshop<R> {
         }
     }
 
+    /// Lets the processes of a snapshot go on in a slot of their own. On an error nothing is left.
+    pub(crate) fn restore(
+        &self,
+        layers: &[LayerDigest],
+        snapshot: &Snapshot,
+        memory: &Memory,
+        limits: &Limits,
+    ) -> Result<Made<R>, MakeError> {
+        let refused = |source| MakeError::Refused {
+            snapshot: snapshot.name.clone(),
+            source,
+        };
+        let slot = self.slots.take().ok_or(MakeError::NoSlot)?;
+        let failed = |source| MakeError::Restore {
+            snapshot: snapshot.name.clone(),
+            slot,
+            source,
+        };
+        let made = (|| {
+            let criu = self
+                .runtime
+                .checkpoints()
+                .map_err(|missing| failed(RestoreError::Unsupported(missing)))?;
+            let here = Fingerprint::of_this_host(criu).map_err(MakeError::Fingerprint)?;
+            memory.verify(&snapshot.images, &here).map_err(refused)?;
+            self.furnish(slot, layers, Some(snapshot), limits)
+        })();
+        let (root, upper, _) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.slots.give_back(slot);
+                return Err(error);
+            }
+        };
+        let saved = SavedProcesses {
+            images: snapshot.images.clone(),
+            folder: self.pool.restore_folder(&upper),
+            guests: memory.guests.clone(),
+        };
+        let restored = self.runtime.restore(slot, limits, &root, &saved);
+        if let Err(error) = self.pool.delete_restore(&upper) {
+            // The next agent does it: there is one name for each restore.
+            tracing::warn!(error = %crate::chain(&error), "failed to delete the links of a restore");
+        }
+        let leftover = |running| Leftover {
+            running,
+            upper: Some(upper.clone()),
+            slot,
+        };
+        let running = match restored {
+            Ok(running) => Arc::new(running),
+            Err(source) => {
+                self.give_back(leftover(None));
+                return Err(failed(source));
+            }
+        };
+        match self.runtime.ended(&running) {
+            Ok(ended) => Ok(Made {
+                slot,
+                running,
+                ended,
+                upper,
+                inherited: snapshot.disk_bytes,
+                guests: Some(memory.guests.clone()),
+                init_secret: memory.init_secret.clone(),
+                limits: *limits,
+            }),
+            Err(source) => {
+                self.runtime.kill(&running);
+                self.give_back(leftover(Some(running)));
+                Err(MakeError::Ended(source))
+            }
+        }
+    }
+
     /// The files of a root, with an upper of its own, and a secret.
     fn furnish(
         &self,
         slot: u16,
-        template: &TemplateManifest,
+        layers: &[LayerDigest],
+        snapshot: Option<&Snapshot>,
         limits: &Limits,
     ) -> Result<(RootFiles, String, String), MakeError> {
-        for layer in &template.layers {
+        for layer in layers {
             if !self.pool.has_layer(layer) {
                 return Err(MakeError::LayerMissing(layer.as_str().to_owned()));
             }
@@ -185,13 +286,13 @@ impl<R: Runtime> Workshop<R> {
         let (for_name, secret) = random.split_at(8);
         // Unique for ever, so that a leftover of a crash is never taken for the new one.
         let name = format!("{slot}-{}", hex::encode(for_name));
-        let upper = self
-            .pool
-            .create_upper(&name, limits.disk)
-            .map_err(MakeError::Upper)?;
+        let upper = match snapshot {
+            None => self.pool.create_upper(&name, limits.disk),
+            Some(from) => self.pool.create_upper_from(&from.name, &name, limits.disk),
+        }
+        .map_err(MakeError::Upper)?;
         let root = RootFiles {
-            layers: template
-                .layers
+            layers: layers
                 .iter()
                 .map(|layer| self.pool.layer_path(layer))
                 .collect(),

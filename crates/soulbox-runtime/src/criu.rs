@@ -12,7 +12,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -37,10 +37,19 @@ pub const DUMP_LOG: &str = "dump.log";
 /// The same of a restore.
 pub const RESTORE_LOG: &str = "restore.log";
 
+/// Earlier ones fail on Linux 6.15 and later.
+const OLDEST: (u32, u32) = (4, 2);
+
+fn oldest() -> String {
+    format!("{}.{}", OLDEST.0, OLDEST.1)
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum CriuError {
     #[error("there is no CRIU at `{0}`")]
     Missing(PathBuf),
+    #[error("CRIU {found} is too old, {OLDEST} is the oldest that saves sandboxes on the kernels they need", OLDEST = oldest())]
+    TooOld { found: String },
     #[error("failed to {step}")]
     Io {
         step: &'static str,
@@ -67,15 +76,17 @@ pub(crate) fn io_step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) 
 #[derive(Debug)]
 pub struct Criu {
     program: Vec<String>,
+    version: String,
     /// Its /run: a detached tmpfs, where it keeps what it found out about the kernel (56 ms the first time, 12 afterwards).
     run: OwnedFd,
 }
 
 impl Criu {
-    /// The CRIU of a folder into which its packages were unpacked, run with that folder's own loader and libraries.
+    /// The CRIU of a folder into which its packages were unpacked, run with that folder's own loader and libraries; runs it once, for
+    /// its version. Of the host's own, the folder is `/`.
     ///
     /// # Errors
-    /// [`CriuError::Missing`], or a tmpfs that cannot be made. Needs root.
+    /// [`CriuError::Missing`], [`CriuError::TooOld`], or a tmpfs that cannot be made. Needs root.
     pub fn open(folder: &Path) -> Result<Self, CriuError> {
         let program = folder.join("usr/sbin/criu");
         if !program.is_file() {
@@ -92,15 +103,34 @@ impl Criu {
             })
             .ok_or_else(|| CriuError::Missing(libraries.join("ld-linux")))?;
         let text = |path: &Path| path.to_string_lossy().into_owned();
+        let program = vec![
+            text(&loader),
+            "--library-path".to_owned(),
+            text(&libraries),
+            text(&program),
+        ];
+        let said = Command::new(&program[0])
+            .args(&program[1..])
+            .arg("--version")
+            .env_clear()
+            .stdin(Stdio::null())
+            .output()
+            .map_err(io_step("ask CRIU for its version"))?;
+        let said = String::from_utf8_lossy(&said.stdout);
+        let version = version(&said).ok_or_else(|| CriuError::TooOld {
+            found: said.trim_start_matches("Version:").trim().to_owned(),
+        })?;
         Ok(Self {
-            program: vec![
-                text(&loader),
-                "--library-path".to_owned(),
-                text(&libraries),
-                text(&program),
-            ],
+            program,
+            version,
             run: make_run().map_err(io_step("make a tmpfs for CRIU"))?,
         })
+    }
+
+    /// Such as `4.2.1`.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     fn clone_run(&self) -> io::Result<OwnedFd> {
@@ -112,6 +142,17 @@ impl Criu {
                 | OpenTreeFlags::AT_EMPTY_PATH,
         )?)
     }
+}
+
+/// The version in the answer to `--version`, unless it is too old.
+fn version(said: &str) -> Option<String> {
+    let version = said
+        .lines()
+        .find_map(|line| line.strip_prefix("Version:"))?;
+    let version = version.trim();
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().ok());
+    let found = (numbers.next()??, numbers.next().flatten().unwrap_or(0));
+    (found >= OLDEST).then(|| version.to_owned())
 }
 
 fn make_run() -> io::Result<OwnedFd> {
@@ -269,4 +310,18 @@ pub(crate) fn complaint(log: &Path) -> String {
     }
     // The first error is the cause, those after it are consequences.
     errors[..errors.len().min(3)].join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_versions_are_refused() {
+        assert_eq!(version("Version: 4.2.1\n").as_deref(), Some("4.2.1"));
+        assert_eq!(version("Version: 5\nGitID: x\n").as_deref(), Some("5"));
+        for old in ["Version: 3.17.1\n", "Version: 4.1.1\n", "", "Version: x\n"] {
+            assert_eq!(version(old), None, "{old}");
+        }
+    }
 }

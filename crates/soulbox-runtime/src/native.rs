@@ -80,8 +80,9 @@ pub struct Native {
     instance: Instance,
     /// The launcher, as the host runs it.
     launcher: PathBuf,
-    /// Mounted read-only in every sandbox.
+    /// Mounted read-only in every new sandbox, and where they come from.
     programs: Programs,
+    guests: PathBuf,
     empty_root: PathBuf,
     hierarchies: Hierarchies,
     network: Arc<HostNetwork>,
@@ -109,6 +110,7 @@ impl Native {
             instance,
             launcher: guests.join("launch"),
             programs: Programs::copy(guests).map_err(io_step("copy the guest programs"))?,
+            guests: guests.to_owned(),
             empty_root,
             hierarchies,
             network: Arc::new(HostNetwork::start(instance, policy)?),

@@ -187,13 +187,9 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
         }
         Request::PutBuild(build) => done(host.put_build(*build).await),
         Request::DeleteBuild { build_id } => done(host.delete_build(build_id).await),
-        Request::Save(_) | Request::DeleteSnapshot { .. } | Request::Snapshots => (
-            Err(HostError {
-                kind: HostErrorKind::Unsupported,
-                message: "this host makes no snapshots yet".to_owned(),
-            }),
-            Vec::new(),
-        ),
+        Request::Save(save) => (host.save(save).await.map(Reply::Saved), Vec::new()),
+        Request::DeleteSnapshot { snapshot_id } => done(host.delete_snapshot(snapshot_id).await),
+        Request::Snapshots => (host.snapshots().await.map(Reply::Snapshots), Vec::new()),
     }
 }
 

@@ -72,6 +72,9 @@ pub struct ServeFlags {
     /// Loopback address that tells figures at /metrics [default: none]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<String>,
+    /// Folder into which CRIU is unpacked [default: /opt/soulbox/criu, else the host's own]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub criu: Option<String>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -103,6 +106,7 @@ impl ServeFlags {
             (Setting::MaxRequests, self.max_requests),
             (Setting::RateLimits, self.rate_limits),
             (Setting::AdminListen, self.admin_listen),
+            (Setting::Criu, self.criu),
             (Setting::LogFormat, self.log_format),
             (Setting::Log, self.log),
         ]

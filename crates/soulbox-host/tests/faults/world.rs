@@ -4,17 +4,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use soulbox_host::lifecycle::After;
 use soulbox_host::runtime::{
-    self, DialError, GuestSettings, ProcessName, RootFiles, Runtime, RuntimeError,
+    self, DialError, GuestSettings, ProcessName, RestoreError, RootFiles, Runtime, RuntimeError,
+    SaveError, SavedProcesses,
 };
 use soulbox_host::{Host, HostSettings, WarmTargets};
 use soulbox_pool::{
     Backing, Growth, Inherited, LayerDigest, LayerDraft, Pool, PoolError, PoolInfo, Quota,
-    TemplateManifest, Upper, Usage,
+    Snapshot, SnapshotDraft, SnapshotPool, TemplateManifest, Upper, Usage,
 };
 use soulbox_types::{Egress, Limits, MiB};
 use soulbox_wire::host::Create;
@@ -154,6 +156,7 @@ impl World {
             default_template: "base".to_owned(),
             guests: "digest".to_owned(),
             memory_reserve: MiB(0),
+            snapshot_key: [7; 32],
         };
         Host::start(self.clone(), Arc::new(FakePool(self.clone())), settings)
             .await
@@ -195,6 +198,22 @@ pub struct Running {
     slot: u16,
 }
 
+impl World {
+    /// Processes come to be in a slot.
+    fn live(&self, slot: u16, root: &RootFiles) -> Running {
+        let (life, end) = UnixStream::pair().expect("socket pair");
+        let mut state = self.state();
+        let upper = root.upper.file_name().expect("name").to_string_lossy();
+        assert!(state.objects.uppers.contains(&*upper), "no upper {upper}");
+        state.objects.parked.remove(&slot);
+        state.booted_on.clone_from(&root.layers);
+        assert!(state.objects.booted.insert(slot), "slot {slot} is in use");
+        state.lives.insert(slot, life);
+        state.ends.insert(slot, end);
+        Running { slot }
+    }
+}
+
 impl Runtime for World {
     type Parked = Parked;
     type Running = Running;
@@ -231,16 +250,39 @@ impl Runtime for World {
         let takes = self.state().boot_takes;
         std::thread::sleep(takes);
         let slot = parked.slot.take().expect("booted once");
-        let (life, end) = UnixStream::pair().expect("socket pair");
-        let mut state = self.state();
-        let upper = root.upper.file_name().expect("name").to_string_lossy();
-        assert!(state.objects.uppers.contains(&*upper), "no upper {upper}");
-        state.objects.parked.remove(&slot);
-        state.booted_on.clone_from(&root.layers);
-        assert!(state.objects.booted.insert(slot), "slot {slot} is in use");
-        state.lives.insert(slot, life);
-        state.ends.insert(slot, end);
-        Ok(Running { slot })
+        Ok(self.live(slot, root))
+    }
+
+    fn checkpoints(&self) -> Result<&str, String> {
+        Ok("4.2")
+    }
+
+    fn save(
+        &self,
+        running: &Running,
+        images: &Path,
+        after: After,
+        stopped: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), SaveError> {
+        self.step("save").map_err(SaveError::Refused)?;
+        let refused = |error: io::Error| SaveError::Refused(RuntimeError(error.into()));
+        std::fs::write(images.join("memory.img"), "memory").map_err(refused)?;
+        stopped().map_err(refused)?;
+        if after == After::End {
+            self.kill(running);
+        }
+        Ok(())
+    }
+
+    fn restore(
+        &self,
+        index: u16,
+        _: &Limits,
+        root: &RootFiles,
+        _: &SavedProcesses,
+    ) -> Result<Running, RestoreError> {
+        self.step("restore")?;
+        Ok(self.live(index, root))
     }
 
     fn adopt(&self, index: u16, process: ProcessName) -> Option<Running> {
@@ -388,6 +430,10 @@ impl Pool for FakePool {
         self.0.pool_step("set_quota")
     }
 
+    fn share_out(&self) -> Result<(), PoolError> {
+        Ok(())
+    }
+
     fn usage(&self, _: &str) -> Result<Usage, PoolError> {
         Err(PoolError::QuotaUnavailable)
     }
@@ -463,6 +509,55 @@ impl Pool for FakePool {
     }
 
     fn unmount(&self) -> Result<(), PoolError> {
+        Ok(())
+    }
+}
+
+/// It keeps no snapshots: their drafts are subvolumes.
+impl SnapshotPool for FakePool {
+    fn begin_snapshot(&self, name: &str) -> Result<SnapshotDraft, PoolError> {
+        Err(PoolError::SnapshotExists {
+            name: name.to_owned(),
+        })
+    }
+
+    fn capture(&self, _: &mut SnapshotDraft, _: &str, _: u64) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    fn settle(&self) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    fn snapshot(&self, name: &str) -> Result<Snapshot, PoolError> {
+        Err(PoolError::SnapshotMissing {
+            name: name.to_owned(),
+        })
+    }
+
+    fn list_snapshots(&self) -> Result<Vec<Snapshot>, PoolError> {
+        Ok(Vec::new())
+    }
+
+    fn delete_snapshot(&self, _: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    fn create_upper_from(&self, snapshot: &str, _: &str, _: MiB) -> Result<Upper, PoolError> {
+        Err(PoolError::SnapshotMissing {
+            name: snapshot.to_owned(),
+        })
+    }
+
+    fn restore_folder(&self, name: &str) -> PathBuf {
+        PathBuf::from("/pool/restores").join(name)
+    }
+
+    fn delete_restore(&self, _: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    fn sweep_restores(&self) -> Result<(), PoolError> {
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use soulbox_types::Limits;
 
 use super::guards::{Attached, Process, open_namespace};
+use super::programs::Programs;
 use super::{Native, NativeError, Running, expect, io_step};
 use crate::criu::{
     self, Criu, CriuError, DUMP_LOG, ImagesError, Options, RESTORE_LOG, Request, RequestKind,
@@ -146,7 +147,7 @@ impl Native {
     }
 
     /// Makes the dumped tree run in `slot`. `source` has what was on disk at the dump; `images` is a folder of this restore's own, made by
-    /// [`criu::remap`] for this slot. Its network is closed until [`Native::set_egress`]; connections to the outside are gone.
+    /// [`criu::remap`] for this slot; `guests` has the very programs that ran at the dump. Its network is closed until [`Native::set_egress`]; connections to the outside are gone.
     /// Blocks for at most `within`.
     ///
     /// # Errors
@@ -158,6 +159,7 @@ impl Native {
         limits: &Limits,
         source: RootSource,
         images: &Path,
+        guests: &Path,
         within: Duration,
     ) -> Result<Running, CheckpointError> {
         let mut cgroup = self
@@ -179,10 +181,12 @@ impl Native {
             .mounter
             .mount(slot, user_namespace, source)
             .map_err(NativeError::from)?;
-        let guests = self
-            .programs
-            .mount()
-            .map_err(io_step("mount the guest programs"))?;
+        let guests = if guests == self.guests {
+            self.programs.mount()
+        } else {
+            Programs::copy(guests).and_then(|older| older.mount())
+        }
+        .map_err(io_step("mount the guest programs"))?;
         session
             .control
             .send(

@@ -24,6 +24,7 @@ pub struct Host {
     pub native: Native,
     pub pool: BtrfsPool,
     pub instance: Instance,
+    guests: PathBuf,
     criu: Criu,
     criu_folder: PathBuf,
     place: Place,
@@ -59,6 +60,7 @@ impl Host {
             native,
             pool,
             instance,
+            guests,
             criu: Criu::open(&criu).expect("open CRIU"),
             criu_folder: criu,
             place,
@@ -129,9 +131,15 @@ impl Host {
     ) -> Result<Guest<'_>, CheckpointError> {
         let own = self.path(&format!("{images}-{}", slot.index()));
         criu::remap(&self.path(images), &own, slot.id_base()).expect("remap the images");
-        let restored = self
-            .native
-            .restore(&self.criu, slot, &LIMITS, source, &own, PATIENCE);
+        let restored = self.native.restore(
+            &self.criu,
+            slot,
+            &LIMITS,
+            source,
+            &own,
+            &self.guests,
+            PATIENCE,
+        );
         fs::remove_dir_all(own).expect("remove the images of the restore");
         Ok(Guest::new(&self.native, restored?))
     }

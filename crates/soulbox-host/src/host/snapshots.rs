@@ -1,0 +1,247 @@
+//! Snapshots of a host: made of live sandboxes, listed, deleted, and begun from.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use soulbox_pool::{Inherited, LayerDigest, PoolError, Snapshot, SnapshotPool, TemplateManifest};
+use soulbox_types::{Epoch, Limits};
+use soulbox_wire::host::{
+    After, Create, FromSnapshot, HostError, HostErrorKind, HostSnapshot, Save,
+};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+use super::{Host, Inner, failed, not_found};
+use crate::chain;
+use crate::lifecycle;
+use crate::runtime::Runtime;
+use crate::sandbox::Request;
+use crate::saves::Wanted;
+use crate::snapshot::{Key, Manifest, Memory, RefusedError, RootBasis};
+use crate::workshop::{Made, MakeError};
+
+/// What a sandbox begins from.
+pub(super) struct Origin {
+    template: TemplateManifest,
+    snapshot: Option<Snapshot>,
+    /// Its processes go on.
+    memory: Option<Memory>,
+}
+
+impl Origin {
+    pub(super) fn basis(&self) -> RootBasis {
+        let layers = self.template.layers.iter();
+        RootBasis {
+            layers: layers.map(|layer| layer.as_str().to_owned()).collect(),
+            default_user: self.template.default_user.clone(),
+            default_workdir: self.template.default_workdir.clone(),
+        }
+    }
+}
+
+impl<R: Runtime> Host<R> {
+    /// Makes a snapshot of a live sandbox; returns when all of it is on disk and, with [`After::End`], no process is left. A second
+    /// call for the very same snapshot waits for the first.
+    ///
+    /// # Errors
+    /// Kinds `NotFound` (also when it was ended meanwhile), `StaleEpoch`, `Unsupported`, `CannotSave` and `NoCapacity` (it goes on),
+    /// `Failed`.
+    pub async fn save(&self, save: Save) -> Result<HostSnapshot, HostError> {
+        let sandbox_id = save.sandbox_id;
+        let inbox = self.inner.live(&sandbox_id, |live| live.inbox.clone())?;
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Save {
+            epoch: Epoch(save.epoch),
+            wanted: Wanted {
+                snapshot_id: save.snapshot_id,
+                memory: save.memory,
+                after: match save.after {
+                    After::GoOn => lifecycle::After::GoOn,
+                    After::End => lifecycle::After::End,
+                },
+            },
+            reply,
+        };
+        if inbox.send(request).await.is_err() {
+            return Err(not_found(&sandbox_id));
+        }
+        answer.await.map_err(|_| not_found(&sandbox_id))?
+    }
+
+    /// Deletes a snapshot. What was made from it stays as it is; one that is not there is deleted already.
+    ///
+    /// # Errors
+    /// Kind `CannotSave` while it is being made, and `Failed`.
+    pub async fn delete_snapshot(&self, snapshot_id: String) -> Result<(), HostError> {
+        if self.inner.saves.is_unfinished(&snapshot_id) {
+            return Err(HostError {
+                kind: HostErrorKind::CannotSave,
+                message: format!("snapshot {snapshot_id} is being made"),
+            });
+        }
+        self.inner
+            .with_snapshots(move |pool| match pool.delete_snapshot(&snapshot_id) {
+                // What cannot be a snapshot's name is none that is here.
+                Err(PoolError::BadName { .. }) => Ok(()),
+                other => other,
+            })
+            .await
+    }
+
+    /// Every whole snapshot of this installation. One that was tampered with is not listed; it can be deleted by its name.
+    ///
+    /// # Errors
+    /// Kind `Failed`.
+    pub async fn snapshots(&self) -> Result<Vec<HostSnapshot>, HostError> {
+        let found = self
+            .inner
+            .with_snapshots(|pool| pool.list_snapshots())
+            .await?;
+        let key = self.inner.saves.key();
+        let listed = found
+            .iter()
+            .filter_map(|snapshot| match key.open(snapshot) {
+                Ok(manifest) => Some(manifest.told(snapshot.disk_bytes)),
+                Err(error) => {
+                    let snapshot_id = &snapshot.name;
+                    tracing::warn!(snapshot_id, error = %chain(&error), "a snapshot is not used");
+                    None
+                }
+            });
+        let listed: Vec<_> = listed.collect();
+        let unfinished =
+            |snapshot: &HostSnapshot| self.inner.saves.is_unfinished(&snapshot.snapshot_id);
+        Ok(listed
+            .into_iter()
+            .filter(|snapshot| !unfinished(snapshot))
+            .collect())
+    }
+}
+
+impl<R: Runtime> Inner<R> {
+    /// What a sandbox begins from: a template, a list of layers, or a snapshot.
+    pub(super) async fn origin_of(&self, request: &Create) -> Result<Origin, HostError> {
+        match &request.snapshot {
+            None => Ok(Origin {
+                template: self.root_of(request).await?,
+                snapshot: None,
+                memory: None,
+            }),
+            Some(from) => self.saved(request, from).await,
+        }
+    }
+
+    async fn saved(&self, request: &Create, from: &FromSnapshot) -> Result<Origin, HostError> {
+        let name = from.snapshot_id.clone();
+        let missing = || HostError {
+            kind: HostErrorKind::SnapshotMissing,
+            message: format!("there is no snapshot `{}` on this host", from.snapshot_id),
+        };
+        if self.saves.is_unfinished(&name) {
+            return Err(missing());
+        }
+        let found = self
+            .with_snapshots(move |pool| match pool.snapshot(&name) {
+                Err(PoolError::SnapshotMissing { .. } | PoolError::BadName { .. }) => Ok(None),
+                // Half of a manifest is none of ours.
+                Err(PoolError::BadManifest { source, .. }) => Ok(Some(Err(source))),
+                other => other.map(|snapshot| Some(Ok(snapshot))),
+            })
+            .await?
+            .ok_or_else(missing)?;
+        let snapshot =
+            found.map_err(|source| refused(&from.snapshot_id, &RefusedError::Damaged(source)))?;
+        let manifest = self
+            .saves
+            .key()
+            .open(&snapshot)
+            .map_err(|error| refused(&from.snapshot_id, &error))?;
+        if manifest.build_id != request.build_id {
+            return Err(HostError {
+                kind: HostErrorKind::SnapshotRefused,
+                message: format!(
+                    "snapshot `{}` is of build {}, not of {}",
+                    from.snapshot_id, manifest.build_id, request.build_id
+                ),
+            });
+        }
+        if from.memory && manifest.memory.is_none() {
+            return Err(HostError {
+                kind: HostErrorKind::SnapshotRefused,
+                message: format!("snapshot `{}` was made without memory", from.snapshot_id),
+            });
+        }
+        let layers: Result<Vec<LayerDigest>, _> =
+            manifest.layers.iter().map(|layer| layer.parse()).collect();
+        Ok(Origin {
+            template: template(request, &manifest, layers.map_err(|error| failed(&error))?),
+            snapshot: Some(snapshot),
+            memory: manifest.memory.filter(|_| from.memory),
+        })
+    }
+
+    /// A sandbox as its origin wants it. Blocks.
+    pub(super) fn make_from(&self, origin: &Origin, limits: &Limits) -> Result<Made<R>, MakeError> {
+        match (&origin.snapshot, &origin.memory) {
+            (Some(snapshot), Some(memory)) => {
+                self.workshop
+                    .restore(&origin.template.layers, snapshot, memory, limits)
+            }
+            (snapshot, _) => self.make(&origin.template, snapshot.as_ref()),
+        }
+    }
+
+    async fn with_snapshots<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn SnapshotPool) -> Result<T, PoolError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        let workshop = Arc::clone(&self.workshop);
+        spawn_blocking(move || call(&*workshop.pool))
+            .await
+            .map_err(|error| failed(&error))?
+            .map_err(|error| failed(&error))
+    }
+}
+
+/// Sandboxes that have ended with a snapshot, and the epochs of these.
+pub(super) fn paused(
+    pool: &dyn SnapshotPool,
+    key: &Key,
+) -> Result<HashMap<String, u64>, PoolError> {
+    let mut paused = HashMap::new();
+    for snapshot in pool.list_snapshots()? {
+        // What is not ours says nothing.
+        let Ok(manifest) = key.open(&snapshot) else {
+            continue;
+        };
+        if manifest.after == After::End {
+            let epoch = paused.entry(manifest.sandbox_id).or_insert(manifest.epoch);
+            *epoch = manifest.epoch.max(*epoch);
+        }
+    }
+    Ok(paused)
+}
+
+/// A snapshot's root, as if it were a template.
+fn template(request: &Create, manifest: &Manifest, layers: Vec<LayerDigest>) -> TemplateManifest {
+    TemplateManifest {
+        name: String::new(),
+        template_id: String::new(),
+        build_id: manifest.build_id.clone(),
+        built_at: 0,
+        layers,
+        cpu_count: request.cpu_milli.div_ceil(1000),
+        memory_mib: request.memory_mib,
+        disk_mib: request.disk_mib,
+        default_user: manifest.default_user.clone(),
+        default_workdir: manifest.default_workdir.clone(),
+        inherited: Inherited::default(),
+    }
+}
+
+fn refused(snapshot_id: &str, error: &RefusedError) -> HostError {
+    HostError {
+        kind: HostErrorKind::SnapshotRefused,
+        message: format!("snapshot `{snapshot_id}` is not used: {}", chain(error)),
+    }
+}

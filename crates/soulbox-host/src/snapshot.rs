@@ -1,0 +1,247 @@
+//! What a snapshot says of itself: a manifest, under a key of the installation.
+//!
+//! Images of processes are as good as root: who can write one can run anything on the host. So a snapshot is used only when its manifest
+//! carries the mark of this installation's key, when every image is the very bytes that the manifest names, and when the host is like
+//! the one that made it. The files of the disk are under no digest: they are a guest's, and a subvolume that nobody but root reaches.
+
+mod digest;
+mod fingerprint;
+
+use std::path::Path;
+
+use hmac::{Hmac, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use soulbox_pool::Snapshot;
+use soulbox_wire::host::{After, HostSnapshot};
+
+pub use digest::{DigestError, ImageFile};
+pub use fingerprint::Fingerprint;
+
+/// The form of the manifest; another one is refused.
+const VERSION: u32 = 1;
+/// What the key is derived for: it is used for nothing else.
+const PURPOSE: &[u8] = b"soulbox snapshot manifest 1";
+
+/// All that is needed to go on from a snapshot. Holds a secret, so the file is for root only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    version: u32,
+    pub snapshot_id: String,
+    pub sandbox_id: String,
+    pub epoch: u64,
+    pub build_id: String,
+    pub after: After,
+    pub created_at: u64,
+    /// Digests of the layers below, lowest first.
+    pub layers: Vec<String>,
+    pub default_user: String,
+    pub default_workdir: String,
+    /// Its processes, if they were saved.
+    pub memory: Option<Memory>,
+}
+
+/// Saved processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Sorted by name, all of them.
+    pub images: Vec<ImageFile>,
+    /// Digest of the guest programs among them.
+    pub guests: String,
+    /// envd goes on knowing it.
+    pub init_secret: String,
+    pub fingerprint: Fingerprint,
+}
+
+/// A manifest with its mark, as it lies on disk.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    /// Hex of the HMAC of `manifest`, byte by byte.
+    mark: String,
+    manifest: String,
+}
+
+/// Why a snapshot is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum RefusedError {
+    #[error("its manifest is damaged")]
+    Damaged(#[source] serde_json::Error),
+    #[error("its manifest does not carry this installation's mark")]
+    Foreign,
+    #[error("its manifest has form {0}, this version knows {VERSION}")]
+    Version(u32),
+    #[error("its manifest is that of snapshot {0}")]
+    Misplaced(String),
+    #[error(transparent)]
+    Images(#[from] DigestError),
+    #[error("{what} was `{then}` when it was made and is `{now}`")]
+    OtherHost {
+        what: &'static str,
+        then: String,
+        now: String,
+    },
+}
+
+/// The key of an installation.
+#[derive(Clone)]
+pub struct Key([u8; 32]);
+
+impl Key {
+    /// Derives it from the installation's secret.
+    #[must_use]
+    pub fn derive(secret: &[u8]) -> Self {
+        Self(
+            authenticated(secret, PURPOSE)
+                .finalize()
+                .into_bytes()
+                .into(),
+        )
+    }
+
+    /// The manifest and its mark, in one text.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn seal(&self, manifest: &Manifest) -> Result<String, serde_json::Error> {
+        let manifest = serde_json::to_string(manifest)?;
+        let mark = authenticated(&self.0, manifest.as_bytes()).finalize();
+        serde_json::to_string(&Sealed {
+            mark: hex::encode(mark.into_bytes()),
+            manifest,
+        })
+    }
+
+    /// The manifest of a snapshot, when it is this installation's and this snapshot's. Its images are not looked at.
+    ///
+    /// # Errors
+    /// See [`RefusedError`].
+    pub fn open(&self, snapshot: &Snapshot) -> Result<Manifest, RefusedError> {
+        let sealed: Sealed =
+            serde_json::from_str(&snapshot.manifest).map_err(RefusedError::Damaged)?;
+        let mark = hex::decode(&sealed.mark).map_err(|_| RefusedError::Foreign)?;
+        authenticated(&self.0, sealed.manifest.as_bytes())
+            .verify_slice(&mark)
+            .map_err(|_| RefusedError::Foreign)?;
+        // Before its form: another version may have other fields.
+        #[derive(Deserialize)]
+        struct Form {
+            version: u32,
+        }
+        let form: Form = serde_json::from_str(&sealed.manifest).map_err(RefusedError::Damaged)?;
+        if form.version != VERSION {
+            return Err(RefusedError::Version(form.version));
+        }
+        let manifest: Manifest =
+            serde_json::from_str(&sealed.manifest).map_err(RefusedError::Damaged)?;
+        if manifest.snapshot_id != snapshot.name {
+            return Err(RefusedError::Misplaced(manifest.snapshot_id));
+        }
+        Ok(manifest)
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key")
+    }
+}
+
+fn authenticated(key: &[u8], text: &[u8]) -> Hmac<Sha256> {
+    #[expect(clippy::expect_used, reason = "an HMAC takes keys of every length")]
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key");
+    mac.update(text);
+    mac
+}
+
+impl Manifest {
+    /// Of a snapshot without memory.
+    #[must_use]
+    pub fn new(of: Subject, files: RootBasis) -> Self {
+        Self {
+            version: VERSION,
+            snapshot_id: of.snapshot_id,
+            sandbox_id: of.sandbox_id,
+            epoch: of.epoch,
+            build_id: of.build_id,
+            after: of.after,
+            created_at: of.created_at,
+            layers: files.layers,
+            default_user: files.default_user,
+            default_workdir: files.default_workdir,
+            memory: None,
+        }
+    }
+
+    /// What others are told of it.
+    #[must_use]
+    pub fn told(&self, disk_bytes: u64) -> HostSnapshot {
+        let images = self.memory.iter().flat_map(|memory| &memory.images);
+        HostSnapshot {
+            snapshot_id: self.snapshot_id.clone(),
+            sandbox_id: self.sandbox_id.clone(),
+            epoch: self.epoch,
+            build_id: self.build_id.clone(),
+            memory: self.memory.is_some(),
+            after: self.after,
+            created_at: self.created_at,
+            disk_bytes,
+            image_bytes: images.map(|image| image.bytes).sum(),
+        }
+    }
+}
+
+/// What a snapshot is of.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub snapshot_id: String,
+    pub sandbox_id: String,
+    pub epoch: u64,
+    pub build_id: String,
+    pub after: After,
+    pub created_at: u64,
+}
+
+/// What a sandbox's root stands on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootBasis {
+    /// Digests of the layers, lowest first.
+    pub layers: Vec<String>,
+    pub default_user: String,
+    pub default_workdir: String,
+}
+
+impl Memory {
+    /// Whether its images are what they were and this host is like the one that made them. Reads all of them.
+    ///
+    /// # Errors
+    /// See [`RefusedError`].
+    pub fn verify(&self, images: &Path, here: &Fingerprint) -> Result<(), RefusedError> {
+        self.fingerprint.compare(here)?;
+        let found = digest::all(images)?;
+        Ok(digest::compare(&self.images, &found)?)
+    }
+
+    /// What lies in a folder of images now.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn of(
+        images: &Path,
+        guests: String,
+        init_secret: String,
+        fingerprint: Fingerprint,
+    ) -> Result<Self, DigestError> {
+        Ok(Self {
+            images: digest::all(images)?,
+            guests,
+            init_secret,
+            fingerprint,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
