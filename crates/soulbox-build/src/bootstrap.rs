@@ -225,6 +225,8 @@ mod tests {
     fn recipe() -> Recipe {
         Recipe {
             name: "base".to_owned(),
+            parent: None,
+            python: None,
             suite: "bookworm".to_owned(),
             packages: ["jq".to_owned(), "bash".to_owned()].into(),
             npm: Default::default(),

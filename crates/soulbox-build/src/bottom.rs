@@ -136,7 +136,7 @@ pub fn finish(root: &Path) -> Result<TreeSize, BottomError> {
 }
 
 /// Walks the tree: every id in range, devices only where we made them.
-fn measure(root: &Path) -> Result<TreeSize, BottomError> {
+pub(crate) fn measure(root: &Path) -> Result<TreeSize, BottomError> {
     let dev = root.join("dev");
     let mut size = TreeSize::default();
     let mut linked = std::collections::HashSet::new();
@@ -160,7 +160,9 @@ fn measure(root: &Path) -> Result<TreeSize, BottomError> {
                 });
             }
             let kind = metadata.file_type();
-            if (kind.is_char_device() || kind.is_block_device()) && folder != dev {
+            // Number 0:0 is overlayfs's mark of a deleted file, and opens nothing.
+            let whiteout = kind.is_char_device() && metadata.rdev() == 0;
+            if (kind.is_char_device() || kind.is_block_device()) && folder != dev && !whiteout {
                 return Err(BottomError::StrayDevice { path });
             }
             size.entries += 1;

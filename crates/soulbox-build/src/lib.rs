@@ -3,6 +3,7 @@
 //! Flow: [`recipe`] reads the description and digests the folder; when the pool has that digest, nothing is done.
 //! Else [`npm`] collects the tarballs, [`bootstrap`] makes a Debian of it in a layer draft, [`bottom`] adds what
 //! every sandbox's root has, and the draft is committed. A failure leaves the log and nothing else.
+//! A recipe with a parent is one layer more instead ([`stacked`]), with [`wheels`] for its script.
 //!
 //! Recipes are the operator's own files and run as root on the host. What a tenant sends to be built will run in
 //! an ordinary sandbox instead, and comes with the templates' API.
@@ -15,6 +16,8 @@ pub mod bootstrap;
 pub mod bottom;
 pub mod npm;
 pub mod recipe;
+pub mod stacked;
+pub mod wheels;
 
 use std::fs;
 use std::io;
@@ -28,6 +31,8 @@ use crate::bootstrap::{BootstrapError, Places};
 use crate::bottom::{BottomError, TreeSize};
 use crate::npm::NpmError;
 use crate::recipe::{Recipe, RecipeError};
+use crate::stacked::StackError;
+use crate::wheels::WheelError;
 
 /// The longest that a bootstrap may take, downloads included.
 const BOOTSTRAP_WITHIN: Duration = Duration::from_secs(40 * 60);
@@ -48,6 +53,20 @@ pub enum BuildError {
         name: String,
         #[source]
         source: NpmError,
+    },
+    #[error("failed to fetch the Python packages of template {name}")]
+    Wheels {
+        name: String,
+        #[source]
+        source: WheelError,
+    },
+    #[error("template {name} is built on template {parent}, which is not there")]
+    Parent { name: String, parent: String },
+    #[error("failed to build template {name} on its parent")]
+    Stack {
+        name: String,
+        #[source]
+        source: StackError,
     },
     #[error("failed to install Debian for template {name}")]
     Bootstrap {
@@ -96,6 +115,9 @@ impl BuildError {
                 source: NpmError::Fetch { .. },
                 ..
             } => Some("`npm ping` on this host must work for it"),
+            Self::Parent { .. } => Some("build the parent's recipe first"),
+            Self::Wheels { .. } => Some("`python3 -m pip download` on this host must work for it"),
+            Self::Stack { .. } => Some("see the end of the log"),
             Self::Bottom {
                 source: BottomError::Make { source, .. },
                 ..
@@ -153,13 +175,26 @@ pub fn build_template(
     };
     let recipe = Recipe::read(folder).map_err(unreadable)?;
     let digest = recipe::digest(folder, &options.extra_certificates).map_err(unreadable)?;
-    let digest = LayerDigest::try_from(digest)?;
-    let before = pool
-        .templates()?
+    let templates = pool.templates()?;
+    let below = match &recipe.parent {
+        None => Vec::new(),
+        Some(parent) => templates
+            .iter()
+            .find(|manifest| manifest.name == *parent)
+            .map(|manifest| manifest.layers.clone())
+            .ok_or_else(|| BuildError::Parent {
+                name: recipe.name.clone(),
+                parent: parent.clone(),
+            })?,
+    };
+    // The same recipe on another parent is another layer.
+    let digest = LayerDigest::try_from(recipe::above(digest, &below))?;
+    let before = templates
         .into_iter()
         .find(|manifest| manifest.name == recipe.name);
+    let layers: Vec<LayerDigest> = below.iter().chain([&digest]).cloned().collect();
     if let Some(manifest) = &before
-        && manifest.layers == [digest.clone()]
+        && manifest.layers == layers
         && pool.has_layer(&digest)
     {
         return Ok(Built {
@@ -172,7 +207,12 @@ pub fn build_template(
     if !pool.has_layer(&digest) {
         let start = Instant::now();
         let draft = pool.begin_layer()?;
-        let size = build_root(folder, &recipe, options, draft.path(), progress)?;
+        let size = if below.is_empty() {
+            build_root(folder, &recipe, options, draft.path(), progress)?
+        } else {
+            let below: Vec<PathBuf> = below.iter().map(|layer| pool.layer_path(layer)).collect();
+            build_above(folder, &recipe, options, &below, draft.path(), progress)?
+        };
         progress("committing the layer");
         draft.commit(&digest)?;
         new = Some(NewLayer {
@@ -180,7 +220,7 @@ pub fn build_template(
             took: start.elapsed(),
         });
     }
-    let manifest = manifest(&recipe, digest, before)?;
+    let manifest = manifest(&recipe, layers, before)?;
     pool.put_template(&manifest)?;
     Ok(Built { manifest, new })
 }
@@ -244,9 +284,64 @@ pub fn build_root(
     Ok(size)
 }
 
+/// Fills the empty folder `draft` with what the recipe makes of its parent, whose layers are `below`, lowest first. Needs root.
+fn build_above(
+    folder: &Path,
+    recipe: &Recipe,
+    options: &BuildOptions,
+    below: &[PathBuf],
+    draft: &Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<TreeSize, BuildError> {
+    let name = || recipe.name.clone();
+    fs::create_dir_all(&options.cache).map_err(prepare(&options.cache))?;
+    let cache = fs::canonicalize(&options.cache).map_err(prepare(&options.cache))?;
+    let folder = fs::canonicalize(folder).map_err(prepare(folder))?;
+    let draft = fs::canonicalize(draft).map_err(prepare(draft))?;
+    let work = Work::create(&cache)?;
+    let npm = work.path.join("npm");
+    npm::collect(recipe.npm.iter(), &cache.join("npm"), &npm).map_err(|source| {
+        BuildError::Npm {
+            name: name(),
+            source,
+        }
+    })?;
+    let wheels = match &recipe.python {
+        None => PathBuf::new(),
+        Some(requirements) => {
+            progress("fetching Python packages");
+            wheels::collect(&folder.join(requirements), &cache.join("wheels")).map_err(
+                |source| BuildError::Wheels {
+                    name: name(),
+                    source,
+                },
+            )?
+        }
+    };
+    progress("running the recipe's script");
+    let log = cache.join(format!("{}.log", recipe.name));
+    let places = stacked::Places {
+        recipe: &folder,
+        layers: below,
+        draft: &draft,
+        npm: &npm,
+        wheels: &wheels,
+        log: &log,
+    };
+    let size = stacked::run(recipe, &places, BOOTSTRAP_WITHIN).map_err(|source| {
+        BuildError::Stack {
+            name: name(),
+            source,
+        }
+    })?;
+    // The log is for failures.
+    fs::remove_file(&log).map_err(prepare(&log))?;
+    Ok(size)
+}
+
 fn manifest(
     recipe: &Recipe,
-    layer: LayerDigest,
+    layers: Vec<LayerDigest>,
     before: Option<TemplateManifest>,
 ) -> Result<TemplateManifest, BuildError> {
     // A new version of a template keeps the template's ID.
@@ -263,7 +358,7 @@ fn manifest(
         template_id,
         build_id: BuildId::from_random(random::<16>()?).to_string(),
         built_at: u64::try_from(built_at).unwrap_or(u64::MAX),
-        layers: vec![layer],
+        layers,
         cpu_count: recipe.defaults.cpu_count,
         memory_mib: recipe.defaults.memory_mib,
         disk_mib: recipe.defaults.disk_mib,
@@ -382,6 +477,9 @@ mod tests {
             unreachable!("a build makes no upper")
         }
         fn set_quota(&self, _: &str, _: MiB) -> Result<(), PoolError> {
+            unreachable!("a build makes no upper")
+        }
+        fn share_out(&self) -> Result<(), PoolError> {
             unreachable!("a build makes no upper")
         }
         fn usage(&self, _: &str) -> Result<Usage, PoolError> {

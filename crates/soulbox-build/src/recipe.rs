@@ -14,6 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::bottom::BOTTOM_VERSION;
+use soulbox_pool::LayerDigest;
 
 /// The name of the description in a recipe's folder.
 pub const RECIPE_FILE: &str = "recipe.toml";
@@ -43,13 +44,22 @@ pub enum RecipeError {
 pub struct Recipe {
     /// The alias of the template: `[a-z0-9_-]`, at most 64 characters.
     pub name: String,
-    /// The Debian suite.
+    /// The template that this one is a layer on; without, the recipe is a whole Debian.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// The Debian suite; not with a parent, which has one.
+    #[serde(default)]
     pub suite: String,
-    /// Debian packages, on top of the essential ones.
+    /// Debian packages, on top of the essential ones; not with a parent.
+    #[serde(default)]
     pub packages: BTreeSet<String>,
     /// Packages of npm, `name@version`, given to the customize script as tarballs.
     #[serde(default)]
     pub npm: BTreeSet<String>,
+    /// A file of the recipe with Python packages, `name==version` each, given to the customize script as wheels; only with a
+    /// parent.
+    #[serde(default)]
+    pub python: Option<String>,
     /// A folder of the recipe that is copied over the root.
     #[serde(default)]
     pub files: Option<String>,
@@ -103,8 +113,20 @@ impl Recipe {
                 self.name
             ));
         }
-        if !word(&self.suite, "-") {
-            return Err(format!("`{}` is no Debian suite", self.suite));
+        match &self.parent {
+            None if !word(&self.suite, "-") => {
+                return Err(format!("`{}` is no Debian suite", self.suite));
+            }
+            None if self.python.is_some() => {
+                return Err("`python` is for recipes with a parent".to_owned());
+            }
+            Some(parent) if !word(parent, "-_") || *parent == self.name => {
+                return Err(format!("`{parent}` is no template to build on"));
+            }
+            Some(_) if !self.suite.is_empty() || !self.packages.is_empty() => {
+                return Err("a recipe with a parent has neither suite nor packages".to_owned());
+            }
+            _ => {}
         }
         // These become arguments of commands: nothing may look like an option or a list.
         if let Some(bad) = self.packages.iter().find(|name| !word(name, "+-.:")) {
@@ -119,7 +141,7 @@ impl Recipe {
                 "`{bad}` is no npm package with a version, such as yarn@1.22.19"
             ));
         }
-        for part in self.files.iter().chain(&self.customize) {
+        for part in self.files.iter().chain(&self.customize).chain(&self.python) {
             if part.is_empty() || part.contains('/') || part.starts_with('.') {
                 return Err(format!(
                     "`{part}` must be the name of something in the recipe's folder"
@@ -153,6 +175,19 @@ pub fn digest(folder: &Path, extra_certificates: &[PathBuf]) -> Result<String, R
         )?;
     }
     Ok(hex::encode(hash.finalize()))
+}
+
+/// The digest of a recipe on top of these layers; that of a recipe without a parent stays as it is.
+pub(crate) fn above(digest: String, below: &[LayerDigest]) -> String {
+    if below.is_empty() {
+        return digest;
+    }
+    let mut hash = Sha256::new();
+    hash.update(digest);
+    for layer in below {
+        hash.update(format!("\n{}", layer.as_str()));
+    }
+    hex::encode(hash.finalize())
 }
 
 fn add_folder(hash: &mut Sha256, folder: &Path, relative: &Path) -> Result<(), RecipeError> {
