@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ use crate::path::{name, parent};
 use crate::settings::Settings;
 use crate::users::User;
 
-/// Writes of at most this happen on the event loop; larger ones beside it, so that a slow disk holds nobody else.
+/// Writes of at most this happen on the event loop; larger ones, and giving up the old content of files that are larger,
+/// beside it, so that a slow disk holds nobody else.
 const INLINE: usize = 64 << 10;
 /// Chunks are collected up to this before they are written, while the batch before them is.
 const BATCH: usize = 256 << 10;
@@ -164,10 +165,16 @@ async fn write_file(
     metadata: &Metadata,
     chunks: impl Stream<Item = Result<Bytes, HttpError>>,
 ) -> Result<WrittenFile, HttpError> {
-    let mut writer = Writer::Idle(Upload {
-        file: open(&path, user)?,
-        written: 0,
-    });
+    let file = if fs::metadata(&path).is_ok_and(|old| old.len() > INLINE as u64) {
+        let (path, user) = (path.clone(), user.clone());
+        tokio::task::spawn_blocking(move || open(&path, &user))
+            .await
+            .map_err(|error| HttpError::internal(format!("error opening file: {error}")))
+            .flatten()?
+    } else {
+        open(&path, user)?
+    };
+    let mut writer = Writer::Idle(Upload { file, written: 0 });
     let mut chunks = std::pin::pin!(chunks);
     let mut batch = Vec::new();
     let mut batched = 0;
@@ -256,16 +263,17 @@ pub(crate) fn open(path: &str, user: &User) -> Result<File, HttpError> {
         ),
         status => HttpError::new(status, format!("error {what} '{path}': {error}")),
     };
-    let owned_before = match fs::metadata(path) {
+    let before = match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
             return Err(HttpError::bad_request(format!(
                 "path is a directory: {path}"
             )));
         }
-        Ok(metadata) => Some((metadata.uid(), metadata.gid())),
+        Ok(metadata) => Some(metadata),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed("getting file info of", error)),
     };
+    let owned_before = before.as_ref().map(|file| (file.uid(), file.gid()));
     // Changing an owner to itself would be an event to everybody who watches.
     let own = || {
         chown(path, Some(user.uid), Some(user.gid))
@@ -287,7 +295,17 @@ pub(crate) fn open(path: &str, user: &User) -> Result<File, HttpError> {
     if owned_before.is_none() && (user.uid, user.gid) != (0, 0) {
         own()?;
     }
+    if before.is_some_and(|file| file.is_file() && file.len() > INLINE as u64) {
+        close_while_empty(&file);
+    }
     Ok(file)
+}
+
+/// btrfs begins to write a file out when somebody closes it for the first time after its content was cut off, and the
+/// close waits for that: half of an upload's time. Closed while it is empty, it has nothing to write.
+fn close_while_empty(file: &File) {
+    // By descriptor: the name may lead elsewhere by now. A refusal costs time and nothing else.
+    _ = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
 }
 
 /// The body without its content coding.

@@ -118,6 +118,44 @@ fn large_contents_pass_both_ways_in_constant_memory() {
     assert!(peak < 40_000, "{peak} KiB");
 }
 
+/// Its mode and its identity stay, and nothing of the upload is left open.
+#[test]
+fn a_large_file_is_overwritten_in_place() {
+    let daemon = Daemon::start();
+    let root = tempfile::tempdir().expect("tempdir");
+    let path = root.path().join("large");
+    let route = format!("/files?path={}", path.display());
+    fs::write(&path, vec![b'x'; 3 << 20]).expect("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("chmod");
+    let before = fs::metadata(&path).expect("stat");
+    assert_eq!(daemon.post(&route, &[OCTETS], b"short").status(), 200);
+    assert_eq!(fs::read(&path).expect("read"), b"short");
+    let after = fs::metadata(&path).expect("stat");
+    assert_eq!((after.ino(), after.mode()), (before.ino(), before.mode()));
+
+    // Nothing of it is held: a program that was just uploaded over a large one starts.
+    let script = b"#!/bin/sh\necho started\n";
+    fs::write(&path, vec![b'x'; 3 << 20]).expect("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    assert_eq!(daemon.post(&route, &[OCTETS], script).status(), 200);
+    assert_eq!(daemon.run(&path.display().to_string()).text(), "started\n");
+
+    // Refused beside the event loop as on it.
+    let busy = root.path().join("busy");
+    fs::copy("/bin/bash", &busy).expect("copy");
+    let mut running = std::process::Command::new(&busy)
+        .args(["-c", "read"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("start");
+    let refused = daemon.post(&format!("/files?path={}", busy.display()), &[OCTETS], b"x");
+    running.kill().expect("kill");
+    running.wait().expect("wait");
+    assert_eq!(refused.status(), 500);
+    let said = text(refused);
+    assert!(said.contains("error opening file"), "{said}");
+}
+
 #[test]
 fn gzip_both_ways() {
     let daemon = Daemon::start();
