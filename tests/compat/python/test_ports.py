@@ -46,7 +46,7 @@ def answered(sandbox: Sandbox, port: int, **more):
     return answer
 
 
-@pytest.mark.parametrize("address, port", [("0.0.0.0", 9001), ("127.0.0.1", 9002), ("localhost", 9003), ("::1", 9004)])
+@pytest.mark.parametrize("address, port", [("0.0.0.0", 9001), ("127.0.0.1", 9002), ("localhost", 9003), ("::1", 9004), ("::", 9005)])
 def test_envd_031_a_server_on_any_address_is_reached(sandbox, echo, address, port):
     server = echo(address, port)
     assert answered(sandbox, port, path="/a?b=c").text == "GET /a?b=c  None"
