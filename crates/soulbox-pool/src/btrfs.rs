@@ -17,6 +17,7 @@ use soulbox_types::MiB;
 use crate::draft::{self, LayerDraft};
 use crate::layer::LayerDigest;
 use crate::manifest::{self, TemplateManifest};
+use crate::share::{self, Share};
 use crate::snapshot;
 use crate::upper::{self, Upper};
 use crate::{Backing, Growth, Pool, PoolError, PoolInfo, PoolOptions, Quota, Usage, image};
@@ -64,6 +65,7 @@ impl BtrfsPool {
             "templates",
             "builds",
             "uppers",
+            "promises",
             "snapshots",
             "restores",
         ] {
@@ -132,6 +134,35 @@ impl BtrfsPool {
         self.root.join("snapshots")
     }
 
+    fn share_out_to(&self, upper: &Upper) -> Result<(), PoolError> {
+        let usage = self.usage(&upper.name)?;
+        let promises = self.promises();
+        let noted = share::promised(&promises, &upper.name)
+            .map_err(PoolError::io("read a promise in", &promises))?;
+        // One without a limit was promised nothing that could be kept or broken.
+        let Some(promised) = noted.or(usage.limit) else {
+            return Ok(());
+        };
+        let share = Share::of(promised, usage.bytes, &self.info()?);
+        if usage.limit == Some(share.now) {
+            return Ok(());
+        }
+        self.limit(upper, share)
+    }
+
+    fn limit(&self, upper: &Upper, share: Share) -> Result<(), PoolError> {
+        let promises = self.promises();
+        share
+            .remember(&promises, &upper.name)
+            .map_err(PoolError::io("note a promise in", &promises))?;
+        upper::limit(upper, share)
+    }
+
+    /// What uppers were promised that have less now, a file each.
+    fn promises(&self) -> PathBuf {
+        self.root.join("promises")
+    }
+
     fn find_upper(&self, name: &str) -> Result<(Upper, File), PoolError> {
         upper::check_name(name)?;
         let upper = Upper {
@@ -192,11 +223,18 @@ impl Pool for BtrfsPool {
 
     fn create_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError> {
         self.reserve_ok()?;
-        upper::create(
-            &self.uppers(),
-            name,
-            (self.quota != Quota::Unavailable).then_some(quota),
-        )
+        let share = match self.quota {
+            Quota::Unavailable => None,
+            _ => Some(Share::of(quota, 0, &self.info()?)),
+        };
+        if let Some(share) = share {
+            // Checked here since it names a file.
+            upper::check_name(name)?;
+            share
+                .remember(&self.promises(), name)
+                .map_err(PoolError::io("note a promise in", self.promises()))?;
+        }
+        upper::create(&self.uppers(), name, share)
     }
 
     fn set_quota(&self, name: &str, quota: MiB) -> Result<(), PoolError> {
@@ -204,7 +242,22 @@ impl Pool for BtrfsPool {
             return Err(PoolError::QuotaUnavailable);
         }
         let (upper, _) = self.find_upper(name)?;
-        upper::limit(&upper, quota)
+        let used = self.usage(name)?.bytes;
+        self.limit(&upper, Share::of(quota, used, &self.info()?))
+    }
+
+    fn share_out(&self) -> Result<(), PoolError> {
+        if self.quota == Quota::Unavailable {
+            return Ok(());
+        }
+        for upper in self.list_uppers()? {
+            match self.share_out_to(&upper) {
+                // Deleted meanwhile.
+                Err(_) if !upper.path.exists() => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     fn usage(&self, name: &str) -> Result<Usage, PoolError> {
@@ -223,7 +276,9 @@ impl Pool for BtrfsPool {
     }
 
     fn delete_upper(&self, name: &str) -> Result<(), PoolError> {
-        upper::delete(&self.uppers(), name)
+        upper::delete(&self.uppers(), name)?;
+        share::forget(&self.promises(), name)
+            .map_err(PoolError::io("delete a promise in", self.promises()))
     }
 
     fn list_uppers(&self) -> Result<Vec<Upper>, PoolError> {

@@ -11,6 +11,7 @@
 //!   snapshots/<name>/          what a sandbox was, to go on from: a [`Snapshot`]
 //!   restores/<name>/           links to a snapshot's images while a sandbox is made from them
 //!   uppers/<name>/{u,w}        a subvolume with a quota: overlayfs's upper and work directories
+//!   promises/<name>            the quota that an upper was promised, where it has less for now
 //! ```
 //!
 //! Flow: `soulbox-build` fills a [`LayerDraft`] and puts a manifest; the host agent makes an [`Upper`] for every slot and
@@ -23,6 +24,7 @@ mod error;
 mod image;
 mod layer;
 mod manifest;
+mod share;
 mod snapshot;
 mod upper;
 
@@ -111,13 +113,18 @@ pub trait Pool: Send + Sync {
     /// Enlarges the pool when less than a fifth of it is free and the host's disk allows. For a periodic task.
     fn grow_if_low(&self) -> Result<Growth, PoolError>;
 
-    /// Makes the upper `name` (1 to 64 of `[a-z0-9-]`), empty, limited to `quota`. The caller deletes it.
+    /// Makes the upper `name` (1 to 64 of `[a-z0-9-]`), empty, limited to `quota` or, where that is less, to half of what is free above the
+    /// reserve. The caller deletes it.
     /// # Errors
     /// [`PoolError::ReserveReached`], [`PoolError::UpperExists`], and failed steps, which leave nothing behind.
     fn create_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError>;
 
     /// Changes the limit of an upper; also below what it has, which then cannot grow.
     fn set_quota(&self, name: &str, quota: MiB) -> Result<(), PoolError>;
+
+    /// Lets the limits of uppers follow what is free: down when others took it, up to what was promised when it came back. For a periodic
+    /// task; where nothing is counted, it does nothing.
+    fn share_out(&self) -> Result<(), PoolError>;
 
     /// What an upper takes. [`PoolError::QuotaUnavailable`] where nothing counts it.
     fn usage(&self, name: &str) -> Result<Usage, PoolError>;

@@ -8,9 +8,9 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use soulbox_sys::btrfs;
-use soulbox_types::MiB;
 
 use crate::PoolError;
+use crate::share::Share;
 
 /// One upper. Dropping it does nothing: uppers outlive the process, [`crate::Pool::delete_upper`] ends them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(crate) fn check_name(name: &str) -> Result<CString, PoolError> {
     }
 }
 
-pub(crate) fn create(uppers: &Path, name: &str, quota: Option<MiB>) -> Result<Upper, PoolError> {
+pub(crate) fn create(uppers: &Path, name: &str, quota: Option<Share>) -> Result<Upper, PoolError> {
     let text = check_name(name)?;
     let upper = Upper {
         name: name.to_owned(),
@@ -77,7 +77,7 @@ pub(crate) fn renew_work(upper: &Upper) -> Result<(), PoolError> {
     make_directories(&[work])
 }
 
-fn furnish(upper: &Upper, quota: Option<MiB>) -> Result<(), PoolError> {
+fn furnish(upper: &Upper, quota: Option<Share>) -> Result<(), PoolError> {
     make_directories(&[upper.upper_dir(), upper.work_dir()])?;
     match quota {
         Some(quota) => limit(upper, quota),
@@ -98,9 +98,9 @@ fn make_directories(paths: &[PathBuf]) -> Result<(), PoolError> {
     Ok(())
 }
 
-pub(crate) fn limit(upper: &Upper, quota: MiB) -> Result<(), PoolError> {
+pub(crate) fn limit(upper: &Upper, share: Share) -> Result<(), PoolError> {
     let directory = open(upper)?;
-    btrfs::limit_referenced(directory.as_fd(), quota.bytes()).map_err(|source| {
+    btrfs::limit_referenced(directory.as_fd(), share.now.bytes()).map_err(|source| {
         PoolError::SetQuota {
             name: upper.name.clone(),
             source,

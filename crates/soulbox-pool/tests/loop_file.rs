@@ -8,7 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use soulbox_pool::{
-    Backing, BtrfsPool, Growth, Inherited, LayerDigest, Pool, PoolError, PoolOptions, Quota, TemplateManifest,
+    Backing, BtrfsPool, Growth, Inherited, LayerDigest, Pool, PoolError, PoolOptions, Quota, SnapshotPool,
+    TemplateManifest,
 };
 use soulbox_types::MiB;
 
@@ -250,8 +251,8 @@ fn a_mounted_pool_is_adopted_and_an_unmounted_one_found_again() {
 fn a_pool_below_its_reserve_refuses_uppers_and_grows_where_it_may() {
     let data = Data::new();
     let pool = data.open(256);
-    pool.create_upper("greedy", MiB(4096)).expect("create");
-    let (_, error) = fill(data.path().join("pool/uppers/greedy/u/data"), 512);
+    // Beside the uppers, which leave the reserve alone.
+    let (_, error) = fill(data.path().join("pool/ballast"), 512);
     assert_eq!(
         error.expect("512 MiB do not fit into 256").kind(),
         std::io::ErrorKind::StorageFull
@@ -480,4 +481,39 @@ fn full_quota_groups_that_are_there_already_are_used() {
     );
     assert!((12..=16).contains(&written), "{written} MiB of 16");
     pool.unmount().expect("unmount");
+}
+
+/// Two uppers that were promised all of the pool: neither gets what the other and the reserve need, and both get more when space comes back.
+#[test]
+fn a_promise_as_big_as_the_pool_takes_half_of_what_is_free() {
+    let data = Data::new();
+    let pool = data.open(1024);
+    let first = pool.create_upper("first", MiB(4096)).expect("first");
+    let limit = |name: &str| pool.usage(name).expect("usage").limit.expect("a limit").0;
+    assert!((400..=512).contains(&limit("first")), "{}", limit("first"));
+    let (wrote, error) = fill(first.upper_dir().join("big"), 1000);
+    assert_eq!(
+        error.expect("over its share").kind(),
+        std::io::ErrorKind::QuotaExceeded
+    );
+    assert!((380..=512).contains(&wrote), "{wrote} MiB");
+    pool.reserve_ok().expect("the reserve is untouched");
+    let second = pool.create_upper("second", MiB(4096)).expect("second");
+    assert_eq!(fill(second.upper_dir().join("some"), 100).0, 100);
+
+    // Its own promise is kept when others leave.
+    let before = limit("second");
+    fs::remove_file(first.upper_dir().join("big")).expect("delete");
+    pool.delete_upper("first").expect("delete");
+    pool.settle().expect("sync");
+    let until = Instant::now() + Duration::from_secs(30);
+    while limit("second") <= before + 100 {
+        assert!(Instant::now() < until, "{before}, then {}", limit("second"));
+        std::thread::sleep(Duration::from_millis(200));
+        pool.share_out().expect("share out");
+    }
+    pool.set_quota("second", MiB(200))
+        .expect("a smaller promise");
+    pool.share_out().expect("share out");
+    assert_eq!(limit("second"), 200);
 }

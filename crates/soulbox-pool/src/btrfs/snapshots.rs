@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use soulbox_types::MiB;
 
 use super::BtrfsPool;
+use crate::share::Share;
 use crate::snapshot::{self, Snapshot, SnapshotDraft, SnapshotPool};
 use crate::upper::{self, Upper};
 use crate::{Pool, PoolError, Quota};
@@ -64,7 +65,10 @@ impl SnapshotPool for BtrfsPool {
         let left = quota.bytes().saturating_sub(had).max(MiB(1).bytes());
         let made = upper::renew_work(&upper).and_then(|()| match self.quota {
             Quota::Unavailable => Ok(()),
-            _ => upper::limit(&upper, MiB(left.div_ceil(1 << 20))),
+            _ => {
+                let promised = MiB(left.div_ceil(1 << 20));
+                self.limit(&upper, Share::of(promised, 0, &self.info()?))
+            }
         });
         match made {
             Ok(()) => Ok(upper),
