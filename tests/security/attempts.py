@@ -179,10 +179,10 @@ def sockets() -> None:
 
 
 def files() -> None:
-    for kind, label in ((stat.S_IFBLK, "block"), (stat.S_IFCHR, "character")):
-        # Major 7 is loop, 1:1 is /dev/mem.
-        device = os.makedev(7, 0) if kind == stat.S_IFBLK else os.makedev(1, 1)
-        attempt(f"mknod {label} device", lambda: os.mknod(f"/root/{label}", kind | 0o600, device))
+    devices = {"loop": (7, 0), "sda": (8, 0), "vda": (254, 0), "mem": (1, 1), "kmsg": (1, 11), "kvm": (10, 232), "fuse": (10, 229), "tun": (10, 200)}
+    for label, (major, minor) in devices.items():
+        kind = stat.S_IFBLK if label in ("loop", "sda", "vda") else stat.S_IFCHR
+        attempt(f"mknod {label}", lambda: os.mknod(f"/tmp/{label}", kind | 0o600, os.makedev(major, minor)))
 
     def write(path: str):
         with open(path, "wb", buffering=0) as file:
@@ -194,15 +194,27 @@ def files() -> None:
         "/proc/sys/vm/drop_caches",
         "/proc/sys/net/ipv4/ip_forward",
         "/proc/sys/user/max_user_namespaces",
+        "/proc/sys/kernel/modprobe",
+        "/proc/sys/kernel/kptr_restrict",
+        "/proc/sys/fs/binfmt_misc/register",
         "/proc/sysrq-trigger",
         "/proc/irq/default_smp_affinity",
         "/sys/kernel/uevent_helper",
         "/sys/power/state",
         "/sys/fs/cgroup/cgroup.procs",
+        "/sys/fs/cgroup/release_agent",
+        "/sys/fs/cgroup/memory/release_agent",
+        "/sys/fs/cgroup/notify_on_release",
+        "/sys/kernel/debug/sched/features",
+        "/sys/kernel/security/lockdown",
+        "/sys/module/kernel/parameters/panic",
         "/usr/lib/soulbox/envd",
         "/usr/lib/soulbox/launch",
     ):
         attempt(f"write {path}", lambda: write(path))
+    # What runs as pid 1 and 2 by its own link, as an attack on container runtimes does.
+    attempt("overwrite init by its link", lambda: write("/proc/1/exe"))
+    attempt("overwrite envd by its link", lambda: write("/proc/2/exe"))
     attempt("replace envd", lambda: os.rename("/usr/bin/true", "/usr/lib/soulbox/envd"))
     attempt("remove envd", lambda: os.unlink("/usr/lib/soulbox/envd"))
     attempt("chmod envd", lambda: os.chmod("/usr/lib/soulbox/envd", 0o777))

@@ -196,6 +196,23 @@ def test_a_daemon_that_answers_badly(server, neighbour, what):
     assert time.monotonic() - started < 10, "it is killed all the same"
 
 
+# `MAX_HEADER_SIZE` of crates/soulbox-ingress/src/upstream.rs is 128 KiB.
+@pytest.mark.parametrize(("size", "status"), [(100_000, 200), (200_000, 502)])
+def test_the_head_of_an_answer_has_a_limit(server, size, status):
+    """Whole and in order, only too long: it is not kept until its end is seen."""
+    head = OK + b"X-Long: " + b"x" * size + b"\r\nContent-Length: 2\r\n\r\nok"
+    with Sandbox.create("base", timeout=120) as sandbox, Impostor(inside(server, sandbox), say(head)):
+        connection = http.client.HTTPConnection(*address(sandbox), timeout=10)
+        # It is the server's head that is tried here, not what this client takes.
+        http.client._MAXLINE, before = 1 << 20, http.client._MAXLINE
+        try:
+            connection.request("GET", "/files?path=/tmp/x", headers=headers_of(sandbox))
+            assert connection.getresponse().status == status
+        finally:
+            http.client._MAXLINE = before
+            connection.close()
+
+
 def test_an_answer_of_one_sandbox_is_never_given_to_another(server, neighbour):
     """Bytes behind an answer wait on a connection that might be used again: not by anybody else, nor as an answer to the next question."""
     extra = OK + b"Content-Length: 7\r\n\r\nstolen!"
