@@ -97,13 +97,20 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// As it stands in an answer.
+    pub(crate) fn body(&self) -> rest::Error {
+        rest::Error {
+            code: self.status.as_u16(),
+            message: self.message.clone(),
+            error_code: self.error_code.map(str::to_owned),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = rest::Error {
-            code: self.status.as_u16(),
-            message: self.message,
-            error_code: self.error_code.map(str::to_owned),
-        };
+        let body = self.body();
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         match self.retry {
@@ -287,6 +294,15 @@ fn sandbox(error: &SandboxError) -> ApiError {
         SandboxError::IsPaused { sandbox_id } => conflict(format!(
             "Sandbox '{sandbox_id}' is paused and cannot be forked; resume it first"
         )),
+        SandboxError::BeingSnapshotted { sandbox_id } => conflict(format!(
+            "Sandbox '{sandbox_id}' cannot be snapshotted while in 'snapshotting' state"
+        )),
+        SandboxError::TooManyForks { limit } => ApiError::bad_request(format!(
+            "Count must be lower than the maximum number of concurrent sandboxes ({limit})"
+        )),
+        SandboxError::SnapshotName(why) => {
+            ApiError::bad_request(format!("Invalid snapshot name: {why}"))
+        }
         SandboxError::NotSaved(HostFailure::Unsupported(why)) => {
             ApiError::new(StatusCode::NOT_IMPLEMENTED, why.clone()).code("not_implemented")
         }
@@ -318,7 +334,7 @@ fn sandbox(error: &SandboxError) -> ApiError {
             "the host has not done it, and will be told again",
         )
         .code("host_failed"),
-        SandboxError::Store(_) => ApiError::internal(),
+        SandboxError::Store(_) | SandboxError::Random(_) => ApiError::internal(),
     }
 }
 

@@ -8,6 +8,7 @@ mod metrics;
 mod nodes;
 mod pauses;
 mod sandboxes;
+mod snapshots;
 mod template_builds;
 pub(crate) mod template_files;
 mod template_tags;
@@ -40,6 +41,9 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(sandboxes::connect_v2))
         .routes(routes!(pauses::pause))
         .routes(routes!(pauses::resume))
+        .routes(routes!(snapshots::create))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::fork))
         .routes(routes!(sandboxes::set_timeout))
         .routes(routes!(sandboxes::refresh))
         .routes(routes!(sandboxes::set_network))
@@ -121,9 +125,6 @@ const DELETE: HttpMethod = HttpMethod::Delete;
 
 /// Routes that E2B has and this server does not have yet.
 const NOT_YET: &[(HttpMethod, &str, Scheme)] = &[
-    (POST, "/sandboxes/{sandbox_id}/fork", Scheme::Customer),
-    (POST, "/sandboxes/{sandbox_id}/snapshots", Scheme::Customer),
-    (GET, "/snapshots", Scheme::Customer),
     (GET, "/teams", Scheme::AccessToken),
     (POST, "/access-tokens", Scheme::KeyOwner),
     (DELETE, "/access-tokens/{access_token_id}", Scheme::KeyOwner),

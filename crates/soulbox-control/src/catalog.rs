@@ -6,7 +6,9 @@ use std::sync::Arc;
 use soulbox_types::{BuildId, TemplateId};
 
 use crate::spec::TemplateReference;
-use crate::store::{AssignmentRow, BuildRow, BuildStatus, CatalogRows, TeamRow, TemplateRow};
+use crate::store::{
+    AssignmentRow, BuildRow, BuildStatus, CatalogRows, SnapshotRow, TeamRow, TemplateRow,
+};
 
 const DEFAULT_TAG: &str = "default";
 
@@ -53,6 +55,8 @@ pub(crate) struct Catalog {
     tags: HashMap<(TemplateId, String), BuildId>,
     /// Every assignment of a ready build, oldest first.
     history: HashMap<TemplateId, Vec<Arc<AssignmentRow>>>,
+    /// The builds that are snapshots.
+    snapshots: HashMap<BuildId, Arc<SnapshotRow>>,
 }
 
 impl Catalog {
@@ -72,6 +76,11 @@ impl Catalog {
             catalog
                 .by_alias
                 .insert((alias.namespace, alias.alias), alias.template_id);
+        }
+        for snapshot in rows.snapshots {
+            catalog
+                .snapshots
+                .insert(snapshot.build_id.clone(), Arc::new(snapshot));
         }
         // Oldest first, so the newest assignment of a tag stays. A build that is not ready does not take the tag from one that is.
         for assignment in rows.assignments {
@@ -159,6 +168,7 @@ impl Catalog {
             .templates
             .values()
             .filter(|template| template.team_id == team.team_id)
+            .filter(|template| !self.is_snapshot(&template.template_id))
             .map(|template| self.view(template))
             .collect();
         views.sort_by(|a, b| {
@@ -232,6 +242,56 @@ impl Catalog {
     /// The build tagged `default` of a template.
     pub(crate) fn default_build(&self, id: &TemplateId) -> Option<&BuildId> {
         self.tags.get(&(id.clone(), DEFAULT_TAG.to_owned()))
+    }
+
+    /// Whether a template has come from snapshots of sandboxes; such are listed by themselves.
+    pub(crate) fn is_snapshot(&self, id: &TemplateId) -> bool {
+        self.snapshots.values().any(|it| it.template_id == *id)
+    }
+
+    /// The snapshot that a build is.
+    pub(crate) fn snapshot(&self, build_id: &BuildId) -> Option<&Arc<SnapshotRow>> {
+        self.snapshots.get(build_id)
+    }
+
+    /// Whether a snapshot of the host is one of the builds.
+    pub(crate) fn keeps(&self, snapshot_name: &str) -> bool {
+        let mut all = self.snapshots.values();
+        all.any(|it| it.snapshot_name == snapshot_name)
+    }
+
+    /// Every snapshot of the team, with the name and the tag that it has.
+    pub(crate) fn snapshots_of(
+        &self,
+        team: &TeamRow,
+    ) -> Vec<(Arc<SnapshotRow>, Option<String>, String)> {
+        let own = self.snapshots.values();
+        own.filter(|it| it.team_id == team.team_id)
+            .map(|it| {
+                let (name, tag) = self.name_of(it);
+                (it.clone(), name, tag)
+            })
+            .collect()
+    }
+
+    fn name_of(&self, snapshot: &SnapshotRow) -> (Option<String>, String) {
+        let id = &snapshot.template_id;
+        let name = self.templates.get(id).map(|template| self.view(template));
+        let name = name.and_then(|view| view.names.first().cloned());
+        let tags = self.history.get(id).into_iter().flatten();
+        let tag = tags
+            .filter(|it| it.build_id == snapshot.build_id)
+            .map(|it| it.tag.clone())
+            .next_back();
+        (name, tag.unwrap_or_else(|| DEFAULT_TAG.to_owned()))
+    }
+
+    /// Whether a snapshot lies on the layers of a build of that template.
+    pub(crate) fn carries_snapshots(&self, id: &TemplateId) -> bool {
+        self.snapshots.values().any(|it| {
+            let below = self.builds.get(&it.host_build_id);
+            it.template_id != *id && below.is_some_and(|build| build.template_id == *id)
+        })
     }
 
     /// User and folder of programs in sandboxes of a build, as templates have them when the build is not there any more.
@@ -412,6 +472,7 @@ mod tests {
                 assign(2, &web_id, "v1"),
             ],
             templates: vec![base, web],
+            snapshots: Vec::new(),
         };
         (Catalog::new(rows), web_id)
     }

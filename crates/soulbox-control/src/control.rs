@@ -404,6 +404,7 @@ impl Control {
             progress: progress_out,
             requests,
             network_turn: Arc::default(),
+            snapshot_turn: Arc::default(),
         };
         if !self.registry().insert(handle) {
             return;

@@ -1,5 +1,6 @@
 //! The create: template, limits, row and command, and what a repeated one gets.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -10,13 +11,21 @@ use crate::catalog::{ResolveError, Resolved};
 use crate::clock;
 use crate::control::{Control, SandboxView, longest};
 use crate::error::{CreateError, LimitError};
-use crate::hosts::HostCreate;
+use crate::hosts::{FromSnapshot, HostCreate};
 use crate::lifecycle::Machine;
 use crate::owner::{Creation, Refusal};
 use crate::random;
 use crate::settings::ControlSettings;
 use crate::spec::{LimitOverrides, SandboxSpec, TemplateReference};
-use crate::store::{SandboxRow, Spawns, TeamRow};
+use crate::store::{IdempotencyClaim, SandboxRow, Spawns, TeamRow};
+
+/// How a sandbox begins, beside what its row says.
+pub(crate) struct Beginning {
+    pub(crate) timeout: Duration,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) snapshot: Option<FromSnapshot>,
+    pub(crate) claim: Option<IdempotencyClaim>,
+}
 
 impl Control {
     /// Creates a sandbox; it is usable when this returns. Dropping the future does not stop the create, but a sandbox that
@@ -46,16 +55,18 @@ impl Control {
             return Err(CreateError::Stopping);
         }
 
+        let snapshot = self.catalog().snapshot(&resolved.build.build_id).cloned();
         let now = clock::now();
-        let within = settings.start_within;
-        let (machine, first) =
-            Machine::create(now, clock::millis(spec.timeout), clock::millis(within));
-        let row = Arc::new(SandboxRow {
+        let host_build_id = match &snapshot {
+            Some(snapshot) => snapshot.host_build_id.clone(),
+            None => resolved.build.build_id.clone(),
+        };
+        let row = SandboxRow {
             sandbox_id: random::sandbox_id()?,
             team_id: team.team_id.clone(),
             template_id: resolved.template.template_id.clone(),
             build_id: resolved.build.build_id.clone(),
-            host_build_id: resolved.build.build_id.clone(),
+            host_build_id,
             alias: resolved.alias.clone(),
             limits,
             network: spec.network,
@@ -65,31 +76,50 @@ impl Control {
             envd_version: resolved.build.envd_version.clone(),
             created_at: now,
             lifecycle: spec.lifecycle,
-            progress: machine.progress(),
+            progress: Machine::create(now, 0, 0).0.progress(),
             metadata: spec.metadata,
+        };
+        let beginning = Beginning {
+            timeout: spec.timeout,
+            env: spec.env,
+            snapshot: snapshot.map(|snapshot| FromSnapshot {
+                snapshot_id: snapshot.snapshot_name.clone(),
+                memory: snapshot.memory,
+            }),
+            claim: spec.idempotency,
+        };
+        self.begin(team, row, beginning).await
+    }
+
+    /// Starts the sandbox of a row that is not there yet.
+    pub(crate) async fn begin(
+        &self,
+        team: &TeamRow,
+        row: SandboxRow,
+        beginning: Beginning,
+    ) -> Result<SandboxView, CreateError> {
+        let settings = self.settings();
+        let now = row.created_at;
+        let within = settings.start_within;
+        let timeout = beginning.timeout;
+        let (machine, first) = Machine::create(now, clock::millis(timeout), clock::millis(within));
+        let row = Arc::new(SandboxRow {
+            progress: machine.progress(),
+            ..row
         });
         let command = HostCreate {
-            sandbox_id: row.sandbox_id.clone(),
             epoch: machine.epoch,
-            template_id: row.template_id.clone(),
-            build_id: row.host_build_id.clone(),
-            limits,
-            egress: row.network.egress(),
             deadline: machine.deadline,
-            access_token: self.access_token(&row),
-            env: spec.env,
-            default_user: resolved.build.default_user.clone(),
-            default_workdir: resolved.build.default_workdir.clone(),
-            at_deadline: row.lifecycle.at_deadline,
-            snapshot: None,
+            env: beginning.env,
+            snapshot: beginning.snapshot,
+            ..self.command(&row)
         };
         let (reply, created) = oneshot::channel();
         let limit = team.max_sandboxes.unwrap_or(settings.max_sandboxes);
-        let claim = spec.idempotency.clone();
         let creation = Creation {
             command,
             limit,
-            claim,
+            claim: beginning.claim.clone(),
             reply,
         };
         self.own(row.clone(), machine, first, Some(creation));
@@ -99,7 +129,7 @@ impl Control {
             Ok(Ok(Ok(progress))) => {
                 let fields = [
                     ("template_id", row.template_id.to_string()),
-                    ("timeout_s", spec.timeout.as_secs().to_string()),
+                    ("timeout_s", timeout.as_secs().to_string()),
                 ];
                 self.log(&row.sandbox_id, "sandbox started", fields);
                 self.count_spawn(&row, progress.started_at.unwrap_or(now));
@@ -119,7 +149,7 @@ impl Control {
                 fingerprint,
                 sandbox,
             }))) => self.replay(
-                spec.idempotency.as_ref().map(|it| &it.fingerprint),
+                beginning.claim.as_ref().map(|it| &it.fingerprint),
                 &fingerprint,
                 sandbox,
             ),

@@ -82,6 +82,12 @@ pub enum SandboxError {
     BeingPaused { sandbox_id: SandboxId },
     #[error("sandbox {sandbox_id} is paused")]
     IsPaused { sandbox_id: SandboxId },
+    #[error("a snapshot of sandbox {sandbox_id} is being made")]
+    BeingSnapshotted { sandbox_id: SandboxId },
+    #[error("a fork has to make fewer than the {limit} sandboxes that the team may have")]
+    TooManyForks { limit: u32 },
+    #[error("the name of a snapshot is none of the team's: {0}")]
+    SnapshotName(String),
     /// It goes on.
     #[error("the sandbox was not saved")]
     NotSaved(#[source] HostFailure),
@@ -96,6 +102,8 @@ pub enum SandboxError {
     TimedOut,
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Random(#[from] RandomError),
 }
 
 /// Why control could not take up the records of its predecessor.

@@ -32,6 +32,7 @@ pub mod reconcile;
 mod recovery;
 mod registry;
 mod settings;
+mod snapshots;
 mod sharing;
 mod spec;
 mod store;
@@ -67,10 +68,11 @@ pub use nodes::NodeView;
 pub use random::RandomError;
 pub use recovery::Recovered;
 pub use settings::{ControlSettings, Credentials};
+pub use snapshots::{Forked, SnapshotView};
 pub use spec::{LimitOverrides, ReferenceError, SandboxSpec, TemplateReference};
 pub use store::{
     AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, Change, Changes, IdempotencyClaim,
-    KeyKind, KeyRow, Lifecycle, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
+    KeyKind, KeyRow, Lifecycle, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, Store, StoreError, Swap, TeamRow,
     TemplateRow,
 };
 pub use template_store::{

@@ -122,6 +122,11 @@ impl Control {
                 self.check_guest(&handle).await?;
             }
             self.last_words(id).await;
+            // A snapshot that is being made is waited for.
+            let turn = handle.snapshot_turn.clone();
+            let Ok(_turn) = tokio::time::timeout(PAUSE_ANSWER_WITHIN, turn.lock()).await else {
+                return Err(SandboxError::TimedOut);
+            };
             let (reply, done) = oneshot::channel();
             let memory = wish.memory;
             let request = Request::Pause { memory, reply };
@@ -247,7 +252,11 @@ impl Control {
     }
 
     /// The owner of a sandbox; one that is at rest gets one.
-    async fn reach(&self, team: &TeamRow, id: &SandboxId) -> Result<Handle, SandboxError> {
+    pub(crate) async fn reach(
+        &self,
+        team: &TeamRow,
+        id: &SandboxId,
+    ) -> Result<Handle, SandboxError> {
         if let Ok(handle) = self.handle(team, id) {
             return Ok(handle);
         }
@@ -304,7 +313,7 @@ impl Control {
     }
 
     /// The create of a sandbox as its row has it; epoch, deadline and snapshot are the owner's business.
-    fn command(&self, row: &SandboxRow) -> HostCreate {
+    pub(crate) fn command(&self, row: &SandboxRow) -> HostCreate {
         let (default_user, default_workdir) = self.catalog().defaults_of(&row.build_id);
         HostCreate {
             sandbox_id: row.sandbox_id.clone(),
@@ -345,7 +354,7 @@ impl Control {
         Ok(())
     }
 
-    async fn check_guest(&self, handle: &Handle) -> Result<(), SandboxError> {
+    pub(crate) async fn check_guest(&self, handle: &Handle) -> Result<(), SandboxError> {
         let row = &handle.row;
         let token = self.access_token(row);
         // Nothing is later than that, so the answer is short.

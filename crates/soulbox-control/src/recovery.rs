@@ -12,7 +12,7 @@ use crate::auth;
 use crate::clock;
 use crate::control::{Control, default_team};
 use crate::error::RecoverError;
-use crate::hosts::{HostFailure, HostSandbox, HostTemplate};
+use crate::hosts::{HostFailure, HostSandbox, HostSnapshot, HostTemplate};
 use crate::lifecycle::Event;
 use crate::owner::{self, Request};
 use crate::ownership::pause_of;
@@ -323,6 +323,7 @@ impl Control {
         };
         for snapshot in snapshots {
             let Some(pause) = pause_of(&snapshot) else {
+                self.drop_if_nobodys(&snapshot).await;
                 continue;
             };
             let row = match self.store().sandbox(&snapshot.sandbox_id).await {
@@ -340,6 +341,24 @@ impl Control {
                     warn!(snapshot_id = id, error = %failure, "failed to delete a snapshot");
                 }
             }
+        }
+    }
+
+    /// Deletes a snapshot that is neither a pause nor kept, and not just being used for forks.
+    async fn drop_if_nobodys(&self, snapshot: &HostSnapshot) {
+        const FORKED_WITHIN_MILLIS: u64 = 600_000;
+        let age = clock::now().millis_since(snapshot.created_at);
+        if age < FORKED_WITHIN_MILLIS || self.catalog().keeps(&snapshot.snapshot_id) {
+            return;
+        }
+        info!(
+            snapshot_id = snapshot.snapshot_id,
+            "deleting a snapshot that nobody kept"
+        );
+        let within = self.settings().command_within;
+        let deleted = self.hosts().delete_snapshot(&snapshot.snapshot_id);
+        if let Ok(Err(failure)) = tokio::time::timeout(within, deleted).await {
+            warn!(snapshot_id = snapshot.snapshot_id, error = %failure, "failed to delete a snapshot");
         }
     }
 

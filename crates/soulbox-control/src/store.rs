@@ -118,6 +118,25 @@ pub struct CatalogRows {
     pub builds: Vec<BuildRow>,
     pub aliases: Vec<AliasRow>,
     pub assignments: Vec<AssignmentRow>,
+    pub snapshots: Vec<SnapshotRow>,
+}
+
+/// A build that is a snapshot of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRow {
+    pub build_id: BuildId,
+    pub template_id: TemplateId,
+    pub team_id: TeamId,
+    /// Of which it was made; it need not be there any more.
+    pub sandbox_id: SandboxId,
+    /// Its name on the host.
+    pub snapshot_name: String,
+    /// The build whose layers lie below it.
+    pub host_build_id: BuildId,
+    pub memory: bool,
+    pub disk_bytes: u64,
+    pub image_bytes: u64,
+    pub created_at: UnixMillis,
 }
 
 /// A sandbox, dead ones included.
@@ -315,6 +334,17 @@ pub trait Store: TemplateStore {
         aliases: &[AliasRow],
         assignment: &AssignmentRow,
     ) -> Result<(), StoreError>;
+    /// As [`Store::register_template`] for a build that is a snapshot.
+    async fn register_snapshot(
+        &self,
+        template: &TemplateRow,
+        build: &BuildRow,
+        aliases: &[AliasRow],
+        assignment: &AssignmentRow,
+        snapshot: &SnapshotRow,
+    ) -> Result<(), StoreError>;
+    /// Deletes what is known of the snapshots that these builds are.
+    async fn forget_snapshots(&self, builds: &[BuildId]) -> Result<(), StoreError>;
     /// Everything about templates.
     async fn catalog(&self) -> Result<CatalogRows, StoreError>;
     /// Adds to the counters of templates.

@@ -16,7 +16,7 @@ use crate::random::{self, RandomError};
 use crate::spec::TemplateReference;
 use crate::store::{AssignmentRow, BuildRow, StoreError, TeamRow, TemplateRow};
 
-const DEFAULT_TAG: &str = "default";
+pub(crate) const DEFAULT_TAG: &str = "default";
 
 /// What a tag holds.
 #[derive(Debug, Clone, PartialEq, Eq)]

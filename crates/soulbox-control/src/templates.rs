@@ -69,6 +69,8 @@ pub enum TemplateError {
     HasRunning { reference: String },
     #[error("template `{reference}` has paused sandboxes")]
     HasPaused { reference: String },
+    #[error("template `{reference}` has snapshots of its sandboxes")]
+    HasSnapshots { reference: String },
     #[error("template `{reference}` comes with the host")]
     Installed { reference: String },
     #[error(transparent)]
@@ -187,10 +189,15 @@ impl Control {
         if self.is_installed(id) {
             return Err(TemplateError::Installed { reference: shown() });
         }
+        if self.catalog().carries_snapshots(id) {
+            return Err(TemplateError::HasSnapshots { reference: shown() });
+        }
+        let before = self.catalog();
         match self.store().delete_template(id, clock::wall()).await? {
             DeleteTemplate::Deleted { builds } => {
                 self.reload_catalog().await?;
                 tracing::info!(template_id = %id, builds = builds.len(), "deleted a template");
+                self.forget_snapshots(&before, &builds).await;
                 self.forget_builds(&builds).await;
                 Ok(())
             }

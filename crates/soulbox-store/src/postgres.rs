@@ -14,10 +14,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, CatalogRows, Changes, IdempotencyClaim, KeyKind, KeyRow,
-    Network, Progress, Reclaim, Reservation, SandboxRow, Spawns, Store, StoreError, Swap, TeamRow,
-    TemplateRow,
+    Network, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, Store, StoreError,
+    Swap, TeamRow, TemplateRow,
 };
-use soulbox_types::{Epoch, SandboxId, SandboxState, TeamId, UnixMillis};
+use soulbox_types::{BuildId, Epoch, SandboxId, SandboxState, TeamId, UnixMillis};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{PgConnection, Postgres, Transaction};
 
@@ -401,6 +401,44 @@ impl Store for PostgresStore {
         templates::register(&mut transaction, template, build, aliases, assignment)
             .await
             .map_err(failed(ACTION))?;
+        self.tell(&mut transaction, changes::TEMPLATES)
+            .await
+            .map_err(failed(ACTION))?;
+        transaction.commit().await.map_err(failed(ACTION))
+    }
+
+    async fn register_snapshot(
+        &self,
+        template: &TemplateRow,
+        build: &BuildRow,
+        aliases: &[AliasRow],
+        assignment: &AssignmentRow,
+        snapshot: &SnapshotRow,
+    ) -> Result<(), StoreError> {
+        const ACTION: &str = "keep a snapshot";
+        let mut transaction = self.begin(ACTION).await?;
+        templates::register(&mut transaction, template, build, aliases, assignment)
+            .await
+            .map_err(failed(ACTION))?;
+        templates::insert_snapshot(&mut transaction, snapshot)
+            .await
+            .map_err(failed(ACTION))?;
+        self.tell(&mut transaction, changes::TEMPLATES)
+            .await
+            .map_err(failed(ACTION))?;
+        transaction.commit().await.map_err(failed(ACTION))
+    }
+
+    async fn forget_snapshots(&self, builds: &[BuildId]) -> Result<(), StoreError> {
+        const ACTION: &str = "forget a snapshot";
+        let mut transaction = self.begin(ACTION).await?;
+        for build_id in builds {
+            sqlx::query("DELETE FROM snapshots WHERE build_id = $1")
+                .bind(build_id.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed(ACTION))?;
+        }
         self.tell(&mut transaction, changes::TEMPLATES)
             .await
             .map_err(failed(ACTION))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, KeyRow, Lifecycle, Network, Pause,
-    PausedBy, Progress, SandboxRow, TeamRow, TemplateRow,
+    PausedBy, Progress, SandboxRow, SnapshotRow, TeamRow, TemplateRow,
 };
 use soulbox_types::{
     DeathCause, Epoch, HostMask, HttpsPorts, Inbound, Limits, MiB, MilliCpu, SandboxState,
@@ -181,6 +181,21 @@ pub(crate) fn assignment(row: &impl Columns) -> Result<AssignmentRow, sqlx::Erro
         build_id: parsed(row, "build_id")?,
         tag: row.text("tag")?,
         assigned_at: moment(row, "assigned_at")?,
+    })
+}
+
+pub(crate) fn snapshot(row: &impl Columns) -> Result<SnapshotRow, sqlx::Error> {
+    Ok(SnapshotRow {
+        build_id: parsed(row, "build_id")?,
+        template_id: parsed(row, "template_id")?,
+        team_id: parsed(row, "team_id")?,
+        sandbox_id: parsed(row, "sandbox_id")?,
+        snapshot_name: row.text("snapshot_name")?,
+        host_build_id: parsed(row, "host_build_id")?,
+        memory: flag(row, "memory")?,
+        disk_bytes: unsigned(row, "disk_bytes")?,
+        image_bytes: unsigned(row, "image_bytes")?,
+        created_at: moment(row, "created_at")?,
     })
 }
 

@@ -9,10 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, CatalogRows, Change, Changes, IdempotencyClaim, KeyKind,
-    KeyRow, Network, Progress, Reclaim, Reservation, SandboxRow, Spawns, Store, StoreError, Swap,
-    TeamRow, TemplateRow,
+    KeyRow, Network, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, Store,
+    StoreError, Swap, TeamRow, TemplateRow,
 };
-use soulbox_types::{DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis};
+use soulbox_types::{
+    BuildId, DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis,
+};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -443,6 +445,40 @@ impl Store for SqliteStore {
             .map_err(failed("register a template"))
     }
 
+    async fn register_snapshot(
+        &self,
+        template: &TemplateRow,
+        build: &BuildRow,
+        aliases: &[AliasRow],
+        assignment: &AssignmentRow,
+        snapshot: &SnapshotRow,
+    ) -> Result<(), StoreError> {
+        const ACTION: &str = "keep a snapshot";
+        let mut transaction = self
+            .durable
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(failed(ACTION))?;
+        register(&mut transaction, template, build, aliases, assignment)
+            .await
+            .map_err(failed(ACTION))?;
+        insert_snapshot(&mut transaction, snapshot)
+            .await
+            .map_err(failed(ACTION))?;
+        transaction.commit().await.map_err(failed(ACTION))
+    }
+
+    async fn forget_snapshots(&self, builds: &[BuildId]) -> Result<(), StoreError> {
+        for build_id in builds {
+            sqlx::query("DELETE FROM snapshots WHERE build_id = ?")
+                .bind(build_id.as_str())
+                .execute(&self.durable)
+                .await
+                .map_err(failed("forget a snapshot"))?;
+        }
+        Ok(())
+    }
+
     async fn catalog(&self) -> Result<CatalogRows, StoreError> {
         const ACTION: &str = "read the templates";
         // One transaction, so that the four tables fit together.
@@ -471,6 +507,14 @@ impl Store for SqliteStore {
             catalog
                 .aliases
                 .push(rows::alias(&row).map_err(failed(ACTION))?);
+        }
+        let all = sqlx::query("SELECT * FROM snapshots")
+            .fetch_all(&mut *transaction)
+            .await;
+        for row in all.map_err(failed(ACTION))? {
+            catalog
+                .snapshots
+                .push(rows::snapshot(&row).map_err(failed(ACTION))?);
         }
         let all = sqlx::query("SELECT * FROM assignments ORDER BY assignment_number")
             .fetch_all(&mut *transaction)
@@ -806,6 +850,29 @@ async fn claimed(
     } else {
         Some((fingerprint, sandbox.map(Box::new)))
     })
+}
+
+async fn insert_snapshot(
+    connection: &mut SqliteConnection,
+    snapshot: &SnapshotRow,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO snapshots (build_id, template_id, team_id, sandbox_id, snapshot_name, host_build_id, memory, disk_bytes, \
+         image_bytes, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(snapshot.build_id.as_str())
+    .bind(snapshot.template_id.as_str())
+    .bind(snapshot.team_id.as_str())
+    .bind(snapshot.sandbox_id.as_str())
+    .bind(&snapshot.snapshot_name)
+    .bind(snapshot.host_build_id.as_str())
+    .bind(i64::from(snapshot.memory))
+    .bind(number(snapshot.disk_bytes))
+    .bind(number(snapshot.image_bytes))
+    .bind(number(snapshot.created_at.0))
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 async fn register(

@@ -15,13 +15,13 @@ use serde_json::Value;
 
 pub use keys::{CreatedTeamApiKey, KeyMask, NameApiKey, TeamApiKey};
 pub use logs::{LogLevel, SandboxLog, SandboxLogEntry, SandboxLogs, SandboxLogsV2};
+pub use nodes::{MachineInfo, Node, NodeDisk, NodeMetrics, NodeStatus, SetNodeStatus};
 pub use templates::{
     AssignTags, AssignedTags, BuildLogEntry, BuildLogs, BuildReason, BuildState, BuildStep,
-    CancelledBuilds, FilesLink, NewTemplate, RegistryLogin, RemoveTags, RequestedTemplate, StartBuild,
-    TagAssignment, TagAssignments, TagCount, TagExists, TagGroup, TagGroups, TemplateNames, TemplateTag,
-    UpdateTemplate,
+    CancelledBuilds, FilesLink, NewTemplate, RegistryLogin, RemoveTags, RequestedTemplate,
+    StartBuild, TagAssignment, TagAssignments, TagCount, TagExists, TagGroup, TagGroups,
+    TemplateNames, TemplateTag, UpdateTemplate,
 };
-pub use nodes::{MachineInfo, Node, NodeDisk, NodeMetrics, NodeStatus, SetNodeStatus};
 
 /// Every error. `code` is the HTTP status: clients look at it rather than at the status line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -139,6 +139,44 @@ pub struct ResumeSandbox {
     pub auto_pause: Option<bool>,
     /// False asks for a cold boot.
     pub memory: Option<bool>,
+}
+
+/// `POST /sandboxes/{id}/snapshots`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NewSnapshot {
+    /// `[namespace/]alias[:tag]`
+    pub name: Option<String>,
+    /// False keeps only what is on disk.
+    pub memory: Option<bool>,
+}
+
+/// A snapshot from which sandboxes are created by its ID.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnapshotInfo {
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: String,
+    pub names: Vec<String>,
+}
+
+/// `POST /sandboxes/{id}/fork`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ForkSandbox {
+    /// Seconds.
+    pub timeout: Option<i32>,
+    pub count: Option<i32>,
+}
+
+/// What became of one fork: one of the two.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Forked {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Sandbox>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
 }
 
 /// `POST /sandboxes/{id}/timeout`.

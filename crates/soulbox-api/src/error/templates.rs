@@ -40,6 +40,9 @@ impl From<TemplateError> for ApiError {
             TemplateError::HasRunning { reference } => Self::bad_request(format!(
                 "cannot delete template '{reference}' because there are running sandboxes using it"
             )),
+            TemplateError::HasSnapshots { reference } => Self::bad_request(format!(
+                "cannot delete template '{reference}' because there are snapshots of sandboxes using it"
+            )),
             TemplateError::HasPaused { reference } => Self::bad_request(format!(
                 "cannot delete template '{reference}' because there are paused sandboxes using it"
             )),

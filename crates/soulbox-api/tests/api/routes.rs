@@ -34,9 +34,6 @@ async fn routes_to_come_answer_501_after_the_credential() {
     ];
     let legacy: &[(&str, &str)] = &[("authorization", &bearer)];
     for (method, path, credential) in [
-        ("POST", "/sandboxes/i1/fork", customer),
-        ("POST", "/sandboxes/i1/snapshots", customer),
-        ("GET", "/snapshots", customer),
         ("GET", "/volumes", customer),
         ("DELETE", "/volumes/v", customer),
         ("POST", "/secrets/s", customer),

@@ -1,6 +1,8 @@
 //! Templates, builds, aliases and tags.
 
-use soulbox_control::{AliasRow, AssignmentRow, BuildRow, CatalogRows, Spawns, TemplateRow};
+use soulbox_control::{
+    AliasRow, AssignmentRow, BuildRow, CatalogRows, SnapshotRow, Spawns, TemplateRow,
+};
 use sqlx::postgres::PgPool;
 use sqlx::{PgConnection, Row};
 
@@ -81,6 +83,29 @@ pub(super) async fn register(
     .map(drop)
 }
 
+pub(super) async fn insert_snapshot(
+    connection: &mut PgConnection,
+    snapshot: &SnapshotRow,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO snapshots (build_id, template_id, team_id, sandbox_id, snapshot_name, host_build_id, memory, disk_bytes, \
+         image_bytes, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(snapshot.build_id.as_str())
+    .bind(snapshot.template_id.as_str())
+    .bind(snapshot.team_id.as_str())
+    .bind(snapshot.sandbox_id.as_str())
+    .bind(&snapshot.snapshot_name)
+    .bind(snapshot.host_build_id.as_str())
+    .bind(i64::from(snapshot.memory))
+    .bind(number(snapshot.disk_bytes))
+    .bind(number(snapshot.image_bytes))
+    .bind(number(snapshot.created_at.0))
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
 pub(super) async fn catalog(pool: &PgPool) -> Result<CatalogRows, sqlx::Error> {
     // One snapshot, so that the four tables fit together.
     let mut transaction = pool
@@ -93,6 +118,9 @@ pub(super) async fn catalog(pool: &PgPool) -> Result<CatalogRows, sqlx::Error> {
         .fetch_all(&mut *transaction)
         .await?;
     let aliases = sqlx::query("SELECT * FROM aliases")
+        .fetch_all(&mut *transaction)
+        .await?;
+    let snapshots = sqlx::query("SELECT * FROM snapshots")
         .fetch_all(&mut *transaction)
         .await?;
     let assignments = sqlx::query("SELECT * FROM assignments ORDER BY assignment_number")
@@ -109,6 +137,10 @@ pub(super) async fn catalog(pool: &PgPool) -> Result<CatalogRows, sqlx::Error> {
         assignments: assignments
             .iter()
             .map(rows::assignment)
+            .collect::<Result<_, _>>()?,
+        snapshots: snapshots
+            .iter()
+            .map(rows::snapshot)
             .collect::<Result<_, _>>()?,
     })
 }
