@@ -4,8 +4,10 @@
 //! file system before anything is parsed ([`confine`]), then asks the agent for settings and listeners, takes up the records and serves. It ends
 //! when the RPC ends (the agent starts the next one), or in good order on SIGTERM; sandboxes run on in either case.
 
+mod builder;
 mod confine;
 mod daemon_log;
+mod guest;
 mod hosts;
 mod locate;
 mod records;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use soulbox_builder::{ImagePolicy, Steps};
 use soulbox_api::{Figures, RateLimits, operator_router};
 use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
 use soulbox_ingress::{Ingress, Server};
@@ -32,12 +35,15 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::rpc::Client;
+use builder::RpcBenches;
 use hosts::RpcHosts;
 use locate::Located;
 use records::Records;
 
 /// How long requests under way may go on after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Sandboxes of template builds that run at once.
+const BUILD_SANDBOXES: usize = 8;
 /// How long control may take to let go of its sandboxes then.
 const LET_GO: Duration = Duration::from_secs(2);
 
@@ -158,6 +164,12 @@ async fn run(
     });
     let ingress = Ingress::new(located, settings.max_requests);
     hosts.park_in(ingress.clone());
+    let benches = Arc::new(RpcBenches::new(client.clone()));
+    control.set_builder(Arc::new(Steps::new(
+        benches.clone(),
+        ImagePolicy::Alias,
+        BUILD_SANDBOXES,
+    )));
     let credentials = Credentials {
         api_key: settings.api_key.clone(),
         access_token: settings.access_token.clone(),
@@ -195,7 +207,7 @@ async fn run(
     let background = async {
         tokio::join!(
             control.run(ended.clone()),
-            forward(events, &control, &ingress),
+            forward(events, &control, &ingress, &benches),
             admin
         );
     };
@@ -277,7 +289,12 @@ fn control_settings(settings: &FrontSettings) -> anyhow::Result<ControlSettings>
 }
 
 /// Hands the host's events on until the RPC ends.
-async fn forward(mut events: mpsc::Receiver<Event>, control: &Control, ingress: &Ingress) {
+async fn forward(
+    mut events: mpsc::Receiver<Event>,
+    control: &Control,
+    ingress: &Ingress,
+    benches: &RpcBenches,
+) {
     while let Some(event) = events.recv().await {
         let (sandbox_id, epoch, cause) = match event {
             Event::Exited {
@@ -296,13 +313,16 @@ async fn forward(mut events: mpsc::Receiver<Event>, control: &Control, ingress: 
                 continue;
             }
         };
+        // A cause that this build does not know is of a newer agent.
+        let cause = DeathCause::from_name(&cause).unwrap_or(DeathCause::AgentDied);
+        if benches.ended(&sandbox_id, cause) {
+            continue;
+        }
         let Ok(sandbox_id) = sandbox_id.parse() else {
             warn!("an event of the host has a malformed sandbox ID");
             continue;
         };
         ingress.forget(&sandbox_id);
-        // A cause that this build does not know is of a newer agent.
-        let cause = DeathCause::from_name(&cause).unwrap_or(DeathCause::AgentDied);
         control
             .host_event(HostEvent::Exited {
                 sandbox_id,

@@ -15,13 +15,13 @@ pub fn set(now: UnixMillis) {
 }
 
 /// This moment, by the clock of deadlines.
-pub(crate) fn now() -> UnixMillis {
+pub fn now() -> UnixMillis {
     let (set_to, since) = SET.get_or_init(|| (wall(), Instant::now()));
     set_to.plus_millis(millis(since.elapsed()))
 }
 
 /// This moment, by the wall clock.
-pub(crate) fn wall() -> UnixMillis {
+pub fn wall() -> UnixMillis {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);

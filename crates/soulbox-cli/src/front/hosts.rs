@@ -23,7 +23,7 @@ use crate::rpc::{Client, RpcError};
 /// How long envd may take to answer `/init`.
 const INIT_WITHIN: Duration = Duration::from_secs(10);
 /// Processes and threads of a sandbox whose template says nothing of it, as none does yet.
-const PIDS: u32 = 4096;
+pub(super) const PIDS: u32 = 4096;
 /// The most that is read of an envd that refuses.
 const MAX_REFUSAL: usize = 4096;
 
@@ -87,9 +87,10 @@ impl Hosts for RpcHosts {
             return Err(unexpected());
         };
         let socket = connected(descriptors).map_err(HostFailure::Init)?;
+        let init = introduction(sandbox);
         let initialised = tokio::time::timeout(
             INIT_WITHIN,
-            initialise(socket, sandbox, &created.init_secret),
+            initialise(socket, &init, &created.init_secret),
         );
         match initialised.await {
             Ok(Ok(upstream)) => {
@@ -243,14 +244,9 @@ impl Hosts for RpcHosts {
     }
 }
 
-/// Tells a new envd who it is; its connection is then ready for a client's request.
-async fn initialise(
-    socket: TcpStream,
-    sandbox: &HostCreate,
-    secret: &str,
-) -> Result<Upstream, String> {
-    let secret = hex::decode(secret).map_err(|_| "the secret is not hex".to_owned())?;
-    let init = InitRequest {
+/// What envd is told first.
+fn introduction(sandbox: &HostCreate) -> InitRequest {
+    InitRequest {
         env_vars: (!sandbox.env.is_empty()).then(|| sandbox.env.clone()),
         access_token: sandbox.access_token.clone(),
         default_user: Some(sandbox.default_user.clone()),
@@ -263,8 +259,17 @@ async fn initialise(
             disk_bytes: sandbox.limits.disk.bytes(),
         }),
         ..InitRequest::default()
-    };
-    let body = serde_json::to_vec(&init).map_err(|error| error.to_string())?;
+    }
+}
+
+/// Tells a new envd who it is; its connection is then ready for a client's request.
+pub(super) async fn initialise(
+    socket: TcpStream,
+    init: &InitRequest,
+    secret: &str,
+) -> Result<Upstream, String> {
+    let secret = hex::decode(secret).map_err(|_| "the secret is not hex".to_owned())?;
+    let body = serde_json::to_vec(init).map_err(|error| error.to_string())?;
     let request = Request::builder()
         .method(Method::POST)
         .uri("/init")
