@@ -203,7 +203,7 @@ fn auth(error: &AuthError) -> ApiError {
         AuthError::TeamIdInvalid => ApiError::bad_request("Invalid team ID"),
         AuthError::TeamUnknown => ApiError::not_found("Team not found"),
         AuthError::Banned => ApiError::forbidden("team is banned"),
-        AuthError::Store(_) => ApiError::internal(),
+        AuthError::Store(error) => store(error),
     }
 }
 
@@ -269,7 +269,8 @@ fn create(error: &CreateError) -> ApiError {
         CreateError::Stopping => {
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "Service is unavailable").retry_after(2)
         }
-        CreateError::Store(_) | CreateError::Random(_) => ApiError::internal(),
+        CreateError::Store(error) => store(error),
+        CreateError::Random(_) => ApiError::internal(),
     }
 }
 
@@ -294,8 +295,8 @@ fn sandbox(error: &SandboxError) -> ApiError {
         SandboxError::IsPaused { sandbox_id } => conflict(format!(
             "Sandbox '{sandbox_id}' is paused and cannot be forked; resume it first"
         )),
-        SandboxError::BeingSnapshotted { sandbox_id } => conflict(format!(
-            "Sandbox '{sandbox_id}' cannot be snapshotted while in 'snapshotting' state"
+        SandboxError::NotSnapshotted { sandbox_id, state } => conflict(format!(
+            "Sandbox '{sandbox_id}' cannot be snapshotted while in '{state}' state"
         )),
         SandboxError::TooManyForks { limit } => ApiError::bad_request(format!(
             "Count must be lower than the maximum number of concurrent sandboxes ({limit})"
@@ -334,7 +335,8 @@ fn sandbox(error: &SandboxError) -> ApiError {
             "the host has not done it, and will be told again",
         )
         .code("host_failed"),
-        SandboxError::Store(_) | SandboxError::Random(_) => ApiError::internal(),
+        SandboxError::Store(error) => store(error),
+        SandboxError::Random(_) => ApiError::internal(),
     }
 }
 
@@ -367,6 +369,19 @@ fn not_resumed(error: &CreateError) -> ApiError {
         )
         .code("sandbox_resume_failed"),
         other => create(other),
+    }
+}
+
+/// A request that found no records may have changed them all the same, so clients are not told to repeat it.
+fn store(error: &StoreError) -> ApiError {
+    if error.unreachable {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the server's records cannot be reached now",
+        )
+        .code("records_unreachable")
+    } else {
+        ApiError::internal()
     }
 }
 

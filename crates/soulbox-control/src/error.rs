@@ -82,8 +82,11 @@ pub enum SandboxError {
     BeingPaused { sandbox_id: SandboxId },
     #[error("sandbox {sandbox_id} is paused")]
     IsPaused { sandbox_id: SandboxId },
-    #[error("a snapshot of sandbox {sandbox_id} is being made")]
-    BeingSnapshotted { sandbox_id: SandboxId },
+    #[error("no snapshot of sandbox {sandbox_id} can be made while it is {state}")]
+    NotSnapshotted {
+        sandbox_id: SandboxId,
+        state: &'static str,
+    },
     #[error("a fork has to make fewer than the {limit} sandboxes that the team may have")]
     TooManyForks { limit: u32 },
     #[error("the name of a snapshot is none of the team's: {0}")]

@@ -124,7 +124,7 @@ impl Control {
             self.last_words(id).await;
             // A snapshot that is being made is waited for.
             let turn = handle.snapshot_turn.clone();
-            let Ok(_turn) = tokio::time::timeout(PAUSE_ANSWER_WITHIN, turn.lock()).await else {
+            let Ok(_turn) = tokio::time::timeout(PAUSE_ANSWER_WITHIN, turn.read()).await else {
                 return Err(SandboxError::TimedOut);
             };
             let (reply, done) = oneshot::channel();

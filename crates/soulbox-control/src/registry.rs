@@ -22,8 +22,8 @@ pub(crate) struct Handle {
     pub(crate) requests: mpsc::Sender<Request>,
     /// Changes of the network configuration, one after the other, so that row and host end with the same one.
     pub(crate) network_turn: Arc<tokio::sync::Mutex<()>>,
-    /// One snapshot or pause at a time.
-    pub(crate) snapshot_turn: Arc<tokio::sync::Mutex<()>>,
+    /// One snapshot at a time, and none beside a pause; pauses join.
+    pub(crate) snapshot_turn: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Handle {

@@ -57,7 +57,14 @@ impl Control {
             Some(name) => self.check_snapshot_name(team, name)?,
         };
         let name_on_host = format!("snap-{}", random::sandbox_id()?);
-        let (handle, saved) = self.checkpoint(team, id, name_on_host, memory).await?;
+        let made = self.checkpoint(team, id, name_on_host, memory).await;
+        let (handle, saved) = made.map_err(|error| match error {
+            SandboxError::IsPaused { sandbox_id } => SandboxError::NotSnapshotted {
+                sandbox_id,
+                state: "paused",
+            },
+            other => other,
+        })?;
         let kept = self.keep(team, &handle.row, &saved, name, &tag).await;
         if kept.is_err() {
             self.drop_on_host(&saved.snapshot_id).await;
@@ -187,8 +194,9 @@ impl Control {
             SandboxState::Creating | SandboxState::Dead => return Err(missing(id)),
         }
         let turn = handle.snapshot_turn.clone();
-        let Ok(_turn) = turn.try_lock() else {
-            return Err(SandboxError::BeingSnapshotted { sandbox_id });
+        let Ok(_turn) = turn.try_write() else {
+            let state = "snapshotting";
+            return Err(SandboxError::NotSnapshotted { sandbox_id, state });
         };
         if !memory {
             self.check_guest(&handle).await?;

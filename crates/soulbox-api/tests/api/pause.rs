@@ -441,3 +441,194 @@ async fn paused_sandboxes_survive_a_restart_and_half_done_ones_are_settled() {
         .await
         .status(200);
 }
+
+async fn snapshot(server: &Fixture, id: &str, body: Value) -> Answer {
+    server
+        .post(&format!("/sandboxes/{id}/snapshots"), body)
+        .await
+}
+
+#[tokio::test]
+async fn snapshots_are_templates_by_id_and_by_name() {
+    let server = fixture().await;
+    let id = server.create().await;
+    let unnamed = snapshot(&server, &id, json!({})).await.status(201);
+    let reference = unnamed.body["snapshotID"].as_str().expect("a text");
+    let (template, tag) = reference.split_once(':').expect("a tag");
+    assert_eq!((template.len(), tag), (20, "default"));
+    assert_eq!(unnamed.body["names"], json!([]));
+    let named = |name: &str| json!({ "name": name });
+    let first = snapshot(&server, &id, named("snap1")).await.status(201);
+    let expected = json!({"snapshotID": "default/snap1:default", "names": ["default/snap1"]});
+    assert_eq!(first.body, expected);
+    let second = snapshot(&server, &id, named("default/snap1:v1")).await;
+    assert_eq!(second.status(201).body["snapshotID"], "default/snap1:v1");
+    assert_eq!(state(&server, &id).await, "running");
+    let (saved, build) = {
+        let state = server.hosts.state();
+        assert!(state.saved.iter().all(|save| !save.end && save.memory));
+        (state.saved.clone(), state.created[0].build_id.clone())
+    };
+
+    // A sandbox from each of them begins with its snapshot, on the layers of the first build.
+    for (number, reference) in [reference, "snap1", "snap1:v1"].into_iter().enumerate() {
+        let body = json!({"templateID": reference});
+        let child = server.post("/v2/sandboxes", body).await.status(201).id();
+        let create = server.hosts.state().created.last().expect("one").clone();
+        let from = create.snapshot.expect("a snapshot");
+        assert_eq!(from.snapshot_id, saved[number].snapshot_id);
+        assert_eq!(create.build_id, build);
+        if number == 0 {
+            let path = format!("/templates/{template}");
+            let answer = server.delete(&path).await.status(400);
+            assert!(answer.message().contains("running sandboxes"), "{answer:?}");
+            // A snapshot of what came from a snapshot lies on the same layers.
+            snapshot(&server, &child, json!({})).await.status(201);
+        }
+        server
+            .delete(&format!("/sandboxes/{child}"))
+            .await
+            .status(204);
+    }
+
+    let ids = |answer: &Answer| -> Vec<String> {
+        let all = answer.body.as_array().expect("a list").iter();
+        all.map(|it| it["snapshotID"].as_str().expect("a text").to_owned())
+            .collect()
+    };
+    let all = server.get("/snapshots").await.status(200);
+    assert_eq!(ids(&all).len(), 4);
+    let own = server.get(&format!("/snapshots?sandboxID={id}")).await;
+    assert_eq!(ids(&own).len(), 3);
+    let tagged = server.get("/snapshots?name=snap1:v1").await.status(200);
+    assert_eq!(ids(&tagged), ["default/snap1:v1"]);
+    let none = server.get("/snapshots?name=unknown").await.status(200);
+    assert_eq!(none.body, json!([]));
+    let page = server.get("/snapshots?limit=3").await.status(200);
+    let token = page.header("x-next-token").expect("more").to_owned();
+    let rest = server
+        .get(&format!("/snapshots?limit=3&nextToken={token}"))
+        .await;
+    assert_eq!(ids(&rest).len(), 1);
+    assert_eq!(rest.header("x-next-token"), None);
+    let other = [("x-api-key", OTHER_KEY)];
+    let foreign = server.call("GET", "/snapshots", &other, None).await;
+    assert_eq!(foreign.body, json!([]));
+    let listed = server.get("/templates").await.status(200);
+    assert_eq!(
+        listed.body.as_array().map(Vec::len),
+        Some(2),
+        "no snapshots"
+    );
+
+    server
+        .delete(&format!("/templates/{template}"))
+        .await
+        .status(204);
+    server
+        .delete(&format!("/templates/{template}"))
+        .await
+        .status(404);
+    let deleted = server.hosts.state().deleted_snapshots.clone();
+    assert_eq!(deleted, [saved[0].snapshot_id.clone()]);
+    let after = restart(&server).await;
+    let body = json!({"templateID": "snap1:v1"});
+    after.post("/v2/sandboxes", body).await.status(201);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_says_why() {
+    let server = fixture().await;
+    let id = server.create().await;
+    for (name, part) in [
+        ("other/snap", "namespace 'other' is not 'default'"),
+        ("base", "Invalid snapshot name"),
+        ("a b", "a b"),
+        ("snap:", ""),
+    ] {
+        let answer = snapshot(&server, &id, json!({ "name": name })).await;
+        let answer = answer.status(400);
+        assert!(answer.message().contains(part), "{answer:?}");
+    }
+    snapshot(&server, "iunknown", json!({})).await.status(404);
+    let path = format!("/sandboxes/{id}/snapshots");
+    let key = [("x-api-key", OTHER_KEY)];
+    let body = Some("{}".to_owned());
+    server.call("POST", &path, &key, body).await.status(404);
+
+    server.hosts.state().slow_save = Duration::from_millis(300);
+    let (first, second, paused) = tokio::join!(
+        snapshot(&server, &id, json!({})),
+        async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            snapshot(&server, &id, json!({})).await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            pause(&server, &id).await
+        }
+    );
+    first.status(201);
+    second.expect(
+        409,
+        &format!("Sandbox '{id}' cannot be snapshotted while in 'snapshotting' state"),
+    );
+    paused.status(204);
+    snapshot(&server, &id, json!({})).await.expect(
+        409,
+        &format!("Sandbox '{id}' cannot be snapshotted while in 'paused' state"),
+    );
+}
+
+#[tokio::test]
+async fn forks_inherit_and_fail_each_for_itself() {
+    let server = fixture().await;
+    let parent = create_with(
+        &server,
+        json!({"metadata": {"a": "b"}, "autoPause": true, "timeout": 500}),
+    )
+    .await;
+    let path = format!("/sandboxes/{parent}/fork");
+    for (count, message) in [
+        (0, "count"),
+        (101, "count"),
+        (4, "Count must be lower than"),
+    ] {
+        let answer = server.post(&path, json!({ "count": count })).await;
+        let answer = answer.status(400);
+        assert!(answer.message().contains(message), "{answer:?}");
+    }
+    let before = server.get(&format!("/sandboxes/{parent}")).await.body;
+    let forks = server.post(&path, json!({"count": 3})).await.status(201);
+    let mut ids = vec![parent.clone()];
+    for fork in forks.body.as_array().expect("a list") {
+        assert!(fork.get("error").is_none(), "{fork}");
+        let id = fork["sandbox"]["sandboxID"].as_str().expect("an ID");
+        assert!(!ids.iter().any(|it| it == id));
+        ids.push(id.to_owned());
+        let detail = server.get(&format!("/sandboxes/{id}")).await.status(200);
+        assert_eq!(detail.body["metadata"], json!({"a": "b"}));
+        assert_eq!(detail.body["lifecycle"]["onTimeout"], "pause");
+        assert_ne!(detail.body["envdAccessToken"], before["envdAccessToken"]);
+    }
+    let after = server.get(&format!("/sandboxes/{parent}")).await.body;
+    assert_eq!(after, before, "the parent goes on");
+    assert_eq!(ids.len(), 4);
+    {
+        let state = server.hosts.state();
+        assert_eq!(state.saved.len(), 1);
+        assert!(state.snapshots.is_empty(), "it was for the forks only");
+    }
+    // All places are taken, so the next one has none.
+    let none = server.post(&path, json!({})).await.status(201);
+    assert_eq!(none.body[0]["error"]["code"], 429);
+    pause(&server, &parent).await.status(204);
+    server.post(&path, json!({})).await.expect(
+        409,
+        &format!("Sandbox '{parent}' is paused and cannot be forked; resume it first"),
+    );
+    server
+        .post("/sandboxes/iunknown/fork", json!({}))
+        .await
+        .status(404);
+}

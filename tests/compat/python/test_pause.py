@@ -1,0 +1,382 @@
+"""Pause, resume, auto-pause, auto-resume, snapshots and forks, through the official package."""
+
+import asyncio
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from conftest import TEMPLATE, api, through_ingress
+from e2b import AsyncSandbox, Sandbox, SandboxException, SandboxNotFoundException, SandboxQuery, SandboxState
+
+UNKNOWN = "iaaaaaaaaaaaaaaaaaaaa"
+COUNTER = """
+import http.server, threading, time
+count = 0
+def work():
+    global count
+    while True:
+        count += 1
+        time.sleep(0.01)
+threading.Thread(target=work, daemon=True).start()
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = str(count).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Answer).serve_forever()
+"""
+
+
+def count(sandbox_id: str) -> int:
+    """What the counter says, which lives in memory only."""
+    for _ in range(50):
+        answer = through_ingress(sandbox_id, 8000)
+        if answer.status == 200:
+            return int(answer.text)
+        time.sleep(0.1)
+    raise AssertionError(answer)
+
+
+def counting(sandbox: Sandbox) -> int:
+    """Starts the counter; its pid."""
+    sandbox.files.write("/tmp/counter.py", COUNTER)
+    pid = sandbox.commands.run("exec python3 /tmp/counter.py", background=True, timeout=0).pid
+    assert count(sandbox.sandbox_id) >= 0
+    return pid
+
+
+def detail(sandbox_id: str) -> dict:
+    answer = api("GET", f"/sandboxes/{sandbox_id}")
+    assert answer.status == 200, answer
+    return json.loads(answer.body)
+
+
+def post(path: str, body: dict | None = None, **headers: str):
+    return api("POST", path, json.dumps(body or {}).encode(), **headers)
+
+
+def listed(states: list[SandboxState], mark: str) -> list[str]:
+    query = SandboxQuery(metadata={"mark": mark}, state=states)
+    return [item.sandbox_id for item in Sandbox.list(query=query).next_items()]
+
+
+def wait_for(state: str, sandbox_id: str, within: float = 30):
+    end = time.monotonic() + within
+    while detail(sandbox_id)["state"] != state:
+        assert time.monotonic() < end, f"not {state} within {within} s"
+        time.sleep(0.1)
+
+
+def test_cp_068_a_paused_sandbox_says_when(own):
+    sandbox = own(metadata={"mark": "cp068"})
+    assert sandbox.pause() is True
+    info = sandbox.get_info()
+    assert info.state == SandboxState.PAUSED
+    assert timedelta(0) <= datetime.now(timezone.utc) - info.end_at < timedelta(seconds=60)
+    assert listed([SandboxState.PAUSED], "cp068") == [sandbox.sandbox_id]
+    assert detail(sandbox.sandbox_id)["pauseMode"] == "full"
+    assert not sandbox.is_running()
+
+
+def test_memory_processes_and_files_go_on(own):
+    sandbox = own(envs={"COLOUR": "green"})
+    pid = counting(sandbox)
+    sandbox.files.write("/home/user/kept", "on disk")
+    before = count(sandbox.sandbox_id)
+    sandbox.pause()
+    again = Sandbox.connect(sandbox.sandbox_id, timeout=120)
+    assert count(sandbox.sandbox_id) > before
+    assert again.files.read("/home/user/kept") == "on disk"
+    assert any(process.pid == pid for process in again.commands.list())
+    assert again.commands.run("echo $COLOUR").stdout == "green\n"
+    clock = float(again.commands.run("date +%s").stdout)
+    assert abs(clock - time.time()) < 30
+    again.commands.kill(pid)
+
+
+def test_cp_030_the_token_is_the_same(own):
+    sandbox = own()
+    before = detail(sandbox.sandbox_id)["envdAccessToken"]
+    sandbox.pause()
+    assert detail(sandbox.sandbox_id)["envdAccessToken"] == before
+    Sandbox.connect(sandbox.sandbox_id)
+    assert detail(sandbox.sandbox_id)["envdAccessToken"] == before
+
+
+def test_cp_069_what_is_paused_is_not_paused_again(own):
+    sandbox = own()
+    sandbox.pause()
+    assert sandbox.pause() is False, "it is so already"
+    answer = post(f"/sandboxes/{sandbox.sandbox_id}/pause")
+    assert answer.status == 409 and "is already paused" in answer.text
+    assert post(f"/sandboxes/{UNKNOWN}/pause").status == 404
+    sandbox.kill()
+    assert post(f"/sandboxes/{sandbox.sandbox_id}/pause").status == 404
+
+
+def test_cp_070_pauses_join(own):
+    sandbox = own()
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: post(f"/sandboxes/{sandbox.sandbox_id}/pause"), range(5)))
+    # They are one pause; one that comes after it finds it paused.
+    statuses = [answer.status for answer in answers]
+    assert set(statuses) <= {204, 409} and statuses.count(204) >= 2, answers
+
+
+def test_cp_071_without_memory_it_boots_from_disk(own):
+    sandbox = own()
+    pid = counting(sandbox)
+    sandbox.files.write("/home/user/kept", "on disk")
+    assert post(f"/sandboxes/{sandbox.sandbox_id}/pause", {"memory": False}).status == 204
+    assert detail(sandbox.sandbox_id)["pauseMode"] == "filesystem"
+    again = Sandbox.connect(sandbox.sandbox_id)
+    assert again.files.read("/home/user/kept") == "on disk"
+    assert all(process.pid != pid for process in again.commands.list())
+    assert through_ingress(sandbox.sandbox_id, 8000).status == 502
+
+
+def test_cp_072_resume_is_for_paused_ones(own):
+    sandbox = own()
+    resume = f"/sandboxes/{sandbox.sandbox_id}/resume"
+    assert "is already running" in post(resume).text
+    sandbox.pause()
+    answer = post(resume, {"timeout": 60})
+    assert answer.status == 201 and json.loads(answer.body)["sandboxID"] == sandbox.sandbox_id
+    assert post(resume).status == 409
+    answer = post(f"/sandboxes/{UNKNOWN}/resume")
+    assert answer.status == 404 and "doesn't exist or you don't have access to it" in answer.text
+
+
+def test_cp_073_resumes_at_once_make_one_sandbox(own):
+    sandbox = own()
+    counting(sandbox)
+    sandbox.pause()
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: post(f"/sandboxes/{sandbox.sandbox_id}/resume", {"timeout": 60}), range(5)))
+    assert {answer.status for answer in answers} <= {201, 409}, answers
+    assert count(sandbox.sandbox_id) > 0
+
+
+def test_cp_040_a_paused_one_is_killed(own):
+    sandbox = own(metadata={"mark": "cp040"})
+    sandbox.pause()
+    assert sandbox.kill() is True
+    assert listed([SandboxState.PAUSED], "cp040") == []
+    with pytest.raises(SandboxNotFoundException):
+        Sandbox.connect(sandbox.sandbox_id)
+
+
+def test_cp_041_a_resumed_one_is_killed_with_all_it_had(own):
+    sandbox = own(metadata={"mark": "cp041"})
+    sandbox.pause()
+    Sandbox.connect(sandbox.sandbox_id)
+    assert sandbox.kill() is True
+    assert sandbox.kill() is False
+    assert listed([SandboxState.PAUSED, SandboxState.RUNNING], "cp041") == []
+
+
+def test_cp_079_five_rounds_keep_everything(own):
+    sandbox = own()
+    counting(sandbox)
+    seen = [count(sandbox.sandbox_id)]
+    for number in range(5):
+        sandbox.files.write(f"/home/user/{number}", str(number))
+        sandbox.pause()
+        sandbox = Sandbox.connect(sandbox.sandbox_id, timeout=120)
+        seen.append(count(sandbox.sandbox_id))
+        assert [sandbox.files.read(f"/home/user/{it}") for it in range(number + 1)] == [str(it) for it in range(number + 1)]
+    assert seen == sorted(set(seen))
+
+
+def test_cp_067_a_timeout_can_pause(own):
+    sandbox = own(timeout=3, lifecycle={"on_timeout": "pause"})
+    counting(sandbox)
+    sandbox.files.write("/home/user/kept", "on disk")
+    wait_for("paused", sandbox.sandbox_id)
+    again = Sandbox.connect(sandbox.sandbox_id, timeout=60)
+    assert again.files.read("/home/user/kept") == "on disk"
+    assert count(sandbox.sandbox_id) > 0
+
+
+def test_cp_035_the_lifecycle_is_shown(own):
+    sandbox = own(lifecycle={"on_timeout": "pause", "auto_resume": True})
+    assert detail(sandbox.sandbox_id)["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
+
+
+def test_cp_060_no_time_left_is_a_pause(own):
+    sandbox = own(lifecycle={"on_timeout": "pause"})
+    sandbox.set_timeout(0)
+    wait_for("paused", sandbox.sandbox_id)
+
+
+def test_cp_080_auto_pause_survives_a_resume(own):
+    sandbox = own(lifecycle={"on_timeout": "pause", "auto_resume": True})
+    sandbox.pause()
+    Sandbox.connect(sandbox.sandbox_id, timeout=60).set_timeout(0)
+    wait_for("paused", sandbox.sandbox_id)
+    again = Sandbox.connect(sandbox.sandbox_id, timeout=60)
+    assert detail(sandbox.sandbox_id)["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
+    again.set_timeout(0)
+    wait_for("paused", sandbox.sandbox_id)
+
+
+def test_cp_109_traffic_resumes(own):
+    sandbox = own(lifecycle={"on_timeout": "pause", "auto_resume": True})
+    counting(sandbox)
+    sandbox.pause()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: through_ingress(sandbox.sandbox_id, 8000), range(8)))
+    assert {answer.status for answer in answers} == {200}, answers
+    info = sandbox.get_info()
+    assert info.state == SandboxState.RUNNING
+    left = info.end_at - datetime.now(timezone.utc)
+    assert timedelta(seconds=240) < left <= timedelta(seconds=301)
+    sandbox.pause()
+    assert sandbox.files.exists("/tmp/counter.py"), "a request to the daemon with its token resumes too"
+
+
+def test_cp_110_it_then_lives_as_long_as_its_create_said(own):
+    sandbox = own(timeout=420, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    sandbox.set_timeout(600)
+    sandbox.pause()
+    assert sandbox.files.exists("/etc/hostname")
+    left = sandbox.get_info().end_at - datetime.now(timezone.utc)
+    assert timedelta(seconds=360) < left <= timedelta(seconds=421)
+
+
+def test_cp_111_what_does_not_want_it_is_left_alone(own):
+    for options in ({}, {"lifecycle": {"on_timeout": "pause"}}):
+        sandbox = own(**options)
+        sandbox.pause()
+        answer = through_ingress(sandbox.sandbox_id, 8000)
+        assert answer.status == 502 and "was not found" in answer.text
+        assert detail(sandbox.sandbox_id)["state"] == "paused"
+
+
+def test_cp_112_without_the_token_nothing_is_resumed(own):
+    sandbox = own(lifecycle={"on_timeout": "pause", "auto_resume": True}, network={"allow_public_traffic": False})
+    sandbox.pause()
+    answer = through_ingress(sandbox.sandbox_id, 8000)
+    assert answer.status == 403
+    answer = through_ingress(sandbox.sandbox_id, 49983, "/files?path=/etc/hostname&username=user")
+    assert answer.status == 403 and "can't be resumed" in answer.text
+    assert detail(sandbox.sandbox_id)["state"] == "paused"
+
+
+def test_a_stream_ends_when_its_sandbox_is_paused(own):
+    sandbox = own()
+    handle = sandbox.commands.run("sleep 300", background=True, timeout=0)
+    sandbox.pause()
+    began = time.monotonic()
+    with pytest.raises(SandboxException):
+        handle.wait()
+    assert time.monotonic() - began < 20
+
+
+def test_cp_085_a_snapshot_has_an_id_and_names(own):
+    sandbox = own()
+    template, tag = sandbox.create_snapshot().snapshot_id.split(":")
+    assert len(template) == 20 and tag == "default"
+    name = f"snap{os.getpid()}"
+    named = sandbox.create_snapshot(name=f"{name}:v1")
+    assert named.snapshot_id.endswith(f"/{name}:v1") and named.names[0].endswith(f"/{name}")
+    for each in (template, name):
+        assert api("DELETE", f"/templates/{each}").status == 204
+
+
+def test_cp_086_a_sandbox_goes_on_from_a_snapshot(own):
+    sandbox = own()
+    counting(sandbox)
+    made = sandbox.create_snapshot()
+    before = count(sandbox.sandbox_id)
+    with Sandbox.create(made.snapshot_id, timeout=120) as child:
+        assert child.sandbox_id != sandbox.sandbox_id
+        assert count(child.sandbox_id) > 0
+        assert count(sandbox.sandbox_id) > before, "the first one goes on"
+        child.files.write("/home/user/child", "own")
+        assert not sandbox.files.exists("/home/user/child")
+    assert api("DELETE", f"/templates/{made.snapshot_id.split(':')[0]}").status == 204
+
+
+def test_cp_088_snapshots_are_listed(own):
+    sandbox, name = own(), f"list{os.getpid()}"
+    made, named = sandbox.create_snapshot(), sandbox.create_snapshot(name=f"{name}:v1")
+    mine = json.loads(api("GET", f"/snapshots?sandboxID={sandbox.sandbox_id}").body)
+    assert [item["snapshotID"] for item in mine] == [named.snapshot_id, made.snapshot_id]
+    assert json.loads(api("GET", f"/snapshots?name={name}:v1").body)[0]["snapshotID"] == named.snapshot_id
+    assert json.loads(api("GET", "/snapshots?name=unknown-to-all").body) == []
+    for each in (made.snapshot_id.split(":")[0], name):
+        assert api("DELETE", f"/templates/{each}").status == 204
+
+
+def test_cp_089_a_snapshot_that_is_used_is_not_deleted(own):
+    template = own().create_snapshot().snapshot_id.split(":")[0]
+    with Sandbox.create(template, timeout=120):
+        refused = api("DELETE", f"/templates/{template}")
+        assert refused.status == 400 and "running sandboxes" in refused.text
+    assert api("DELETE", f"/templates/{template}").status == 204
+    assert api("DELETE", f"/templates/{template}").status == 404
+
+
+def test_cp_091_bad_snapshots_are_refused(own):
+    assert post(f"/sandboxes/{UNKNOWN}/snapshots").status == 404
+    assert post(f"/sandboxes/{own().sandbox_id}/snapshots", {"name": "others/name"}).status == 400
+
+
+def test_cp_081_forks_go_on_apart(own):
+    sandbox = own()
+    counting(sandbox)
+    sandbox.files.write("/home/user/shared", "before")
+    before = count(sandbox.sandbox_id)
+    end = detail(sandbox.sandbox_id)["endAt"]
+    forks = sandbox.fork(count=3, timeout=120)
+    try:
+        assert len({fork.sandbox_id for fork in forks} | {sandbox.sandbox_id}) == 4
+        for fork in forks:
+            assert count(fork.sandbox_id) >= before
+            assert fork.files.read("/home/user/shared") == "before"
+            fork.files.write("/home/user/own", fork.sandbox_id)
+        assert [fork.files.read("/home/user/own") for fork in forks] == [fork.sandbox_id for fork in forks]
+        assert not sandbox.files.exists("/home/user/own")
+        assert detail(sandbox.sandbox_id)["endAt"] == end
+    finally:
+        for fork in forks:
+            fork.kill()
+
+
+def test_cp_082_forks_are_counted(own):
+    fork = f"/sandboxes/{own().sandbox_id}/fork"
+    for bad in (0, 101):
+        assert post(fork, {"count": bad}).status == 400
+
+
+def test_cp_083_only_what_runs_is_forked(own):
+    sandbox = own()
+    fork = f"/sandboxes/{sandbox.sandbox_id}/fork"
+    sandbox.pause()
+    answer = post(fork)
+    assert answer.status == 409 and "is paused and cannot be forked" in answer.text
+    assert post(f"/sandboxes/{UNKNOWN}/fork").status == 404
+
+
+def test_asynchronously_too():
+    async def rounds():
+        sandbox = await AsyncSandbox.create(TEMPLATE, timeout=120)
+        try:
+            await sandbox.files.write("/home/user/kept", "on disk")
+            assert await sandbox.pause() is True
+            again = await AsyncSandbox.connect(sandbox.sandbox_id, timeout=120)
+            assert await again.files.read("/home/user/kept") == "on disk"
+            forks = await again.fork(count=1, timeout=60)
+            assert await forks[0].files.read("/home/user/kept") == "on disk"
+            await forks[0].kill()
+        finally:
+            await sandbox.kill()
+
+    asyncio.run(rounds())
