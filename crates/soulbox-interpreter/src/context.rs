@@ -18,6 +18,8 @@ use crate::output::{Channel, Gone, Output};
 
 /// Executions that wait for their turn.
 const WAITING: usize = 64;
+/// Pieces of output before an execution's number.
+const EARLY: usize = 64;
 /// Between interrupts of an execution that goes on.
 const AGAIN: Duration = Duration::from_millis(500);
 /// An interrupted execution that others wait for ends after this, and its kernel with it.
@@ -232,6 +234,8 @@ async fn idle(kernel: Option<&mut Kernel>) -> Event {
 
 /// Executes, and passes on what the kernel writes and says until it is done, dead, or the client gone.
 async fn perform(kernel: &mut Kernel, execution: &Execution) -> Left {
+    // Written since the last execution, by programs that it left behind: nobody's.
+    kernel.forget_output();
     let request = Request {
         code: &execution.code,
         env: &execution.variables,
@@ -248,6 +252,8 @@ async fn perform(kernel: &mut Kernel, execution: &Execution) -> Left {
     let mut output = Output::new(&execution.lines);
     let mut failed = false;
     let mut counted = false;
+    // What was read before the number, which is the first line.
+    let mut early = Vec::new();
     loop {
         let event = tokio::select! {
             event = kernel.next() => event,
@@ -260,15 +266,32 @@ async fn perform(kernel: &mut Kernel, execution: &Execution) -> Left {
             () = execution.lines.closed() => return Left::Busy,
         };
         let passed = match event {
-            // Written between two executions: nobody's.
-            Event::Stdout(_) | Event::Stderr(_) if !counted => Ok(()),
+            Event::Stdout(_) | Event::Stderr(_) if !counted => {
+                // The number comes at once; what floods the pipes meanwhile is of programs that were left behind.
+                if early.len() < EARLY {
+                    early.push(event);
+                }
+                Ok(())
+            }
             Event::Stdout(bytes) => output.write(Channel::Stdout, &bytes).await,
             Event::Stderr(bytes) => output.write(Channel::Stderr, &bytes).await,
             Event::Message(Message::Count(execution_count)) => {
                 counted = true;
-                output
+                let mut passed = output
                     .line(Line::NumberOfExecutions { execution_count }.bytes())
-                    .await
+                    .await;
+                for event in early.drain(..) {
+                    passed = match (passed, event) {
+                        (Ok(()), Event::Stdout(bytes)) => {
+                            output.write(Channel::Stdout, &bytes).await
+                        }
+                        (Ok(()), Event::Stderr(bytes)) => {
+                            output.write(Channel::Stderr, &bytes).await
+                        }
+                        (passed, _) => passed,
+                    };
+                }
+                passed
             }
             Event::Message(Message::Result(line)) => output.line(line).await,
             Event::Message(Message::Error(_)) if failed => Ok(()),

@@ -66,7 +66,20 @@ impl Contexts {
 
     /// Makes the contexts that clients expect to be there. Where one cannot be made, whoever uses it hears why.
     pub async fn prepare(&self) {
-        _ = self.of_language(Language::Python).await;
+        let (python, javascript) = tokio::join!(
+            self.start(Language::Python, &self.cwd),
+            self.start(Language::JavaScript, &self.cwd)
+        );
+        for (language, context) in [
+            (Language::Python, python),
+            (Language::JavaScript, javascript),
+        ] {
+            if let Ok(context) = context {
+                let context = Arc::new(context);
+                *self.default_of(language).lock().await = Some(Arc::clone(&context));
+                self.lock().push(context);
+            }
+        }
         self.prepared.send_replace(true);
     }
 
@@ -94,13 +107,7 @@ impl Contexts {
         &self,
         language: Language,
     ) -> Result<Arc<Context>, ContextError> {
-        let default = Arc::clone(
-            self.defaults
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(language)
-                .or_default(),
-        );
+        let default = self.default_of(language);
         let mut default = default.lock().await;
         if let Some(context) = default.as_ref()
             && self.find(&context.id).is_ok()
@@ -124,17 +131,30 @@ impl Contexts {
         if self.lock().len() >= MOST {
             return Err(ContextError::TooMany);
         }
-        let context = Context::start(
+        let context = Arc::new(self.start(language, cwd).await?);
+        self.lock().push(Arc::clone(&context));
+        Ok(context)
+    }
+
+    async fn start(&self, language: Language, cwd: &str) -> Result<Context, ContextError> {
+        Context::start(
             Arc::clone(&self.launcher),
             new_id()?,
             language,
             cwd.to_owned(),
         )
         .await
-        .map_err(|source| ContextError::Launch { language, source })?;
-        let context = Arc::new(context);
-        self.lock().push(Arc::clone(&context));
-        Ok(context)
+        .map_err(|source| ContextError::Launch { language, source })
+    }
+
+    fn default_of(&self, language: Language) -> Default {
+        Arc::clone(
+            self.defaults
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(language)
+                .or_default(),
+        )
     }
 
     pub(crate) async fn restart(&self, id: &str) -> Result<(), ContextError> {

@@ -6,6 +6,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Language {
     Python,
+    JavaScript,
+    /// A JavaScript kernel that takes the types out first.
+    TypeScript,
     Bash,
 }
 
@@ -20,6 +23,8 @@ impl Language {
         let name = name.unwrap_or_default().trim().to_lowercase();
         match name.as_str() {
             "" | "python" => Ok(Self::Python),
+            "javascript" | "js" => Ok(Self::JavaScript),
+            "typescript" | "ts" => Ok(Self::TypeScript),
             "bash" => Ok(Self::Bash),
             _ => Err(UnknownLanguage(name)),
         }
@@ -28,6 +33,8 @@ impl Language {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Python => "python",
+            Self::JavaScript => "javascript",
+            Self::TypeScript => "typescript",
             Self::Bash => "bash",
         }
     }
@@ -47,6 +54,7 @@ mod tests {
     fn names_are_forgiving_and_unknown_ones_are_named() {
         assert_eq!(Language::named(None), Ok(Language::Python));
         assert_eq!(Language::named(Some("")), Ok(Language::Python));
+        assert_eq!(Language::named(Some("JS")), Ok(Language::JavaScript));
         assert_eq!(Language::named(Some(" Bash\n")), Ok(Language::Bash));
         assert_eq!(
             Language::named(Some("COBOL")),

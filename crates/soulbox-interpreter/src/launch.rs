@@ -18,7 +18,11 @@ use crate::kernel::{self, Dialect, Ends, Kernel, KernelFault};
 use crate::language::Language;
 
 const PYTHON_DRIVER: &str = include_str!("../../../kernels/python/driver.py");
+const JAVASCRIPT_DRIVER: &str = include_str!("../../../kernels/javascript/driver.cjs");
 const BASH_DRIVER: &str = include_str!("../../../kernels/bash/driver.sh");
+
+/// Where the base template has it.
+const NEWER_NODE: &str = "/opt/node-22/bin/node";
 
 /// An interpreter of a language and its libraries are read from a disk that may be busy.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
@@ -66,7 +70,11 @@ pub struct Launcher {
 impl Launcher {
     /// Writes the drivers into `folder`.
     pub fn new(folder: &Path) -> Result<Self, LaunchError> {
-        for (name, text) in [("python.py", PYTHON_DRIVER), ("bash.sh", BASH_DRIVER)] {
+        for (name, text) in [
+            ("python.py", PYTHON_DRIVER),
+            ("javascript.cjs", JAVASCRIPT_DRIVER),
+            ("bash.sh", BASH_DRIVER),
+        ] {
             let path = folder.join(name);
             fs::create_dir_all(folder)
                 .and_then(|()| fs::write(&path, text))
@@ -89,6 +97,18 @@ impl Launcher {
             Language::Python => {
                 let pid = self.fork_python(ends, cwd).await?;
                 Kernel::new(connection, pid, None, Dialect::Json)?
+            }
+            Language::JavaScript | Language::TypeScript => {
+                // Node's own stdin would be the connection, and that of every program it starts; descriptor 3 is not passed on.
+                let mut command = Command::new("sh");
+                command
+                    .args(["-c", "exec \"$@\" 3<&0 0</dev/null", "sh"])
+                    .arg(node(language))
+                    .arg("--no-warnings")
+                    .arg(self.drivers.join("javascript.cjs"))
+                    .arg(language.name());
+                let child = spawn(command, ends, cwd)?;
+                Kernel::new(connection, child.id(), Some(child), Dialect::Json)?
             }
             Language::Bash => {
                 let mut command = Command::new("bash");
@@ -124,6 +144,15 @@ impl Launcher {
         })
         .await
         .map_err(|_| LaunchError::Interrupted)?
+    }
+}
+
+/// TypeScript needs a newer Node than the one that templates call `node`.
+fn node(language: Language) -> &'static str {
+    if language == Language::TypeScript && Path::new(NEWER_NODE).exists() {
+        NEWER_NODE
+    } else {
+        "node"
     }
 }
 
