@@ -19,6 +19,10 @@ free_port() {
 
 server_start() {
     server_binary=$1 server_data=$2
+    # What `scripts/setup.sh criu` unpacks; without it the server looks for one itself.
+    if [ -z "${SOULBOX_CRIU:-}" ] && [ -d .cache/criu ]; then
+        export SOULBOX_CRIU=$PWD/.cache/criu
+    fi
     local log=$3
     shift 3
     mkdir -p "$server_data" "$(dirname "$log")"

@@ -15,6 +15,10 @@ from pathlib import Path
 
 BINARY = str(Path(os.environ.get("SOULBOX_BINARY", "target/ci/soulbox")).resolve())
 DATA = Path(os.environ.get("SOULBOX_DATA_DIR", "target/test-data")).resolve()
+# What `scripts/setup.sh criu` unpacks; without it a server looks for one itself.
+CRIU = Path(__file__).resolve().parent.parent / ".cache/criu"
+if CRIU.is_dir():
+    os.environ.setdefault("SOULBOX_CRIU", str(CRIU))
 
 
 def until(what: str, condition, within: float = 10.0) -> float:

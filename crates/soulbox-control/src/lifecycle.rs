@@ -44,6 +44,8 @@ const PAUSE_WITHIN_MILLIS: u64 = 150_000;
 const LOOK_MILLIS: u64 = 1_000;
 /// How long somebody else's pause or resume is left to them.
 const FOLLOW_MILLIS: u64 = 60_000;
+/// How long a pause is waited for that a server which has ended had begun. One that comes later is found when lists are compared.
+const LEFT_PAUSE_MILLIS: u64 = 5_000;
 /// How long the owner of a paused sandbox stays for the next one who wants something.
 const REST_MILLIS: u64 = 5_000;
 
@@ -358,10 +360,14 @@ impl Machine {
         (machine, effects)
     }
 
-    /// A pause that an earlier process began; the host still has the sandbox, perhaps for long.
+    /// A pause that an earlier process began and nobody waits for any more: it may come to its end soon, or never.
     #[must_use]
     pub fn resume_pause(row: &Progress, now: UnixMillis) -> (Self, Vec<Effect>) {
-        Self::follow(row, now)
+        let (mut machine, effects) = Self::follow(row, now);
+        if let Phase::Pausing { until, .. } = &mut machine.phase {
+            *until = now.plus_millis(LEFT_PAUSE_MILLIS);
+        }
+        (machine, effects)
     }
 
     /// A resume that an earlier process began and nobody waits for any more: it is paused again.

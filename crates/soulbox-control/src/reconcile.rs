@@ -45,7 +45,7 @@ pub fn take_up(
         (SandboxState::Running | SandboxState::Pausing, None) if let Some(pause) = newer => {
             (Found::AtRest, Machine::at_rest(row, pause, now))
         }
-        (SandboxState::Pausing, Some(_)) => (Found::Adopted, Machine::follow(row, now)),
+        (SandboxState::Pausing, Some(_)) => (Found::Adopted, Machine::resume_pause(row, now)),
         (SandboxState::Paused | SandboxState::Resuming, _) => {
             (Found::AtRest, take_up_at_rest(row, now))
         }
@@ -82,7 +82,7 @@ pub fn take_up_at_rest(row: &Progress, now: UnixMillis) -> (Machine, Vec<Effect>
         // Nobody was told that it runs, and its agent may not have been initialised.
         (SandboxState::Resuming, Some(_)) => Machine::undo_resume(row, now),
         // What the host has of it shows.
-        (SandboxState::Pausing, _) => Machine::follow(row, now),
+        (SandboxState::Pausing, _) => Machine::resume_pause(row, now),
         _ => Machine::resume_kill(row, DeathCause::Lost, now),
     }
 }

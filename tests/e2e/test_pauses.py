@@ -1,0 +1,120 @@
+"""Paused sandboxes over crashes and restarts, and their place in the quota; one server with a small quota for all."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from conftest import Server, until
+from e2b import RateLimitException, Sandbox, SandboxState
+
+LIMIT = 3
+COUNT = "i=0; while :; do i=$((i + 1)); echo $i > /home/user/count; sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def server():
+    made = Server()
+    try:
+        yield made.start("--max-sandboxes", str(LIMIT))
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def create(server):
+    made = []
+
+    def make(**options) -> Sandbox:
+        made.append(Sandbox.create(**({"timeout": 120} | options)))
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        sandbox.kill()
+
+
+def counting(sandbox: Sandbox) -> int:
+    pid = sandbox.commands.run(COUNT, background=True, timeout=0).pid
+    until("it counts", lambda: sandbox.files.exists("/home/user/count"))
+    return pid
+
+
+def count(sandbox: Sandbox) -> int:
+    # The file is empty for the moment in which it is written.
+    until("there is a number", lambda: sandbox.files.read("/home/user/count").strip())
+    return int(sandbox.files.read("/home/user/count") or 0)
+
+
+def test_cp_159_a_kill_of_everything_of_ours_loses_no_pause(server, create):
+    paused, running = create(), create()
+    pid = counting(paused)
+    before = count(paused)
+    paused.pause()
+    server.kill()
+    server.start("--max-sandboxes", str(LIMIT))
+    assert paused.get_info().state == SandboxState.PAUSED
+    assert running.get_info().state == SandboxState.RUNNING
+    again = Sandbox.connect(paused.sandbox_id, timeout=120)
+    assert any(process.pid == pid for process in again.commands.list())
+    until("it counts on", lambda: count(again) > before)
+    running.kill()
+
+
+def test_a_kill_in_the_middle_of_pauses_leaves_each_running_or_paused(server, create):
+    for patience in (0.02, 0.1, 0.3):
+        sandbox = create()
+        counting(sandbox)
+        before = count(sandbox)
+
+        def pause():
+            try:
+                sandbox.pause()
+            except Exception:
+                pass  # The server is killed meanwhile, so that any answer will do.
+
+        asking = threading.Thread(target=pause)
+        asking.start()
+        time.sleep(patience)
+        server.kill()
+        asking.join(90)
+        server.start("--max-sandboxes", str(LIMIT))
+        until("it can be reached", lambda: count(Sandbox.connect(sandbox.sandbox_id, timeout=120)) >= before, 90)
+        sandbox.kill()
+
+
+def test_cp_045_a_paused_one_counts_for_nothing(create):
+    made = [create() for _ in range(LIMIT)]
+    with pytest.raises(RateLimitException):
+        Sandbox.create(retries=0)
+    made[0].pause()
+    create()
+    with pytest.raises(RateLimitException):
+        Sandbox.connect(made[0].sandbox_id)
+    assert made[0].get_info().state == SandboxState.PAUSED
+    made[1].kill()
+    assert Sandbox.connect(made[0].sandbox_id).files.exists("/etc/hostname")
+
+
+def test_cp_112_a_full_quota_is_told_to_traffic(server, create):
+    sandbox = create(lifecycle={"on_timeout": "pause", "auto_resume": True})
+    sandbox.pause()
+    for _ in range(LIMIT):
+        create()
+    headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8000"}
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/", headers=headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert refused.value.code == 429 and b"limit of 3" in refused.value.read()
+    assert sandbox.get_info().state == SandboxState.PAUSED
+
+
+def test_cp_084_a_fork_beyond_the_quota_is_an_error_of_its_own(create):
+    sandbox = create()
+    create()
+    forks = sandbox.fork(count=2, timeout=60)
+    made = [fork for fork in forks if isinstance(fork, Sandbox)]
+    assert len(made) == 1 and len(forks) == 2
+    assert made[0].commands.run("echo fork").stdout == "fork\n"
+    made[0].kill()
