@@ -109,6 +109,48 @@ def test_a_full_pool():
         server.end()
 
 
+# Takes space in ever smaller files until there is no more: MiB, and the number of the error.
+GREED = """
+import os
+taken, last = 0, 0
+for size in (256, 16, 1):
+    while True:
+        path = f'/home/user/{size}-{taken}'
+        with open(path, 'wb') as file:
+            try: os.posix_fallocate(file.fileno(), 0, size << 20)
+            except OSError as error: last = error.errno; break
+        taken += size
+    os.unlink(path)
+print(taken, last)
+"""
+
+
+def test_one_sandbox_does_not_take_the_pool():
+    """Its quota is as big as the pool. What it gets leaves room for the others, for new ones and for their records."""
+    server = Server()
+    try:
+        start(server)
+        greedy, other = Sandbox.create("base", timeout=600), Sandbox.create("base", timeout=600)
+        assert POOL_MIB <= 10 << 10, "the control: a sandbox's quota is no less"
+        greedy.files.write("/tmp/greed.py", GREED)
+        taken, errno = map(int, greedy.commands.run("python3 /tmp/greed.py", timeout=60).stdout.split())
+        assert errno in (28, 122), "ENOSPC, EDQUOT"
+        assert POOL_MIB // 5 < taken < POOL_MIB * 6 // 10, f"{taken} MiB of {POOL_MIB}"
+        assert other.commands.run("head -c 200M /dev/urandom > /tmp/mine && stat -c %s /tmp/mine", timeout=60).stdout == f"{200 << 20}\n"
+        with Sandbox.create("base", timeout=60) as third:
+            works(third)
+            assert third.commands.run("head -c 200M /dev/urandom > /tmp/mine && echo written", timeout=60).stdout == "written\n"
+        greedy.set_timeout(500)
+        assert {greedy.sandbox_id, other.sandbox_id} == {info.sandbox_id for info in Sandbox.list().next_items()}
+        # At its limit it still can do what needs no space, and is ended like any other.
+        assert greedy.commands.run("head -c 20M /dev/urandom > /tmp/more || echo no").stdout == "no\n"
+        works(greedy)
+        greedy.kill()
+        only(server, other)
+    finally:
+        server.end()
+
+
 def test_a_full_disk_of_the_host(tmp_path):
     """The disk with the database and the records; the pool is elsewhere here, and elsewhere never full before its own file is."""
     data = tmp_path / "data"

@@ -166,6 +166,9 @@ def test_the_environment_is_the_sandboxs(server, sandbox):
     assert "PATH" in names and CANARY not in names, names
     assert not {name for name in names if name.startswith(("SOULBOX", "CARGO", "RUST", "SSH"))}, names
     assert exit_code(sandbox, f"cat /proc/[0-9]*/environ 2> /dev/null | grep -qaF {SECRET[:16]}'{SECRET[16:]}'", user="root") == 1
+    # Nobody inside can look into envd. It must have nothing even so.
+    for envd in agents_inside(server):
+        assert CANARY not in Path(f"/proc/{envd}/environ").read_text(), envd
 
 
 def test_no_pointer_of_the_kernel(server, sandbox):
