@@ -3,10 +3,10 @@
 #
 #   scripts/setup.sh packages   Debian packages, only those that are missing
 #   scripts/setup.sh sdks       the official clients that examples and tests use, in .cache
-#   scripts/setup.sh clients    Chromium, and the runtimes and tools of tests/compat/{runtimes,browser}, in .cache
+#   scripts/setup.sh clients    Chromium, the code interpreter's packages, and the runtimes and tools of tests/compat/{runtimes,browser}, in .cache
 #   scripts/setup.sh criu       CRIU, with which a test dumps and restores a sandbox, in .cache
 #   scripts/setup.sh vm         qemu and a machine for it, in .cache
-#   scripts/setup.sh bench      runc, the peer of the figures, and wrk, their load
+#   scripts/setup.sh bench      runc, the peer of the figures, wrk, their load, and perf, which tells where time goes
 #
 # Each part does nothing when its result is already there. Packages come by apt, pip and npm as this machine
 # has them set up.
@@ -36,7 +36,7 @@ packages() {
     command -v npm > /dev/null || fail "there is no npm" "install Node 20.18 or newer"
 }
 
-bench() { install_missing runc wrk; }
+bench() { install_missing runc wrk linux-perf; }
 
 install_missing() {
     need_root
@@ -106,6 +106,9 @@ sdks() {
 # The programs are in the packages themselves, so no script of a package has to run. As the lock says, and made anew when it changes.
 clients() {
     install_missing chromium
+    mkdir -p .cache
+    venv .cache/venv-interpreter e2b-code-interpreter==2.11.5 e2b==2.63.0 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
+    node_packages .cache/node-interpreter @e2b/code-interpreter@2.8.0 e2b@2.51.0
     local folder=.cache/clients lock=tests/compat/runtimes/package-lock.json
     cmp -s "$lock" "$folder/.made-of" && return
     [ "$(uname -m)" = x86_64 ] || fail "the runtimes are locked for x86_64, this is $(uname -m)" "run the other parts of tests/compat/run.sh"
