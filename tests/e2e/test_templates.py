@@ -68,6 +68,9 @@ def test_cp_047_a_private_template_is_nobody_elses_until_it_is_public(server, te
     finally:
         assert call(server, owner, "PATCH", f"/v2/templates/{template}", {"public": True})[0] == 200
     assert call(server, other, "POST", "/v2/sandboxes", create)[0] == 201
+    for key in (owner, other):
+        for made in call(server, key)[1]:
+            assert call(server, key, "DELETE", f"/sandboxes/{made['sandboxID']}")[0] == 204
 
 
 def test_cp_127_a_foreign_build_is_forbidden(server, teams):

@@ -50,7 +50,7 @@ pub(crate) fn complete(mut api: OpenApi, not_yet: &[(HttpMethod, &str, Scheme)])
     api
 }
 
-fn schemes() -> [(&'static str, SecurityScheme); 4] {
+fn schemes() -> [(&'static str, SecurityScheme); 5] {
     let header = |name: &str, what: &str| {
         SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, what)))
     };
@@ -69,6 +69,13 @@ fn schemes() -> [(&'static str, SecurityScheme); 4] {
         (
             "team_id",
             header("X-Team-ID", "The team that the administrator acts as"),
+        ),
+        (
+            "upload_link",
+            SecurityScheme::ApiKey(ApiKey::Query(ApiKeyValue::with_description(
+                "token",
+                "In the link that `GET /templates/{id}/files/{hash}` gives",
+            ))),
         ),
         (
             "bearer",

@@ -287,6 +287,8 @@ pub trait Changes: Send {
 pub struct StoreError {
     /// What was tried, in words: `insert a sandbox`.
     pub action: &'static str,
+    /// The database was not there: nothing is wrong with what was asked, and it may go well later.
+    pub unreachable: bool,
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }

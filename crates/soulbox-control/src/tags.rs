@@ -2,7 +2,6 @@
 //!
 //! Only ready builds count. Assignments are a tag's history: giving a tag to an older build is a roll-back.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -241,10 +240,7 @@ impl Control {
     ) -> Result<Page<AssignmentView>, TagError> {
         let (catalog, template) = self.seen(team, reference).await?;
         let held = groups(&catalog, &template).remove(tag).unwrap_or_default();
-        Ok(page(held, Order::NewestFirst, after, limit, |it| Cursor {
-            at: it.assignment.assigned_at,
-            id: it.assignment.assignment_id.clone(),
-        }))
+        Ok(assignment_page(held, after, limit))
     }
 
     /// Gives tags to the ready build that the target means; its tag is `default` unless it has one, and may be a build's ID.
@@ -320,15 +316,41 @@ fn groups(catalog: &Catalog, template: &TemplateRow) -> BTreeMap<String, Vec<Ass
                 });
         }
     }
+    // The order of the rows and not of the moments: two in one millisecond have an order too, and the last one holds.
     for held in groups.values_mut() {
-        held.sort_by_key(|it| {
-            Reverse((
-                it.assignment.assigned_at,
-                it.assignment.assignment_id.clone(),
-            ))
-        });
+        held.reverse();
     }
     groups
+}
+
+/// The part of a newest-first list that follows the last one of the page before, which may have been removed since.
+fn assignment_page(
+    mut held: Vec<AssignmentView>,
+    after: Option<&Cursor>,
+    limit: usize,
+) -> Page<AssignmentView> {
+    let total = held.len();
+    if let Some(after) = after {
+        let last = held
+            .iter()
+            .position(|it| it.assignment.assignment_id == after.id);
+        let next = match last {
+            Some(last) => last + 1,
+            None => held.partition_point(|it| it.assignment.assigned_at >= after.at),
+        };
+        held.drain(..next);
+    }
+    let more = held.len() > limit;
+    held.truncate(limit);
+    let next = held.last().filter(|_| more).map(|it| Cursor {
+        at: it.assignment.assigned_at,
+        id: it.assignment.assignment_id.clone(),
+    });
+    Page {
+        items: held,
+        total,
+        next,
+    }
 }
 
 #[cfg(test)]

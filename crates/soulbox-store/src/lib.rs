@@ -22,8 +22,25 @@ fn failed<E>(action: &'static str) -> impl FnOnce(E) -> StoreError
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    move |source| StoreError {
-        action,
-        source: Box::new(source),
+    move |source| {
+        let source: Box<dyn std::error::Error + Send + Sync> = Box::new(source);
+        StoreError {
+            action,
+            unreachable: source.downcast_ref().is_some_and(is_unreachable),
+            source,
+        }
+    }
+}
+
+/// Whether a server could not be reached, or is ending or starting; a file of SQLite is always there.
+fn is_unreachable(error: &sqlx::Error) -> bool {
+    // Class 08 is of connections; 57P01 to 57P03 are a server that ends, has crashed, or is not ready yet.
+    const SERVER: [&str; 3] = ["57P01", "57P02", "57P03"];
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| code.starts_with("08") || SERVER.contains(&&*code)),
+        _ => false,
     }
 }

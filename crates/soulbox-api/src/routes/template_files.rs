@@ -47,7 +47,7 @@ pub(crate) async fn link(
     Ok((StatusCode::CREATED, Json(rest::FilesLink { present, url })))
 }
 
-#[utoipa::path(put, path = "/upload/{team_id}/{hash}", tag = "templates", summary = "Upload files of a COPY step",
+#[utoipa::path(put, path = "/upload/{team_id}/{hash}", tag = "templates", summary = "Upload files of a COPY step", security(("upload_link" = [])),
     description = "To a link that was given for it. The body is a tar archive, plain or packed by gzip or zstd, of exactly the announced length.",
     params(("team_id" = String, Path), ("hash" = String, Path), ("expires" = u64, Query, description = "As in the link"), ("token" = String, Query, description = "As in the link")),
     responses((status = 201, description = "It is kept"), (status = 403, body = rest::Error, description = "The link is too old, or is none of ours"), (status = 413, body = rest::Error, description = "More than is taken")))]

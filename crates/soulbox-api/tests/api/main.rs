@@ -1,6 +1,7 @@
 //! The real router and control on an in-memory database, with a fake host: statuses, texts and headers.
 
 mod auth;
+mod builds;
 mod create;
 mod description;
 mod faults;
@@ -16,4 +17,6 @@ mod pause;
 mod rate;
 mod recovery;
 mod routes;
+mod tags;
 mod templates;
+mod uploads;
