@@ -8,6 +8,12 @@ cd "$(dirname "$0")/.."
 binary=${SOULBOX_BINARY:-target/release/soulbox}
 data=${SOULBOX_DATA_DIR:-./.data}
 scripts/setup.sh bench
+# API, control and records alone, for what needs more sandboxes than a machine holds.
+if [ -z "${BENCH_RECORDS:-}" ]; then
+    cargo build --release --package soulbox-bench
+    BENCH_RECORDS=target/release/soulbox-bench
+fi
+export BENCH_RECORDS
 
 trap 'server_stop' EXIT
 trap 'exit 130' INT

@@ -33,7 +33,10 @@ def _unprivileged() -> list[str]:
 
 
 class Cluster:
-    def __init__(self) -> None:
+    """`durable` ones wait for the disk at each commit, as figures need it."""
+
+    def __init__(self, durable: bool = False) -> None:
+        self.durable = durable
         self.folder = Path(tempfile.mkdtemp(prefix="soulbox-postgres-"))
         self.server: subprocess.Popen | None = None
         self.databases = 0
@@ -59,7 +62,7 @@ class Cluster:
     def _run(self, data: Path, as_user: list[str]) -> None:
         self.server = subprocess.Popen(
             ["setpriv", "--pdeathsig", "INT", *as_user, _program("postgres"), "-D", data, "-k", self.folder]
-            + ["-c", "listen_addresses=", "-c", "fsync=off"],
+            + ["-c", "listen_addresses=", "-c", f"fsync={'on' if self.durable else 'off'}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=open(self.folder / "log", "a"),

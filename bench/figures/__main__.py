@@ -1,7 +1,8 @@
 """Measures a running server and prints a table; one file a subject, each with `measure(table)`.
 
 Environment: E2B_API_KEY, E2B_API_URL, E2B_SANDBOX_URL of the server; BENCH_ROOT, the root file system that runc is
-to run as the peer (left out: no ratios); BENCH_AGENT, the pid of the server, and BENCH_WARM, its number of warm slots.
+to run as the peer (left out: no ratios); BENCH_AGENT, the pid of the server, and BENCH_WARM, its number of warm slots; BENCH_RECORDS,
+the path of soulbox-bench.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 
 from table import Table
 
-SUBJECTS = ("lifecycle", "envd", "ingress", "isolation", "control")
+SUBJECTS = ("lifecycle", "envd", "ingress", "isolation", "control", "records")
 
 arguments = argparse.ArgumentParser(prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"which of {', '.join(SUBJECTS)} [default: all]")

@@ -50,6 +50,13 @@ class Table:
         """Median against the peer's median of the same run."""
         self.value(name, statistics.median(ours) / statistics.median(theirs), "times the peer", most=most)
 
+    def shares(self, name: str, shares: dict[str, str], samples: int):
+        """What percent of so many samples each had; one line each."""
+        self.figures[name] = {"percent": shares, "samples": samples}
+        print(f"{name} ({samples} samples)", flush=True)
+        for what, percent in shares.items():
+            print(f"    {percent:>5} % {what[:110]}", flush=True)
+
     def missing(self, name: str, why: str):
         """A row that could not be measured here says so."""
         self.figures[name] = {"missing": why}
