@@ -10,8 +10,9 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-/// Python of the templates' Debian, and the C libraries that it has: glibc 2.36 and all before.
-const PYTHON: &str = "3.11";
+/// Python of the templates' Debian, to the patch, since packages ask for that too; and the C libraries that it has: glibc 2.36 and
+/// all before.
+const PYTHON: &str = "3.11.2";
 const NEWEST_GLIBC: u32 = 36;
 const OLDEST_GLIBC: u32 = 5;
 
