@@ -133,6 +133,9 @@ struct Live<R: Runtime> {
     record: Arc<Mutex<Record>>,
 }
 
+/// What there is of a live sandbox without its owner.
+type Listed<R> = (Arc<<R as Runtime>::Running>, Arc<Mutex<Record>>);
+
 impl<R: Runtime> Host<R> {
     /// Adopts what runs, clears what an earlier agent left half done, and starts to make warm slots.
     ///
@@ -575,7 +578,7 @@ impl<R: Runtime> Inner<R> {
     }
 
     /// Live sandboxes that somebody asked for, not those of template builds.
-    fn listed(&self) -> Vec<(Arc<R::Running>, Arc<Mutex<Record>>)> {
+    fn listed(&self) -> Vec<Listed<R>> {
         let sandboxes = lock(&self.sandboxes);
         let live = sandboxes.values().filter_map(|entry| match entry {
             Entry::Starting(_) => None,

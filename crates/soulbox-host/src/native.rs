@@ -10,7 +10,7 @@ use std::time::Duration;
 use soulbox_runtime::criu::{self, Criu};
 use soulbox_runtime::dial::addresses;
 use soulbox_runtime::identity::{Instance, SLOTS, Slot};
-use soulbox_runtime::native::checkpoint::{self, CheckpointError};
+use soulbox_runtime::native::checkpoint::{self, CheckpointError, Dumped};
 use soulbox_runtime::native::{Native, Parked, Running};
 use soulbox_runtime::plan;
 use soulbox_runtime::rootfs::RootSource;
@@ -203,15 +203,13 @@ impl Runtime for NativeRuntime {
             layers: root.layers.clone(),
             upper: root.upper.clone(),
         };
-        let restored = self.native.restore(
-            criu,
-            slot,
-            limits,
-            source,
-            &saved.folder,
-            &programs,
-            RESTORE_WITHIN,
-        );
+        let dumped = Dumped {
+            images: &saved.folder,
+            guests: &programs,
+        };
+        let restored = self
+            .native
+            .restore(criu, slot, limits, source, dumped, RESTORE_WITHIN);
         restored.map_err(|error| boxed(error).into())
     }
 

@@ -50,7 +50,7 @@ pub(crate) struct Warm<R: Runtime> {
 }
 
 enum Next {
-    Boot(TemplateManifest),
+    Boot(Box<TemplateManifest>),
     Park,
     Stop,
 }
@@ -181,7 +181,7 @@ impl<R: Runtime> Warm<R> {
             }
             let (have, want) = (stock.booted.len(), self.targets.booted);
             let next = match &stock.template {
-                Some(template) if have < want => Next::Boot(template.clone()),
+                Some(template) if have < want => Next::Boot(Box::new(template.clone())),
                 _ if stock.parked.len() < self.targets.parked => Next::Park,
                 _ => {
                     stock = self

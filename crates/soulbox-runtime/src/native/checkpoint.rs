@@ -72,6 +72,15 @@ pub enum After {
     End,
 }
 
+/// What a restore goes by.
+#[derive(Debug, Clone, Copy)]
+pub struct Dumped<'a> {
+    /// A folder of this restore's own, made by [`criu::remap`] for its slot.
+    pub images: &'a Path,
+    /// The folder of the very guest programs that ran at the dump.
+    pub guests: &'a Path,
+}
+
 impl Native {
     /// Writes the sandbox's processes into `images`, an empty folder. `stopped` is called while none of them runs and all is written:
     /// what it copies of the disk belongs to these images. When it fails, so does the dump. Connections that were dialled are reset.
@@ -146,8 +155,7 @@ impl Native {
         Ok(external)
     }
 
-    /// Makes the dumped tree run in `slot`. `source` has what was on disk at the dump; `images` is a folder of this restore's own, made by
-    /// [`criu::remap`] for this slot; `guests` has the very programs that ran at the dump. Its network is closed until [`Native::set_egress`]; connections to the outside are gone.
+    /// Makes the dumped tree run in `slot`. `source` has what was on disk at the dump. Its network is closed until [`Native::set_egress`]; connections to the outside are gone.
     /// Blocks for at most `within`.
     ///
     /// # Errors
@@ -158,10 +166,10 @@ impl Native {
         slot: Slot,
         limits: &Limits,
         source: RootSource,
-        images: &Path,
-        guests: &Path,
+        dumped: Dumped<'_>,
         within: Duration,
     ) -> Result<Running, CheckpointError> {
+        let Dumped { images, guests } = dumped;
         let mut cgroup = self
             .hierarchies
             .create(&slot.cgroup(), limits)

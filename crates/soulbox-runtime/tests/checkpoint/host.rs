@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use soulbox_pool::{BtrfsPool, PoolOptions};
 use soulbox_runtime::criu::{self, Criu};
 use soulbox_runtime::identity::{INSTANCES, Instance, Slot};
-use soulbox_runtime::native::checkpoint::{After, CheckpointError};
+use soulbox_runtime::native::checkpoint::{After, CheckpointError, Dumped};
 use soulbox_runtime::native::{self, Native};
 use soulbox_runtime::network::NetworkPolicy;
 use soulbox_runtime::rootfs::{RootSource, WORK};
@@ -131,15 +131,13 @@ impl Host {
     ) -> Result<Guest<'_>, CheckpointError> {
         let own = self.path(&format!("{images}-{}", slot.index()));
         criu::remap(&self.path(images), &own, slot.id_base()).expect("remap the images");
-        let restored = self.native.restore(
-            &self.criu,
-            slot,
-            &LIMITS,
-            source,
-            &own,
-            &self.guests,
-            PATIENCE,
-        );
+        let dumped = Dumped {
+            images: &own,
+            guests: &self.guests,
+        };
+        let restored = self
+            .native
+            .restore(&self.criu, slot, &LIMITS, source, dumped, PATIENCE);
         fs::remove_dir_all(own).expect("remove the images of the restore");
         Ok(Guest::new(&self.native, restored?))
     }
