@@ -25,15 +25,15 @@ mod metrics;
 mod network;
 mod nodes;
 mod owner;
-mod pauses;
 pub mod ownership;
+mod pauses;
 mod random;
 pub mod reconcile;
 mod recovery;
 mod registry;
 mod settings;
-mod snapshots;
 mod sharing;
+mod snapshots;
 mod spec;
 mod store;
 mod tags;
@@ -47,9 +47,9 @@ pub use archives::{ArchiveError, Archives};
 pub use auth::{AuthError, Credential};
 pub use building::{BuildError, BuildStart, BuildView};
 pub use builds::{
-    BuildFailure, BuildJob, BuildLogLine, BuildReporter, BuildSource, BuildSpecification, BuildStep,
-    Builder, FilesHash, FilesHashError, FinishedBuild, LONGEST_MESSAGE, ParentBuild, RegistryLogin,
-    StepRules,
+    BuildFailure, BuildJob, BuildLogLine, BuildReporter, BuildSource, BuildSpecification,
+    BuildStep, Builder, FilesHash, FilesHashError, FinishedBuild, LONGEST_MESSAGE, ParentBuild,
+    RegistryLogin, StepRules,
 };
 pub use catalog::{ResolveError, TemplateView};
 pub use control::{Connected, Control, HostEvent, PauseWish, SandboxView};
@@ -72,17 +72,16 @@ pub use snapshots::{Forked, SnapshotView};
 pub use spec::{LimitOverrides, ReferenceError, SandboxSpec, TemplateReference};
 pub use store::{
     AliasRow, AssignmentRow, BuildRow, BuildStatus, CatalogRows, Change, Changes, IdempotencyClaim,
-    KeyKind, KeyRow, Lifecycle, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, Store, StoreError, Swap, TeamRow,
-    TemplateRow,
+    KeyKind, KeyRow, Lifecycle, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow,
+    SnapshotRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
+pub use tags::{AssignmentView, GroupQuery, TagError, TagGroup, TagOrder, TagView, normal_tag};
+pub use teams::{TeamError, new_team};
 pub use template_store::{
-    BeginBuild, BuildDetails, DeleteTemplate, LineQuery, NewBuild, Publish, StartBuild, TemplateStore,
-};
-pub use tags::{
-    AssignmentView, GroupQuery, TagError, TagGroup, TagOrder, TagView, normal_tag,
+    BeginBuild, BuildDetails, DeleteTemplate, LineQuery, NewBuild, Publish, StartBuild,
+    TemplateStore,
 };
 pub use templates::{RequestedBuild, TemplateError, TemplateRequest};
-pub use teams::{TeamError, new_team};
 
 /// An error with its sources, for one field of a log line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -6,7 +6,7 @@ use soulbox_api::RateLimits;
 use crate::fixture::{Answer, Fixture, OTHER_KEY, fixture, start_limited};
 
 const LIMITS: &str = "{\"GET /v2/sandboxes\": {\"rate\": 1, \"burst\": 2, \"period_s\": 3600}, \
-    \"GET /snapshots\": {\"rate\": 1, \"burst\": 1, \"period_s\": 3600}}";
+    \"GET /volumes\": {\"rate\": 1, \"burst\": 1, \"period_s\": 3600}}";
 
 async fn limited() -> Fixture {
     let first = fixture().await;
@@ -62,7 +62,7 @@ async fn more_than_the_burst_waits() {
 #[tokio::test]
 async fn routes_to_come_are_counted_too() {
     let server = limited().await;
-    let answer = server.get("/snapshots").await.status(501);
+    let answer = server.get("/volumes").await.status(501);
     assert_eq!(left(&answer), (Some("1"), Some("0")));
-    server.get("/snapshots").await.status(429);
+    server.get("/volumes").await.status(429);
 }
