@@ -182,7 +182,7 @@ def test_a_daemon_that_answers_badly(server, neighbour, what):
         with Impostor(inside(server, sandbox), ANSWERS[what]) as impostor:
             started = time.monotonic()
             with pytest.raises(Exception) as raised:
-                sandbox.commands.run("echo asked", timeout=3, request_timeout=3)
+                sandbox.commands.run("echo asked", timeout=2, request_timeout=2)
             assert time.monotonic() - started < 20
             assert not isinstance(raised.value, CommandExitException) or raised.value.stdout in ("", "others"), raised.value
             assert any(b"/process.Process/Start" in request for request in impostor.requests), "the control: it was asked"
