@@ -222,6 +222,25 @@ def test_uploads_that_are_reset(front, victim):
     until("envd has let go", lambda: int(victim.commands.run(inside, user="root").stdout) < 60, 30)
 
 
+def test_clients_that_close_their_half(front, victim):
+    """Whoever has said its last word is answered or let go, and so is what it followed; the program that it started goes on."""
+    message = json.dumps({"process": {"cmd": "/bin/sleep", "args": ["7070"]}, "stdin": False}).encode()
+    started = head(victim, "POST", "/process.Process/Start", Content_Type="application/connect+json", Content_Length=str(5 + len(message)))
+    started += b"\r\n" + struct.pack(">BI", 0, len(message)) + message
+    for request, status in [(head(victim, "GET", "/health") + b"\r\n", b"204"), (started, b"200")] * 10:
+        connection = front.connect()
+        connection.sendall(request)
+        if status == b"200":
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.shutdown(socket.SHUT_WR)
+        received = closed(connection)
+        assert status == b"200" or received == b"" or received.split()[1] == status, received
+        connection.close()
+    inside = "ls /proc/$(pgrep -x soulbox-envd)/fd | wc -l"
+    until("envd has let go", lambda: int(victim.commands.run(inside, user="root").stdout) < 60, 30)
+    assert sum(process.args == ["7070"] for process in victim.commands.list()) == 10
+
+
 def test_slow_readers_and_writers(front, victim):
     victim.commands.run("head -c 100M /dev/zero > /tmp/big")
     before = front.resident()
