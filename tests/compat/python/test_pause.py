@@ -9,7 +9,16 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from conftest import TEMPLATE, api, through_ingress
-from e2b import AsyncSandbox, Sandbox, SandboxException, SandboxNotFoundException, SandboxQuery, SandboxState
+from e2b import (
+    AsyncSandbox,
+    InvalidArgumentException,
+    Sandbox,
+    SandboxException,
+    SandboxNotFoundException,
+    SandboxQuery,
+    SandboxState,
+)
+from generation import OLD
 
 UNKNOWN = "iaaaaaaaaaaaaaaaaaaaa"
 COUNTER = """
@@ -380,3 +389,159 @@ def test_asynchronously_too():
             await sandbox.kill()
 
     asyncio.run(rounds())
+
+
+def test_cp_033_a_file_system_pause_by_itself():
+    body = {"templateID": TEMPLATE, "timeout": 60, "autoPause": True, "autoPauseMemory": False}
+    answer = post("/v2/sandboxes", body)
+    assert answer.status == 201
+    sandbox_id = json.loads(answer.body)["sandboxID"]
+    assert post(f"/sandboxes/{sandbox_id}/timeout", {"timeout": 0}).status == 204
+    wait_for("paused", sandbox_id)
+    end = time.monotonic() + 30
+    while "pauseMode" not in detail(sandbox_id):
+        assert time.monotonic() < end, "the pause does not come to its end"
+        time.sleep(0.1)
+    assert detail(sandbox_id)["pauseMode"] == "filesystem"
+    assert api("DELETE", f"/sandboxes/{sandbox_id}").status == 204
+
+
+def test_cp_050_lists_by_state(own):
+    running, paused = own(metadata={"mark": "cp050"}), own(metadata={"mark": "cp050"})
+    paused.pause()
+    query = "/v2/sandboxes?metadata=mark%3Dcp050&state="
+    only = api("GET", query + "paused")
+    assert [item["sandboxID"] for item in json.loads(only.body)] == [paused.sandbox_id]
+    assert "x-total-running" not in only.headers
+    both = api("GET", query + "running,paused")
+    assert {item["sandboxID"] for item in json.loads(both.body)} == {running.sandbox_id, paused.sandbox_id}
+    assert both.headers["x-total-running"] == "1"
+
+
+def test_cp_062_a_paused_one_has_no_timeout(own):
+    sandbox = own()
+    sandbox.pause()
+    assert post(f"/sandboxes/{sandbox.sandbox_id}/timeout", {"timeout": 60}).status == 404
+
+
+def test_cp_075_a_connect_only_extends(own):
+    sandbox = own(timeout=60)
+    connect = f"/v2/sandboxes/{sandbox.sandbox_id}/connect"
+    assert post(connect, {"timeout": 600}).status == 200
+    end = detail(sandbox.sandbox_id)["endAt"]
+    assert post(connect, {"timeout": 30}).status == 200
+    assert detail(sandbox.sandbox_id)["endAt"] == end
+
+
+def test_cp_076_a_connect_resumes_with_memory(own):
+    sandbox = own()
+    counting(sandbox)
+    sandbox.pause()
+    answer = post(f"/v2/sandboxes/{sandbox.sandbox_id}/connect")
+    assert answer.status == 201
+    assert json.loads(answer.body)["envdAccessToken"] == detail(sandbox.sandbox_id)["envdAccessToken"]
+    assert count(sandbox.sandbox_id) > 0
+
+
+def test_cp_077_connects_that_cannot_be():
+    for path, body, status in [
+        (f"/sandboxes/{UNKNOWN}/connect", {"timeout": 10**6}, 400),
+        (f"/sandboxes/{UNKNOWN}/connect", {}, 400),
+        (f"/sandboxes/{UNKNOWN}/connect", {"timeout": 60}, 404),
+        (f"/v2/sandboxes/{UNKNOWN}/connect", {}, 404),
+    ]:
+        assert post(path, body).status == status, (path, body)
+
+
+def test_cp_078_connects_at_once_are_usable_at_once(own):
+    sandbox = own()
+    sandbox.pause()
+
+    def connect(_) -> str:
+        return Sandbox.connect(sandbox.sandbox_id, timeout=60).commands.run("echo usable").stdout
+
+    with ThreadPoolExecutor(5) as pool:
+        assert list(pool.map(connect, range(5))) == ["usable\n"] * 5
+
+
+def test_cp_087_a_name_is_given_anew(own):
+    sandbox, name = own(), f"again{os.getpid()}"
+    for content in ("first", "second"):
+        sandbox.files.write("/home/user/content", content)
+        sandbox.create_snapshot(name=name)
+        with Sandbox.create(name, timeout=60) as child:
+            assert child.files.read("/home/user/content") == content
+    assert api("DELETE", f"/templates/{name}").status == 204
+
+
+def test_cp_090_one_snapshot_at_a_time(own):
+    sandbox = own()
+    snapshots = f"/sandboxes/{sandbox.sandbox_id}/snapshots"
+    with ThreadPoolExecutor(5) as pool:
+        made = [pool.submit(post, snapshots) for _ in range(4)]
+        time.sleep(0.02)
+        paused = pool.submit(post, f"/sandboxes/{sandbox.sandbox_id}/pause")
+        answers = [each.result() for each in made]
+    assert {answer.status for answer in answers} <= {201, 409} and any(answer.status == 201 for answer in answers), answers
+    assert paused.result().status == 204
+    for answer in answers:
+        if answer.status == 201:
+            template = json.loads(answer.body)["snapshotID"].split(":")[0]
+            assert api("DELETE", f"/templates/{template}").status == 204
+
+
+def test_cp_099_where_it_may_connect_to_is_kept(own):
+    sandbox = own(allow_internet_access=False)
+    sandbox.pause()
+    assert detail(sandbox.sandbox_id)["allowInternetAccess"] is False
+    assert api("PUT", f"/sandboxes/{sandbox.sandbox_id}/network", b"{}").status == 409
+    again = Sandbox.connect(sandbox.sandbox_id)
+    assert detail(sandbox.sandbox_id)["allowInternetAccess"] is False
+    blocked = again.commands.run("timeout 5 bash -c 'exec 3<>/dev/tcp/1.1.1.1/80'; echo $?").stdout
+    assert blocked.strip() != "0"
+
+
+def test_envd_029_paused_is_not_running(own):
+    sandbox = own()
+    assert sandbox.is_running()
+    sandbox.pause()
+    assert not sandbox.is_running()
+    assert Sandbox.connect(sandbox.sandbox_id).is_running()
+
+
+def test_envd_153_what_a_pause_keeps(own):
+    sandbox = own(envs={"COLOUR": "green"})
+    pid = counting(sandbox)
+    sandbox.pause()
+    again = Sandbox.connect(sandbox.sandbox_id)
+    assert any(process.pid == pid for process in again.commands.list())
+    assert again.commands.run("echo $COLOUR; whoami").stdout == "green\nuser\n"
+    assert post(f"/sandboxes/{sandbox.sandbox_id}/pause", {"memory": False}).status == 204
+    booted = Sandbox.connect(sandbox.sandbox_id)
+    assert all(process.pid != pid for process in booted.commands.list())
+    assert booted.commands.run("whoami").stdout == "user\n"
+
+
+def test_sdk_02_a_connect_to_a_paused_one_is_201(own):
+    sandbox = own()
+    sandbox.pause()
+    assert api("POST", f"/v2/sandboxes/{sandbox.sandbox_id}/connect").status == 201
+    assert api("POST", f"/v2/sandboxes/{sandbox.sandbox_id}/connect").status == 200
+
+
+def test_sdk_11_the_mode_of_a_pause(own):
+    sandbox = own()
+    sandbox.pause()
+    assert sandbox.get_info().state == SandboxState.PAUSED, "the package understands the answer"
+    assert detail(sandbox.sandbox_id)["pauseMode"] == "full"
+
+
+def test_sdk_12_a_fork_needs_no_arguments(own):
+    sandbox = own()
+    (fork,) = sandbox.fork()
+    assert fork.commands.run("echo fork").stdout == "fork\n"
+    fork.kill()
+    if not OLD:
+        with pytest.raises(InvalidArgumentException):
+            sandbox.fork(count=21)
+    assert post(f"/sandboxes/{sandbox.sandbox_id}/fork", {"count": 101}).status == 400
