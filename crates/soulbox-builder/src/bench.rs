@@ -42,9 +42,11 @@ pub enum BenchError {
     Failed(String),
 }
 
-/// What a program wrote.
+/// What is heard of a program while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
+    /// It runs; comes first.
+    Started,
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
 }

@@ -39,6 +39,8 @@ const MOST_DISK: MiB = MiB(25_000);
 pub struct Steps {
     benches: Arc<dyn Benches>,
     policy: ImagePolicy,
+    /// Of the daemon in sandboxes of finished builds.
+    envd_version: String,
     /// Sandboxes of builds that run at once.
     sandboxes: Semaphore,
     /// Layers that are being made, so that builds that need the same one wait for it.
@@ -71,10 +73,16 @@ struct Place<'a> {
 impl Steps {
     /// At most `sandboxes` of all builds together run at once.
     #[must_use]
-    pub fn new(benches: Arc<dyn Benches>, policy: ImagePolicy, sandboxes: usize) -> Self {
+    pub fn new(
+        benches: Arc<dyn Benches>,
+        policy: ImagePolicy,
+        envd_version: &str,
+        sandboxes: usize,
+    ) -> Self {
         Self {
             benches,
             policy,
+            envd_version: envd_version.to_owned(),
             sandboxes: Semaphore::new(sandboxes),
             making: Mutex::default(),
         }
@@ -447,6 +455,7 @@ impl<'a> Build<'a> {
             let (lines, is_error) = match &output {
                 Output::Stdout(bytes) => (out.push(bytes), false),
                 Output::Stderr(bytes) => (err.push(bytes), true),
+                Output::Started => continue,
             };
             for line in lines {
                 self.line(place, who, &line, is_error, &mut tail).await;
@@ -542,8 +551,7 @@ impl<'a> Build<'a> {
             env: self.context.env.clone(),
             start_command: self.start_command.clone(),
             ready_command: self.ready_command.clone(),
-            // Control says which one it is.
-            envd_version: String::new(),
+            envd_version: self.steps.envd_version.clone(),
             disk_mib: self.limits.disk.0,
         };
         let known = KnownBuild {

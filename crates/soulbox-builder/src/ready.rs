@@ -4,7 +4,7 @@ use std::future::pending;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::bench::{BenchError, Command, Guest, Output};
@@ -43,11 +43,27 @@ pub async fn until_ready(
     settle: Duration,
     output: mpsc::Sender<Output>,
 ) -> Result<(), ReadyError> {
+    let (began, has_begun) = oneshot::channel();
+    let mut began = Some(began);
     let starting = async {
         let Some(start) = start else {
             return pending().await;
         };
-        match guest.run(start, output).await {
+        let (heard, mut hear) = mpsc::channel(16);
+        let passing = async {
+            while let Some(written) = hear.recv().await {
+                if written == Output::Started
+                    && let Some(began) = began.take()
+                {
+                    // Nobody waits for it any more when it is over already.
+                    let _ = began.send(());
+                }
+                // Whoever does not listen still wants to know how it ends.
+                drop(output.send(written).await);
+            }
+        };
+        let (ended, ()) = tokio::join!(guest.run(start, heard), passing);
+        match ended {
             Ok(exit) if exit.code == 0 => pending().await,
             Ok(exit) => ReadyError::StartEnded {
                 command: start.text.clone(),
@@ -60,6 +76,10 @@ pub async fn until_ready(
         }
     };
     let waiting = async {
+        // A ready command that is true at once says nothing of a program that was not started yet. Without a word of a start, its end tells.
+        if start.is_some() && has_begun.await.is_err() {
+            return pending().await;
+        }
         match ready {
             Some(ready) => poll(guest, ready, pace).await,
             None if start.is_some() => {

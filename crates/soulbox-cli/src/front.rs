@@ -12,6 +12,7 @@ mod hosts;
 mod locate;
 mod records;
 mod seccomp;
+mod startup;
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
@@ -168,6 +169,7 @@ async fn run(
     control.set_builder(Arc::new(Steps::new(
         benches.clone(),
         ImagePolicy::Alias,
+        soulbox_envd_proto::ENVD_VERSION,
         BUILD_SANDBOXES,
     )));
     let credentials = Credentials {

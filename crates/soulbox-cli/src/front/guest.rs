@@ -49,6 +49,7 @@ struct Message {
 
 #[derive(Deserialize)]
 struct Event {
+    start: Option<serde::de::IgnoredAny>,
     data: Option<Data>,
     end: Option<End>,
 }
@@ -277,6 +278,9 @@ fn take(flags: u8, message: &[u8]) -> Result<Taken, BenchError> {
             status: end.status,
         }));
     }
+    if event.start.is_some() {
+        return Ok(Taken::Output(Output::Started));
+    }
     let bytes = |text: &str| {
         BASE64
             .decode(text)
@@ -347,12 +351,10 @@ mod tests {
         // Zero is left out.
         let end = br#"{"event":{"end":{"exited":true,"status":"exit status 0"}}}"#;
         assert!(matches!(take(0, end), Ok(Taken::Exit(exit)) if exit.code == 0));
-        for nothing in [
-            r#"{"event":{"keepalive":{}}}"#,
-            r#"{"event":{"start":{"pid":7}}}"#,
-        ] {
-            assert!(matches!(take(0, nothing.as_bytes()), Ok(Taken::Nothing)));
-        }
+        let start = take(0, br#"{"event":{"start":{"pid":7}}}"#);
+        assert!(matches!(start, Ok(Taken::Output(Output::Started))));
+        let nothing = take(0, br#"{"event":{"keepalive":{}}}"#);
+        assert!(matches!(nothing, Ok(Taken::Nothing)));
         assert!(matches!(take(LAST, b"{}"), Ok(Taken::Last)));
         let refusal = br#"{"error":{"code":"unauthenticated","message":"invalid username: 'x'"}}"#;
         let expected = "command failed: unauthenticated: invalid username: 'x'";

@@ -18,6 +18,7 @@ use soulbox_wire::host::{self, HostErrorKind, Reply, Request as HostRequest};
 use tokio::net::TcpStream;
 
 use super::daemon_log;
+use super::startup::Startups;
 use crate::rpc::{Client, RpcError};
 
 /// How long envd may take to answer `/init`.
@@ -32,11 +33,13 @@ pub(super) struct RpcHosts {
     client: Client,
     /// Set once, right after control was made: the proxy needs control to find sandboxes.
     ingress: OnceLock<Ingress>,
+    startups: Startups,
 }
 
 impl RpcHosts {
     pub(super) fn new(client: Client) -> Self {
         Self {
+            startups: Startups::new(client.clone()),
             client,
             ingress: OnceLock::new(),
         }
@@ -94,6 +97,11 @@ impl Hosts for RpcHosts {
         );
         match initialised.await {
             Ok(Ok(upstream)) => {
+                // Programs that are restored run already.
+                if sandbox.snapshot.as_ref().is_none_or(|it| !it.memory) {
+                    let started = self.startups.start(sandbox).await;
+                    started.map_err(HostFailure::Init)?;
+                }
                 if let Some(ingress) = self.ingress.get() {
                     ingress.park(&sandbox.sandbox_id, ENVD_PORT, upstream);
                 }
