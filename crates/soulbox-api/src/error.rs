@@ -290,7 +290,7 @@ fn sandbox(error: &SandboxError) -> ApiError {
             conflict(format!("Sandbox {sandbox_id} is already running"))
         }
         SandboxError::BeingPaused { sandbox_id } => conflict(format!(
-            "Sandbox '{sandbox_id}' cannot be changed while in 'pausing' state"
+            "Sandbox '{sandbox_id}' cannot be changed while it is paused or about to be"
         )),
         SandboxError::IsPaused { sandbox_id } => conflict(format!(
             "Sandbox '{sandbox_id}' is paused and cannot be forked; resume it first"

@@ -8,8 +8,9 @@ use soulbox_types::{Cidr, Egress, SandboxId, SandboxState};
 use crate::control::{Control, missing};
 use crate::error::SandboxError;
 use crate::hosts::HostFailure;
+use crate::pauses::is_resting;
 use crate::registry::Handle;
-use crate::store::TeamRow;
+use crate::store::{SandboxRow, TeamRow};
 
 /// The most entries of one list.
 const MAX_ENTRIES: usize = 256;
@@ -138,7 +139,22 @@ impl Control {
         network: Network,
     ) -> Result<(), SandboxError> {
         self.catch_up(id).await?;
-        let turn = self.running(team, id)?.network_turn;
+        let turn = match self.running(team, id) {
+            Ok(handle) => handle.network_turn,
+            Err(missing) => {
+                let paused = |row: &SandboxRow| {
+                    row.team_id == team.team_id && is_resting(row.progress.state)
+                };
+                let row = self.store().sandbox(id).await?;
+                return Err(if row.as_ref().is_some_and(paused) {
+                    SandboxError::BeingPaused {
+                        sandbox_id: id.clone(),
+                    }
+                } else {
+                    missing
+                });
+            }
+        };
         let _turn = turn.lock().await;
         // As it is now that the turn has come.
         let handle = self.running(team, id)?;

@@ -378,7 +378,7 @@ fn being_killed(id: &SandboxId) -> SandboxError {
     }
 }
 
-fn is_resting(state: SandboxState) -> bool {
+pub(crate) fn is_resting(state: SandboxState) -> bool {
     matches!(
         state,
         SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming
