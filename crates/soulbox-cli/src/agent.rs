@@ -275,6 +275,14 @@ impl Agent {
     }
 }
 
+/// The folder of the guest programs below a data directory, unpacked.
+///
+/// # Errors
+/// This build carries none, or the file system's.
+pub fn unpack_guests(data: &std::path::Path) -> Result<PathBuf, Failure> {
+    guests::unpack(data).map(|guests| guests.directory)
+}
+
 fn failure(doing: &'static str) -> impl FnOnce(anyhow::Error) -> Failure {
     move |error| Failure::new(error.context(format!("failed to {doing}")))
 }

@@ -1,10 +1,11 @@
 //! `soulbox doctor`: what this host can and cannot do, and the command that mends each gap.
 //!
-//! What can be tried is tried (a pool, an ID-mapped overlay, nftables, a veth pair), since a version number or a module list
+//! What can be tried is tried (a pool, an ID-mapped overlay, nftables, a veth pair, a sandbox that is saved and goes on), since a version number or a module list
 //! tells little in a container. Nothing of it stays.
 
 mod checks;
 mod probe;
+mod saving;
 mod sweep;
 
 use std::io::Write;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::Installation;
+use crate::criu;
 use crate::failure::Failure;
 
 /// Say what this host can and cannot do, and what mends each gap
@@ -23,6 +25,9 @@ pub struct Arguments {
     /// One JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Unpack CRIU first, if there is none: some 10 MB of Debian packages, to /opt/soulbox/criu
+    #[arg(long, conflicts_with = "sweep")]
+    fix: bool,
     /// List instead what a crashed server of the data directory has left on this host
     #[arg(long)]
     sweep: bool,
@@ -95,6 +100,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     if arguments.sweep {
         print(&sweep::run(&settings, arguments.yes, arguments.json)?)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.fix {
+        criu::unpack(settings.criu.as_deref())?;
     }
     let checks = checks::all(&settings);
     let ok = checks

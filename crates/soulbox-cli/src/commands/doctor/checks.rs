@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::statvfs;
 
-use super::{Check, Found, probe};
+use super::{Check, Found, probe, saving};
 use crate::settings::Settings;
 
 /// The oldest kernel whose interfaces the runtime uses: overlay layers by descriptor came with 6.13, mounts on detached mounts with 6.15.
@@ -104,11 +104,12 @@ pub(super) fn all(settings: &Settings) -> Vec<Check> {
         program("mmdebstrap", "apt-get install mmdebstrap"),
     ));
     checks.push(Check::optional(
-        "criu",
-        program(
-            "criu",
-            "install CRIU 4.2 or newer; pausing with memory needs it",
-        ),
+        "pause with memory",
+        if is_root {
+            saving::processes(settings.criu.as_deref())
+        } else {
+            probe::needs_root()
+        },
     ));
     checks
 }

@@ -16,7 +16,7 @@ use super::Found;
 use crate::failure::chain;
 
 /// Enough for btrfs, and quickly allocated.
-const POOL_SIZE: MiB = MiB(256);
+pub(super) const POOL_SIZE: MiB = MiB(256);
 /// A helper program that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -236,7 +236,7 @@ fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
 }
 
 /// A pool that is unmounted at the end.
-struct Mounted(BtrfsPool);
+pub(super) struct Mounted(pub(super) BtrfsPool);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
