@@ -28,6 +28,8 @@ import termios
 import time
 
 os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+# Else plotly asks for a browser, or leaves out the figure's own format.
+os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+notebook")
 
 from IPython.core import async_helpers
 from IPython.core.displayhook import DisplayHook

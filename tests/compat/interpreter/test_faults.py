@@ -37,7 +37,7 @@ def test_ci_053_bash_keeps_its_state(sandbox):
 def test_ci_057_the_server_is_killed(own):
     sandbox = own()
     sandbox.run_code("x = 1")
-    sandbox.commands.run("kill -9 $(pgrep -f lib/soulbox/interpreter)", user="root")
+    sandbox.commands.run("kill -9 $(pgrep -f lib/soulbox/[i]nterpreter)", user="root")
     assert until_it_answers(sandbox, 5 * 5) < 5 * 5
     languages = [each.language for each in sandbox.list_code_contexts()]
     assert languages[:2] == ["python", "javascript"]
@@ -57,7 +57,7 @@ def test_ci_063_contexts_leave_nothing(own):
     sandbox = own()
     port = Port(sandbox)
     sandbox.run_code("1")
-    count = "ls /proc | grep -c '^[0-9]'; ls /proc/$(pgrep -f lib/soulbox/interpreter)/fd | wc -l; ls -R /run /tmp | wc -l"
+    count = "ls /proc | grep -c '^[0-9]'; ls /proc/$(pgrep -f lib/soulbox/[i]nterpreter)/fd | wc -l; ls -R /run /tmp | wc -l"
     before = sandbox.commands.run(count, user="root").stdout
     for _ in range(50):
         made = json.loads(port.ask("POST", "/contexts", {})[2])["id"]
