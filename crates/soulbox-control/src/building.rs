@@ -428,13 +428,14 @@ impl Control {
 
     /// Writes the lines of a build until nobody can tell any more.
     async fn write_lines(&self, build_id: &BuildId, mut lines: mpsc::Receiver<BuildLogLine>) {
-        let mut kept = 0;
+        let mut room = MOST_LINES;
+        let mut full = false;
         let mut batch = Vec::new();
         while lines.recv_many(&mut batch, LINES_AT_ONCE).await > 0 {
-            if kept >= MOST_LINES {
-                // How it ended is always told.
-                batch.retain(|line| line.step.is_none());
-            } else if kept + batch.len() > MOST_LINES {
+            let beyond = batch.split_off(room.min(batch.len()));
+            room -= batch.len();
+            if !beyond.is_empty() && !full {
+                full = true;
                 batch.push(BuildLogLine {
                     at: clock::wall(),
                     level: LogLevel::Warn,
@@ -442,13 +443,16 @@ impl Control {
                     message: format!("more than {MOST_LINES} lines, the rest is not kept"),
                 });
             }
-            kept += batch.len();
+            // What belongs to no step is little, and says how it ended.
+            batch.extend(beyond.into_iter().filter(|line| line.step.is_none()));
             if let Err(error) = self.store().add_build_lines(build_id, &batch).await {
                 warn!(%build_id, error = %crate::chain(&error), "lines of a build are lost");
             }
             batch.clear();
-            // What comes in the meantime goes together.
-            tokio::time::sleep(COLLECT).await;
+            // What comes in the meantime goes together; a build that tells more than that is not held up.
+            if lines.len() < LINES_AT_ONCE {
+                tokio::time::sleep(COLLECT).await;
+            }
         }
     }
 

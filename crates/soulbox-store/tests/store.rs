@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, Change, IdempotencyClaim, KeyKind,
-    KeyRow, Lifecycle, Network, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow,
-    Spawns, Store, Swap, TeamRow, TemplateRow,
+    KeyRow, Lifecycle, Network, Progress, Reservation, SandboxRow, Spawns, Store, Swap, TeamRow,
+    TemplateRow,
 };
 use soulbox_store::{OpenError, PostgresStore, SqliteStore, postgres_options};
 use soulbox_types::{

@@ -397,6 +397,31 @@ async fn a_build_goes_from_waiting_to_ready_with_its_log() {
 }
 
 #[tokio::test]
+async fn the_log_of_a_build_has_an_end() {
+    let mut built = with_builder(fixture().await);
+    let of = built.request("t1").await;
+    let given = built.start(&of, json!({"fromImage": "a"})).await;
+    for number in 1..=20_500 {
+        let text = format!("line {number}");
+        given.reporter.log(LogLevel::Info, Some("1"), text).await;
+    }
+    given.end.send(Ok(finished())).expect("it waits");
+    assert_eq!(built.ended(&of).await["status"], "ready");
+    let last = built.status(&of, "?logsOffset=19999").await;
+    let last = last["logEntries"].as_array().expect("a list").clone();
+    let texts: Vec<_> = last
+        .iter()
+        .filter_map(|it| it["message"].as_str())
+        .collect();
+    assert_eq!(texts.len(), 3, "{texts:?}");
+    assert_eq!(
+        texts[..2],
+        ["line 19999", "more than 20000 lines, the rest is not kept"]
+    );
+    assert!(texts[2].starts_with("Build finished, took "), "{texts:?}");
+}
+
+#[tokio::test]
 async fn a_failure_names_its_step_and_the_old_build_stays() {
     let mut built = with_builder(fixture().await);
     let good = built.ready("t1").await;
