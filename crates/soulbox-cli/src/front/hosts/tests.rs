@@ -43,6 +43,8 @@ impl Handler for Agent {
                     vec![socket.into()],
                 )
             }
+            // A build that starts nothing.
+            HostRequest::Build { .. } => (Ok(Reply::Templates(Vec::new())), Vec::new()),
             HostRequest::Create(_) => (refused(HostErrorKind::NoCapacity), Vec::new()),
             HostRequest::Kill { epoch: 1, .. } => (Ok(Reply::Done), Vec::new()),
             HostRequest::Kill { .. } => (refused(HostErrorKind::StaleEpoch), Vec::new()),
