@@ -17,7 +17,8 @@ def test_ci_024_a_timeout_interrupts(sandbox):
     start = time.monotonic()
     with pytest.raises(TimeoutException):
         sandbox.run_code("import time; time.sleep(300)", timeout=3)
-    assert 2.9 <= time.monotonic() - start < 6
+    # Five times the figure.
+    assert 2.9 <= time.monotonic() - start < 4 * 5
     start = time.monotonic()
     assert sandbox.run_code("1+1").text == "2"
     assert time.monotonic() - start < 2 * 5
