@@ -41,7 +41,7 @@ def test_no_more_connections_than_the_cap(net, server, kind):
     with Sandbox.create("base", timeout=120) as greedy, Sandbox.create("base", timeout=120) as neighbour:
         assert reaches_out(greedy), "the control"
         # The one before may still be tracked.
-        assert CAP - 1 <= opened(greedy, kind, 3 * CAP) <= CAP
+        assert CAP - 1 <= opened(greedy, kind, 2 * CAP) <= CAP
         assert tracked(net, server) <= CAP + 2
         assert not reaches_out(greedy)
         # With a reset, not with silence.
