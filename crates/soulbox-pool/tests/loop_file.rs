@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use soulbox_pool::{
-    Backing, BtrfsPool, Growth, Inherited, LayerDigest, Pool, PoolError, PoolOptions, Quota, SnapshotPool,
-    TemplateManifest,
+    Backing, BtrfsPool, Growth, Inherited, LayerDigest, Pool, PoolError, PoolOptions, Quota,
+    SnapshotPool, TemplateManifest,
 };
 use soulbox_types::MiB;
 
