@@ -1,0 +1,244 @@
+"""Builds of templates by the official builder: steps, files, contexts, the cache, what fails and how it says so.
+
+Every template is of one test alone and deleted after it. The base is `base`, by its image's name or as a template.
+"""
+
+import uuid
+
+import pytest
+from conftest import api
+from e2b import Sandbox, Template
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """A context folder of this test alone: the builder reads files relative to it."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Builds a template: `build(lambda t: t.run_cmd("..."))` gives its name and the lines of its log."""
+    names = []
+
+    def make(steps, name: str | None = None, base: str | None = None, **more) -> tuple[str, list[str]]:
+        name = name or f"b-{uuid.uuid4().hex[:12]}"
+        names.append(name)
+        builder = Template(file_context_path=str(tmp_path))
+        begun = builder.from_template(base) if base else builder.from_image("e2bdev/base")
+        lines = []
+        Template.build(steps(begun), name, on_build_logs=lambda entry: lines.append(entry.message), **more)
+        return name, lines
+
+    yield make
+    for name in dict.fromkeys(names):
+        api("DELETE", f"/templates/{name}")
+
+
+def fails(build, steps, **more) -> str:
+    with pytest.raises(Exception) as raised:
+        build(steps, **more)
+    return str(raised.value)
+
+
+def inside(name: str, command: str, **more) -> str:
+    with Sandbox.create(name, timeout=120) as sandbox:
+        return sandbox.commands.run(command, **more).stdout.strip()
+
+
+def test_who_runs_a_step_and_where(build):
+    name, lines = build(lambda t: t.run_cmd("id -un; pwd; id -u; sudo id -u; ls -a ~ > ~/listing"))
+    said = [line.rsplit("[stdout]: ", 1)[1] for line in lines if "[stdout]: " in line]
+    assert said[0] == "user" and said[1] == "/home/user" and int(said[2]) >= 1000 and said[3] == "0", said
+    assert ".bashrc" in inside(name, "cat ~/listing")
+
+
+def test_a_user_for_one_step(build):
+    name, _ = build(lambda t: t.run_cmd("id -un > /root.txt", user="root").run_cmd("id -un > ~/user.txt"))
+    assert inside(name, "cat /root.txt ~/user.txt") == "root\nuser"
+    message = fails(build, lambda t: t.run_cmd("whoami", user="root123"))
+    assert "failed to run command 'whoami': command failed: unauthenticated: invalid username: 'root123'" in message
+
+
+def test_contexts_last(build):
+    name, lines = build(
+        lambda t: t.set_envs({"KEPT": "value"})
+        .set_workdir("/srv/app")
+        .run_cmd('echo "$KEPT in $(pwd)"')
+        .set_user("worker")
+        .run_cmd("id -un > /tmp/who")
+    )
+    assert any(line.endswith("[stdout]: value in /srv/app") for line in lines), lines
+    assert inside(name, "cat /tmp/who; id -un; pwd; echo [$KEPT]") == "worker\nworker\n/srv/app\n[]"
+
+
+def test_variables_are_expanded_and_commands_are_not(build):
+    _, lines = build(
+        lambda t: t.set_envs({"A": "one"})
+        .set_envs({"PATH": "$PATH:/x", "LITERAL": "$(id)`id`", "B": "$A-two"})
+        .run_cmd('echo "$PATH"; echo "$LITERAL"; echo "$B"; ls / > /dev/null')
+    )
+    said = [line.rsplit("[stdout]: ", 1)[1] for line in lines if "[stdout]: " in line]
+    assert "/usr/bin" in said[0] and "/x" in said[0].split(":"), said
+    assert said[1:3] == ["$(id)`id`", "one-two"], said
+
+
+def test_the_cache_ends_where_something_changed(build):
+    mark = uuid.uuid4().hex
+
+    def steps(last):
+        return lambda t: t.run_cmd(f"echo {mark} > ~/one").run_cmd("cat ~/one > ~/two").run_cmd(last)
+
+    name, first = build(steps("echo a > ~/three"))
+    _, again = build(steps("echo a > ~/three"), name)
+    _, changed = build(steps("echo b > ~/three"), name)
+
+    def cached(lines):
+        return [line.startswith("CACHED ") for line in lines if "[builder " in line and "RUN" in line]
+
+    assert cached(first) == [False] * 3, first
+    assert cached(again) == [True] * 3, again
+    assert cached(changed) == [True, True, False], changed
+    assert inside(name, "cat ~/two ~/three") == f"{mark}\nb"
+
+
+def test_skipping_the_cache(build):
+    step = f"date +%N > ~/when; true {uuid.uuid4().hex}"
+    name, _ = build(lambda t: t.run_cmd("true 1").run_cmd(step))
+    before = inside(name, "cat ~/when")
+    _, lines = build(lambda t: t.run_cmd("true 1").skip_cache().run_cmd(step), name)
+    assert [line.startswith("CACHED ") for line in lines if " RUN " in line] == [True, False], lines
+    assert inside(name, "cat ~/when") != before
+
+
+def test_copies(build, tmp_path):
+    (tmp_path / "tree/sub").mkdir(parents=True)
+    (tmp_path / "tree/sub/.dot").write_text("dot")
+    (tmp_path / "tree/a.txt").write_text("a")
+    (tmp_path / "tree/absolute").symlink_to("/etc/hostname")
+    (tmp_path / "tree/relative").symlink_to("a.txt")
+    (tmp_path / "one.txt").write_text("one")
+    (tmp_path / "tool").write_text("#!/bin/sh\necho ran\n")
+    name, _ = build(
+        lambda t: t.run_cmd("mkdir -p ~/merged && echo kept > ~/merged/kept && echo old > ~/merged/a.txt")
+        .copy("tree", "merged")
+        .copy("one.txt", "folder/")
+        .copy("one.txt", "/tmp/renamed")
+        .copy("one.txt", "merged")
+        .copy("tool", "/usr/local/bin/tool", user="root", mode=0o755)
+    )
+    seen = inside(
+        name,
+        "cd ~/merged && cat kept a.txt one.txt sub/.dot ../folder/one.txt /tmp/renamed; echo; tool; "
+        "readlink absolute relative; stat -c '%U %a' /usr/local/bin/tool a.txt",
+    )
+    assert seen == "kept\naonedotoneone\nran\n/etc/hostname\na.txt\nroot 755\nuser 644", seen
+
+
+def test_relative_destinations(build, tmp_path):
+    (tmp_path / "f").write_text("x")
+    name, _ = build(lambda t: t.copy("f", "before").set_workdir("/srv").copy("f", "after"))
+    assert inside(name, "ls /home/user/before /srv/after") == "/home/user/before\n/srv/after"
+
+
+def test_a_byte_of_a_copied_file(build, tmp_path):
+    (tmp_path / "f").write_text(uuid.uuid4().hex)
+
+    def steps(t):
+        return t.run_cmd("true before").copy("f", "f").run_cmd("cat f > g")
+
+    name, _ = build(steps)
+    (tmp_path / "f").write_text("other")
+    _, lines = build(steps, name)
+    cached = [line.startswith("CACHED ") for line in lines if " RUN " in line or " COPY " in line]
+    assert cached == [True, False, False], lines
+    assert inside(name, "cat g") == "other"
+
+
+def test_a_template_from_a_template(build):
+    first, _ = build(
+        lambda t: t.set_envs({"HANDED": "down"}).set_workdir("/srv").run_cmd("sudo touch /srv/file")
+    )
+    second, lines = build(lambda t: t.run_cmd('echo "$HANDED"; pwd'), base=first)
+    said = [line.rsplit("[stdout]: ", 1)[1] for line in lines if "[stdout]: " in line]
+    assert said == ["down", "/srv"], lines
+    assert inside(second, "ls /srv") == "file"
+
+
+def test_an_image_that_is_not_there(build):
+    with pytest.raises(Exception) as raised:
+        Template.build(Template().from_image("nobody/nothing:1"), f"b-{uuid.uuid4().hex[:12]}")
+    assert "image 'nobody/nothing:1' not found" in str(raised.value)
+
+
+def test_an_image_that_is_only_near_is_named(build):
+    lines = []
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    Template.build(
+        Template().from_image("ubuntu:22.04").run_cmd("true"),
+        name,
+        on_build_logs=lambda entry: lines.append((entry.level, entry.message)),
+    )
+    api("DELETE", f"/templates/{name}")
+    assert any(level == "warn" and "'ubuntu:22.04' is not in the local store" in text for level, text in lines), lines
+
+
+def test_a_command_that_fails(build):
+    assert "failed to run command 'false': exit status 1" in fails(build, lambda t: t.run_cmd("false"))
+    message = fails(build, lambda t: t.run_cmd("echo the last words >&2; exit 7"))
+    assert "exit status 7" in message and "the last words" in message
+
+
+def test_a_failed_step_is_no_layer(build):
+    """What failed runs again, and what came before it does not."""
+    mark = uuid.uuid4().hex
+    step = f"true {mark}"
+    fails(build, lambda t: t.run_cmd(step).run_cmd(f"test -e /nothing-{mark}"))
+    with pytest.raises(Exception):
+        build(lambda t: t.run_cmd(step).run_cmd(f"test -e /nothing-{mark}"))
+    name, lines = build(lambda t: t.run_cmd(step))
+    assert any(line.startswith("CACHED ") and mark in line for line in lines), lines
+
+
+def test_a_disk_that_is_full_fails_the_step(build):
+    message = fails(build, lambda t: t.run_cmd("head -c 30G /dev/zero > ~/big"))
+    assert "No space left" in message or "quota exceeded" in message, message
+
+
+def test_steps_are_in_no_list_and_leave_nothing(build):
+    before = {one.sandbox_id for one in Sandbox.list().next_items()}
+    build(lambda t: t.run_cmd("sleep 1; touch ~/x").run_cmd("true"))
+    assert {one.sandbox_id for one in Sandbox.list().next_items()} <= before
+
+
+def test_links_and_attributes_survive_layers(build):
+    """Hard links, holes, deletions and file capabilities, over more than one layer."""
+    name, _ = build(
+        lambda t: t.run_cmd("cd && echo x > a && ln a b && truncate -s 1G sparse && mkdir gone && touch gone/f")
+        .run_cmd("cd /home/user && rm -r gone && rm /etc/motd", user="root")
+        .run_cmd("cp /bin/true /usr/local/bin/bound && setcap cap_net_bind_service+ep /usr/local/bin/bound", user="root")
+        .run_cmd("mkdir ~/gone && touch ~/gone/new && printf '\\n' > ~/$'new\\nline'")
+    )
+    seen = inside(
+        name,
+        "cd; stat -c %h a b; du -k sparse | cut -f1; ls gone; test -e /etc/motd || echo removed; "
+        "/usr/sbin/getcap /usr/local/bin/bound; ls -b | grep -c 'new.nline'",
+    )
+    assert seen == "2\n2\n0\nnew\nremoved\n/usr/local/bin/bound cap_net_bind_service=ep\n1", seen
+
+
+def test_a_ready_command_that_gates(build):
+    from e2b import wait_for_port
+
+    start = "cd /tmp && sleep 2 && python3 -m http.server 8123"
+    name, lines = build(lambda t: t.set_start_cmd(start, wait_for_port(8123)))
+    assert "Template is ready" in lines, lines
+    # A sandbox is there when the program answers.
+    assert inside(name, "curl -s -o /dev/null -w '%{http_code}' localhost:8123/") == "200"
+
+
+def test_a_start_command_that_dies(build):
+    message = fails(build, lambda t: t.set_start_cmd("echo cannot >&2; exit 4", "false"))
+    assert "ended before the template was ready: exit status 4" in message and "cannot" in message
