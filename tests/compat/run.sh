@@ -4,7 +4,9 @@
 #
 #   SOULBOX_BINARY, SOULBOX_DATA_DIR   which server, on which data
 #   tests/compat/run.sh [--generation old|latest] [PART...]
-#                                      only these: quickstart tls node python runtimes browser
+#                                      only these: quickstart tls node python runtimes browser; and
+#                                      interpreter, which runs only when named: it needs the template
+#                                      code-interpreter-v1
 #
 # The quickstarts run with both generations of the packages always; the suites with the latest, or with the older one
 # when that is asked for. The runtimes and the browser have the latest only.
@@ -96,6 +98,11 @@ by_url() {
     fi
     if wanted runtimes; then clients "Node 20 and 22, Bun, Deno" runtimes; fi
     if wanted browser; then clients "a browser" browser; fi
+    if [[ " ${parts[*]} " == *" interpreter "* ]]; then
+        part "code interpreter, Python" .cache/venv-interpreter/bin/pytest -q tests/compat/interpreter
+        part "code interpreter, JavaScript" node_script .cache/node-interpreter tests/compat/interpreter/sandbox.test.mjs \
+            --test --test-reporter=spec
+    fi
     server_stop || failed+=("the server did not give everything back")
 }
 
@@ -166,13 +173,13 @@ if [ ${#parts[@]} = 0 ] && [ "$generation" = old ]; then parts=(quickstart tls n
 for named in "${parts[@]}"; do
     case $named in
     quickstart | tls | node | python) ;;
-    runtimes | browser) [ "$generation" = latest ] || { echo "error: $named have the latest packages only" >&2; exit 2; } ;;
+    runtimes | browser | interpreter) [ "$generation" = latest ] || { echo "error: $named have the latest packages only" >&2; exit 2; } ;;
     *) echo "error: there is no part $named" >&2; exit 2 ;;
     esac
 done
 mkdir -p "$work"
 if wanted tls; then (trap finish EXIT; by_domain && [ ${#failed[@]} = 0 ]) || failed+=("by E2B_DOMAIN"); fi
-if wanted quickstart || wanted node || wanted python || wanted runtimes || wanted browser; then by_url; fi
+if wanted quickstart || wanted node || wanted python || wanted runtimes || wanted browser || wanted interpreter; then by_url; fi
 
 if grep " $data/" /proc/mounts; then failed+=("something is still mounted in $data"); fi
 if [ ${#failed[@]} -gt 0 ]; then
