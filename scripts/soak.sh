@@ -5,7 +5,7 @@
 #   scripts/soak.sh [PART...]   these parts only, in this order [default: all of them]
 #   scripts/soak.sh --list      what there is
 #
-# Parts, with what an idle machine of two cores needs for each (docs/lifecycle.md):
+# Parts:
 #
 #   simulation  10,000,000 schedules of the simulated world (SOULBOX_SIM_SCHEDULES, SOULBOX_SIM_FIRST)
 #   mutations   each rule of a sandbox's life broken in turn: the simulation must notice

@@ -151,6 +151,8 @@ struct Fed {
     event: Option<Event>,
     refusal: Option<CreateError>,
     unsaved: Option<HostFailure>,
+    /// The host was told of something later than the deadline of this epoch.
+    superseded: Option<Epoch>,
 }
 
 impl From<Event> for Fed {
@@ -159,6 +161,7 @@ impl From<Event> for Fed {
             event: Some(event),
             refusal: None,
             unsaved: None,
+            superseded: None,
         }
     }
 }
@@ -235,6 +238,9 @@ impl Owner {
                         self.refusal.get_or_insert(Refusal::Failed(why));
                     }
                     self.unsaved = fed.unsaved.or(self.unsaved.take());
+                    if let Some(epoch) = fed.superseded {
+                        self.ownership.superseded(epoch);
+                    }
                     if let Some(event) = fed.event {
                         self.feed(event).await;
                     }
@@ -579,6 +585,7 @@ impl Owner {
                 event: Some(event),
                 refusal,
                 unsaved: None,
+                superseded: None,
             }
         };
         self.under_way.push(call.boxed());
@@ -615,6 +622,7 @@ impl Owner {
                 event: Some(event),
                 refusal: None,
                 unsaved,
+                superseded: None,
             }
         };
         self.under_way.push(call.boxed());
@@ -637,6 +645,7 @@ impl Owner {
                 event,
                 refusal: None,
                 unsaved: None,
+                superseded: None,
             }
         };
         self.under_way.push(call.boxed());
@@ -677,6 +686,7 @@ impl Owner {
             let told = hosts.set_deadline(&id, epoch, deadline);
             let answer = timeout(within, told).await.ok();
             let mut event = after_deadline(epoch, answer.as_ref());
+            let superseded = matches!(answer, Some(Err(HostFailure::StaleEpoch))).then_some(epoch);
             if event == Event::Lost
                 && let Ok(Ok(seen)) = timeout(within, look(&*hosts, &id, last)).await
                 && matches!(seen, Event::Looked { pause: Some(_), .. })
@@ -687,7 +697,10 @@ impl Owner {
             if matches!(event, Event::DeadlineFailed { .. }) {
                 warn!(sandbox_id = %id, error = why(answer), "the host did not take the deadline");
             }
-            event.into()
+            Fed {
+                superseded,
+                ..event.into()
+            }
         };
         self.under_way.push(call.boxed());
     }

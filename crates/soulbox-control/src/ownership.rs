@@ -257,6 +257,14 @@ impl Ownership {
         self.queue(effects);
     }
 
+    /// The host has heard of a later decision than the deadline of that epoch. With shared records it may be another server's, which was
+    /// made on top of ours: so ours held until then.
+    pub fn superseded(&mut self, epoch: Epoch) {
+        if self.shared {
+            self.answer_movers(epoch, Answer::DeadlineMoved);
+        }
+    }
+
     /// Somebody wants its end, and hears [`Answer::Killed`].
     pub fn kill(&mut self, now: UnixMillis, cause: DeathCause, ticket: Ticket) {
         self.kills.push(ticket);
@@ -729,5 +737,50 @@ pub fn after_deadline(epoch: Epoch, answer: Option<&Result<(), HostFailure>>) ->
         Some(Ok(())) => Event::DeadlineTaken { epoch },
         Some(Err(HostFailure::NotFound)) => Event::Lost,
         Some(Err(_)) | None => Event::DeadlineFailed { epoch },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1000);
+
+    /// What a caller hears whose deadline is in the row and comes to the host after a later decision.
+    fn told_too_late(shared: bool) -> Vec<Answer> {
+        let row = Progress {
+            state: SandboxState::Running,
+            epoch: Epoch(1),
+            started_at: Some(NOW),
+            deadline: UnixMillis(60_000),
+            ended_at: None,
+            cause: None,
+            pause: None,
+        };
+        let mut ownership = Ownership::resume(Machine::follow(&row, NOW), &row);
+        if shared {
+            ownership = ownership.shared();
+        }
+        let change = DeadlineChange::Set(UnixMillis(90_000));
+        ownership.move_deadline(NOW, change, Ticket(1));
+        let mut answers = Vec::new();
+        while let Some(task) = ownership.next(NOW) {
+            match task {
+                Task::Perform(Effect::Save) => ownership.saved(NOW, Saving::Done),
+                Task::Perform(Effect::HostDeadline { epoch, .. }) => {
+                    ownership.superseded(epoch);
+                    ownership.feed(NOW, Event::DeadlineFailed { epoch });
+                }
+                Task::Perform(_) => {}
+                Task::Answer(_, answer) => answers.push(answer),
+            }
+        }
+        answers
+    }
+
+    #[test]
+    fn a_deadline_on_which_another_server_decided_anew_was_moved() {
+        assert_eq!(told_too_late(true), [Answer::DeadlineMoved]);
+        assert_eq!(told_too_late(false), [Answer::DeadlineUnconfirmed]);
     }
 }
