@@ -99,7 +99,7 @@ def test_the_cache_ends_where_something_changed(build):
     _, changed = build(steps("echo b > ~/three"), name)
 
     def cached(lines):
-        return [line.startswith("CACHED ") for line in lines if "[builder " in line and "RUN" in line]
+        return [line.startswith("CACHED ") for line in lines if "[builder " in line and " RUN " in line]
 
     assert cached(first) == [False] * 3, first
     assert cached(again) == [True] * 3, again
