@@ -46,6 +46,7 @@ pub async fn serve(sqlite: Option<PathBuf>, postgres: Option<String>) -> anyhow:
 
     let app = App {
         control: control.clone(),
+        tls: false,
         domain: None,
         draining: CancellationToken::new(),
         limits: RateLimits::default(),
