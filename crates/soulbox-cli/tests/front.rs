@@ -122,6 +122,7 @@ fn serve(mut socket: UnixStream, listener: &TcpListener) {
             ),
             Request::List => (Reply::Sandboxes(Vec::new()), vec![]),
             Request::Templates => (Reply::Templates(vec![template()]), vec![]),
+            Request::Snapshots => (Reply::Snapshots(Vec::new()), vec![]),
             other => panic!("unexpected {other:?}"),
         };
         let body = serde_json::to_vec(&AgentFrame::Reply {

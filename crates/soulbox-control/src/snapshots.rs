@@ -235,13 +235,13 @@ impl Control {
             return Err(SandboxError::SnapshotName(why));
         }
         let catalog = self.catalog();
-        let own = TemplateReference {
-            namespace: Some(team.slug.clone()),
+        let bare = TemplateReference {
+            namespace: None,
             name: name.name.clone(),
             tag: None,
         };
-        // A name of a template that was built would mean two things.
-        if let Ok(template) = catalog.by_alias(team, &own)
+        // The name of a template that was built, the team's or a global one, would mean two things.
+        if let Ok(template) = catalog.by_alias(team, &bare)
             && !catalog.is_snapshot(&template.template_id)
         {
             let why = format!("'{}' is a template that is no snapshot", name.name);
