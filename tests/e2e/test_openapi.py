@@ -78,12 +78,13 @@ def fuzz(server, folder: Path, settings: str, *more: str) -> str:
     credentials = json.loads((DATA / "credentials.json").read_text())
     (folder / "hooks.py").write_text(HOOKS)
     (folder / "schemathesis.toml").write_text(settings)
+    # One worker: ast.parse of Python 3.11, which the fuzzer's threads share, fails at random when two use it at once.
     command = [
         FUZZER, "run", f"http://127.0.0.1:{server.port}/openapi.json", "--phases", "coverage,fuzzing",
         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
         "errors_are_told_in_one_form",
         "--max-examples", str(EXAMPLES), "--max-response-time", "20", "--request-timeout", "30",
-        "--workers", "2", "--seed", "7", "--generation-database", "none", "--continue-on-failure",
+        "--workers", "1", "--seed", "7", "--generation-database", "none", "--continue-on-failure",
         "--header", f"X-API-Key: {credentials['api_key']}",
         "--header", f"X-Admin-Token: {credentials['admin_token']}",
         "--header", f"X-Team-ID: {default_team()}", *more,

@@ -185,7 +185,8 @@ pub(crate) async fn status(
         ("direction" = Option<String>, Query, description = "`forward` (oldest first, the default) or `backward`", pattern = "^(forward|backward)$"),
         ("level" = Option<rest::LogLevel>, Query, description = "The least"),
         ("source" = Option<String>, Query, description = "Both are the same here", pattern = "^(temporary|persistent)$")),
-    responses((status = 200, body = rest::BuildLogs), (status = 403, body = rest::Error, description = "Another team's")))]
+    responses((status = 200, body = rest::BuildLogs), (status = 403, body = rest::Error, description = "Another team's"),
+        (status = 404, body = rest::Error, description = "Not there")))]
 pub(crate) async fn logs(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
