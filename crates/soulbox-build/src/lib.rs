@@ -207,6 +207,7 @@ pub fn build_template(
     if !pool.has_layer(&digest) {
         let start = Instant::now();
         let draft = pool.begin_layer()?;
+        draft.number_above(below.len())?;
         let size = if below.is_empty() {
             build_root(folder, &recipe, options, draft.path(), progress)?
         } else {
@@ -328,12 +329,11 @@ fn build_above(
         wheels: &wheels,
         log: &log,
     };
-    let size = stacked::run(recipe, &places, BOOTSTRAP_WITHIN).map_err(|source| {
-        BuildError::Stack {
+    let size =
+        stacked::run(recipe, &places, BOOTSTRAP_WITHIN).map_err(|source| BuildError::Stack {
             name: name(),
             source,
-        }
-    })?;
+        })?;
     // The log is for failures.
     fs::remove_file(&log).map_err(prepare(&log))?;
     Ok(size)

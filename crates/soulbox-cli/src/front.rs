@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use soulbox_builder::{ImagePolicy, Steps};
 use soulbox_api::{Figures, RateLimits, operator_router};
+use soulbox_builder::{ImagePolicy, Steps};
 use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
 use soulbox_ingress::{Ingress, Server};
 use soulbox_sys::fdpass;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
 use soulbox_sys::btrfs::{self, Access};
 
 use crate::PoolError;
@@ -25,6 +25,10 @@ use crate::upper::Upper;
 
 /// What every start of a sandbox finds empty: runtime state, not files of a template.
 const VOLATILE: [&str; 2] = ["run", "dev/shm"];
+
+/// The least number of a file of a layer, and how far those of a layer above it are away.
+const FIRST_NUMBER: u64 = 1 << 19;
+const NUMBERS_OF_A_LAYER: u64 = 1 << 18;
 
 /// A layer that is being filled. Dropped without [`LayerDraft::commit`], it is deleted.
 #[derive(Debug)]
@@ -123,6 +127,33 @@ impl LayerDraft {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Lets files that are made from now on have numbers of their own. overlayfs shows the numbers that the layers' files have as if
+    /// one file system had given them, but each subvolume of btrfs counts from 257: a file that a sandbox makes would have the number
+    /// of one of its template, and `cp` and `mv` would take the two for one file. So the numbers of layers begin where those of uppers
+    /// seldom come to, and apart from each other; `below` says how many layers this one lies on. Takes some 10 s, so it is for layers
+    /// that are made once.
+    ///
+    /// # Errors
+    /// [`PoolError`] of a failed step.
+    pub fn number_above(&self, below: usize) -> Result<(), PoolError> {
+        let first = FIRST_NUMBER + NUMBERS_OF_A_LAYER * u64::try_from(below).unwrap_or(u64::MAX);
+        loop {
+            // A number is used up by each file, also one that never had a name.
+            let made = openat(
+                &self.directory,
+                c".",
+                OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::RUSR,
+            )
+            .and_then(fstat);
+            match made {
+                Ok(made) if made.st_ino + 1 >= first => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(PoolError::io("number the files of", &self.path)(error)),
+            }
+        }
     }
 
     /// Makes the layer durable and puts it in place; blocks until all of it is on disk. When a layer of that digest is there

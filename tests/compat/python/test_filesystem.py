@@ -187,3 +187,10 @@ def test_directories_made_quickly_are_all_watched(wire, sandbox, folder):
     sandbox.commands.run(f"for i in $(seq 100); do echo x > {folder}/d$i/a/b/file; done")
     watched(wire, watcher, {(f"d{n}/a/b/file", "WRITE") for n in range(1, 101)})
     wire.ok(REMOVE, {"watcherId": watcher})
+
+
+def test_no_two_files_have_one_number(sandbox, folder):
+    """By device and number programs know whether two names are one file: `cp` refuses and `mv` deletes then."""
+    sandbox.commands.run(f"cd {folder} && seq 500 | xargs touch && cp /etc/passwd /etc/bash.bashrc .")
+    twice = sandbox.commands.run("find / -xdev -type f -links 1 -printf '%i\\n' | sort | uniq -d | wc -l", user="root", timeout=120)
+    assert twice.stdout.strip() == "0"

@@ -91,10 +91,8 @@ impl Hosts for RpcHosts {
         };
         let socket = connected(descriptors).map_err(HostFailure::Init)?;
         let init = introduction(sandbox);
-        let initialised = tokio::time::timeout(
-            INIT_WITHIN,
-            initialise(socket, &init, &created.init_secret),
-        );
+        let initialised =
+            tokio::time::timeout(INIT_WITHIN, initialise(socket, &init, &created.init_secret));
         match initialised.await {
             Ok(Ok(upstream)) => {
                 // Programs that are restored run already.
