@@ -44,6 +44,9 @@ fn oldest() -> String {
     format!("{}.{}", OLDEST.0, OLDEST.1)
 }
 
+/// How often it is looked whether what CRIU works on is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 #[derive(Debug, thiserror::Error)]
 pub enum CriuError {
     #[error("there is no CRIU at `{0}`")]
@@ -236,20 +239,26 @@ impl Session {
 
     /// The next answer or notification.
     pub(crate) fn receive(&self) -> Result<Response, CriuError> {
-        let left = self.within.saturating_sub(self.started.elapsed());
-        let timeout = Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
-        let polled = loop {
+        self.receive_while(&|| true)
+    }
+
+    /// The next answer or notification, as long as what CRIU works on is there: it waits for ever for the stop of what was killed.
+    pub(crate) fn receive_while(&self, is_there: &dyn Fn() -> bool) -> Result<Response, CriuError> {
+        loop {
+            let left = self.within.saturating_sub(self.started.elapsed());
+            let turn = left.min(LOOK_EVERY);
+            let timeout = Timespec {
+                tv_sec: turn.as_secs().cast_signed(),
+                tv_nsec: turn.subsec_nanos().into(),
+            };
+            let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
             match poll(&mut ready, Some(&timeout)) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other.map_err(io_step("wait for CRIU"))?,
+                Ok(0) if left.is_zero() => return Err(CriuError::TimedOut(self.within)),
+                Ok(0) if !is_there() => return Err(CriuError::Ended),
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => break,
+                Err(error) => return Err(io_step("wait for CRIU")(error)),
             }
-        };
-        if polled == 0 {
-            return Err(CriuError::TimedOut(self.within));
         }
         let mut buffer = [MaybeUninit::uninit(); MAX_MESSAGE];
         let ((message, _), _) = match recv(&self.socket, &mut buffer, RecvFlags::empty()) {

@@ -83,10 +83,10 @@ impl Guest {
         }
     }
 
-    /// One that waits to be reaped runs no program any more.
+    /// One that waits to be reaped, or just is, runs no program any more.
     pub fn is_alive(&self) -> bool {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
-        status.is_ok_and(|text| !text.contains("State:\tZ"))
+        status.is_ok_and(|text| !text.contains("State:\tZ") && !text.contains("State:\tX"))
     }
 }
 

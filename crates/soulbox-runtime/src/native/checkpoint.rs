@@ -118,8 +118,10 @@ impl Native {
             notify_success: None,
         })?;
         let mut copied = Ok(());
+        let mut all_is_written = false;
         loop {
-            let response = session.receive()?;
+            // A kill reaches what CRIU holds only when CRIU is gone; afterwards the end is CRIU's own work.
+            let response = session.receive_while(&|| all_is_written || !is_ending(running.pid))?;
             if response.kind != i32::from(RequestKind::Notify) {
                 copied.map_err(CheckpointError::Copy)?;
                 return if response.success {
@@ -133,6 +135,7 @@ impl Native {
             let stage = response.notify.and_then(|it| it.script).unwrap_or_default();
             if stage == "post-dump" {
                 copied = stopped();
+                all_is_written = true;
             }
             session.acknowledge(copied.is_ok())?;
         }
@@ -331,6 +334,19 @@ impl From<CriuError> for Attendance {
     fn from(error: CriuError) -> Self {
         Self::Failed(error.into())
     }
+}
+
+/// Whether a process was killed and only waits for its last children (flag PF_EXITING), or is gone.
+fn is_ending(pid: i32) -> bool {
+    const EXITING: u64 = 4;
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // pid (name) state ppid pgrp session tty tpgid flags
+    let flags = stat
+        .rsplit_once(')')
+        .and_then(|(_, fields)| fields.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & EXITING != 0)
 }
 
 fn pid_descriptor(pid: i32) -> io::Result<OwnedFd> {
