@@ -81,6 +81,13 @@ pub enum Request {
     DeleteSnapshot { snapshot_id: String },
     /// Every whole snapshot of this host. Reply: [`Reply::Snapshots`].
     Snapshots,
+    /// Make another sandbox, from a snapshot of a live one, that may take its place: the live one goes on. Reply: [`Reply::Created`] with one
+    /// descriptor, as for [`Request::Create`]. It is ended when nothing more is heard of it within a minute.
+    Prepare(Create),
+    /// Let what was prepared take the place of the live sandbox, which ends. When it cannot, the live one goes on. Reply: [`Reply::Done`].
+    Replace { sandbox_id: String, epoch: u64 },
+    /// End what was prepared; what is not there is ended already. Reply: [`Reply::Done`].
+    Abandon { sandbox_id: String },
     /// Make what a live sandbox has written a layer of that name, durably. Reply: [`Reply::Done`].
     CommitLayer {
         sandbox_id: String,
@@ -226,7 +233,7 @@ impl TryFrom<&Egress> for soulbox_types::Egress {
 pub enum Reply {
     Hello(Box<Hello>),
     Created(Created),
-    /// Killed, or the deadline or the egress is set.
+    /// It is as was asked.
     Done,
     Dialled,
     Sandboxes(Vec<HostSandbox>),

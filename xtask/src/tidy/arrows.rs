@@ -4,10 +4,12 @@ use anyhow::Context;
 use serde_json::Value;
 
 /// Each crate of ours with those of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
+    // Ships to users: it knows the bytes of the API and nothing else.
+    ("soulbox-client", &["soulbox-wire"]),
     // Shared by servers on both sides of the wall; knows neither.
     ("soulbox-http", &[]),
     ("soulbox-sys", &["soulbox-types"]),
@@ -58,6 +60,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "soulbox-api",
             "soulbox-build",
             "soulbox-builder",
+            "soulbox-client",
             "soulbox-control",
             "soulbox-envd-proto",
             "soulbox-host",

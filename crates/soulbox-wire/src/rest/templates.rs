@@ -5,29 +5,36 @@ use serde::{Deserialize, Serialize};
 use super::{BuildStatus, LogLevel};
 
 /// `POST /v3/templates`, and `POST /v2/templates`, which names it by `alias` alone.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct NewTemplate {
     /// `[namespace/]alias[:tag]`.
     #[cfg_attr(feature = "openapi", schema(max_length = 128))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The old name of `name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tags: Option<Vec<String>>,
     #[serde(rename = "teamID")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub team_id: Option<String>,
     /// 2 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_count: Option<i64>,
     /// MiB, 1024 by default.
     #[serde(rename = "memoryMB")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<i64>,
     /// MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_free_disk_mb: Option<i64>,
 }
 
 /// The answer to [`NewTemplate`].
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RequestedTemplate {
     #[serde(rename = "templateID")]
@@ -41,7 +48,7 @@ pub struct RequestedTemplate {
 }
 
 /// The answer to `GET /templates/{id}/files/{hash}`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FilesLink {
     pub present: bool,
@@ -50,23 +57,28 @@ pub struct FilesLink {
 }
 
 /// `POST /v2/templates/{id}/builds/{id}`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct StartBuild {
     /// This or `fromTemplate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub from_image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub from_template: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub from_image_registry: Option<RegistryLogin>,
     #[serde(default)]
     pub force: bool,
     #[serde(default)]
     pub steps: Vec<BuildStep>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub start_cmd: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ready_cmd: Option<String>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BuildStep {
@@ -75,13 +87,14 @@ pub struct BuildStep {
     #[serde(default)]
     pub args: Vec<String>,
     /// Of an uploaded archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub files_hash: Option<String>,
     #[serde(default)]
     pub force: bool,
 }
 
 /// How to log in to an image's registry.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum RegistryLogin {
@@ -109,7 +122,7 @@ impl std::fmt::Debug for RegistryLogin {
 }
 
 /// The answer to `GET /templates/{id}/builds/{id}/status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BuildState {
@@ -126,7 +139,7 @@ pub struct BuildState {
     pub reason: Option<BuildReason>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BuildReason {
@@ -138,7 +151,7 @@ pub struct BuildReason {
     pub log_entries: Vec<BuildLogEntry>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BuildLogEntry {
     pub timestamp: String,
@@ -149,28 +162,29 @@ pub struct BuildLogEntry {
 }
 
 /// The answer to `GET /templates/{id}/builds/{id}/logs`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BuildLogs {
     pub logs: Vec<BuildLogEntry>,
 }
 
 /// `PATCH /templates/{id}` of both versions.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UpdateTemplate {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub public: Option<bool>,
 }
 
 /// The answer to `PATCH /v2/templates/{id}`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TemplateNames {
     pub names: Vec<String>,
 }
 
 /// `POST /templates/tags`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AssignTags {
     /// `name[:tag]`; the tag may be a build's ID.
@@ -180,7 +194,7 @@ pub struct AssignTags {
 }
 
 /// The answer to [`AssignTags`].
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AssignedTags {
     pub tags: Vec<String>,
@@ -189,7 +203,7 @@ pub struct AssignedTags {
 }
 
 /// `DELETE /templates/tags`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RemoveTags {
     pub name: String,
@@ -198,7 +212,7 @@ pub struct RemoveTags {
 }
 
 /// An item of `GET /templates/{id}/tags`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TemplateTag {
@@ -209,14 +223,14 @@ pub struct TemplateTag {
 }
 
 /// The answer to `GET /templates/{id}/tags/count`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TagCount {
     pub total: usize,
 }
 
 /// The answer to `GET /templates/{id}/tags/exists`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TagExists {
@@ -225,7 +239,7 @@ pub struct TagExists {
 }
 
 /// One time that a tag was given to a build. Its IDs are spelled unlike all others.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TagAssignment {
@@ -237,7 +251,7 @@ pub struct TagAssignment {
     pub build_finished_at: Option<String>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TagGroup {
@@ -247,7 +261,7 @@ pub struct TagGroup {
 }
 
 /// The answer to `GET /templates/{id}/tags/groups`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TagGroups {
@@ -257,7 +271,7 @@ pub struct TagGroups {
 }
 
 /// The answer to `GET /templates/{id}/tags/{tag}/assignments`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TagAssignments {
@@ -267,7 +281,7 @@ pub struct TagAssignments {
 }
 
 /// The answer to `POST /admin/teams/{id}/builds/cancel`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CancelledBuilds {

@@ -1,0 +1,23 @@
+//! Client for the REST API of SoulBox, which is E2B's, and what a build of a template does on the client's side.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), soulbox_client::ClientError> {
+//! let client = soulbox_client::Client::new("http://127.0.0.1:3000", "e2b_...")?;
+//! for template in client.templates().await? {
+//!     println!("{}", template.names.join(", "));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The environment is never read here; who calls says where the server is and with which key. Deliberately absent: envd, that is
+//! commands and files of a sandbox.
+#![forbid(unsafe_code)]
+
+mod client;
+mod templates;
+
+pub use client::{Client, ClientError, path};
+pub use reqwest::Method;
+/// The bodies of requests and answers.
+pub use soulbox_wire::rest;
