@@ -1,9 +1,12 @@
 """Paused sandboxes over crashes and restarts, and their place in the quota; one server with a small quota for all."""
 
+import os
+import signal
 import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from conftest import Server, until
@@ -47,6 +50,20 @@ def count(sandbox: Sandbox) -> int:
     return int(sandbox.files.read("/home/user/count") or 0)
 
 
+def pause_anyhow(sandbox: Sandbox) -> None:
+    try:
+        sandbox.pause()
+    except Exception:
+        pass  # The server is killed meanwhile, so that any answer will do.
+
+
+def dumping(server: Server) -> list[int]:
+    """The CRIUs of the agent."""
+    children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    pids = [int(pid) for path in children for pid in path.read_text().split()]
+    return [pid for pid in pids if b"swrk" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+
+
 def test_cp_159_a_kill_of_everything_of_ours_loses_no_pause(server, create):
     paused, running = create(), create()
     pid = counting(paused)
@@ -68,13 +85,7 @@ def test_a_kill_in_the_middle_of_pauses_leaves_each_running_or_paused(server, cr
         counting(sandbox)
         before = count(sandbox)
 
-        def pause():
-            try:
-                sandbox.pause()
-            except Exception:
-                pass  # The server is killed meanwhile, so that any answer will do.
-
-        asking = threading.Thread(target=pause)
+        asking = threading.Thread(target=pause_anyhow, args=(sandbox,))
         asking.start()
         time.sleep(patience)
         server.kill()
@@ -82,6 +93,28 @@ def test_a_kill_in_the_middle_of_pauses_leaves_each_running_or_paused(server, cr
         server.start("--max-sandboxes", str(LIMIT))
         until("it can be reached", lambda: count(Sandbox.connect(sandbox.sandbox_id, timeout=120)) >= before, 90)
         sandbox.kill()
+
+
+def test_what_a_killed_agent_left_to_criu_stays_until_criu_is_done(server, create):
+    sandbox = create()
+    counting(sandbox)
+    sandbox.commands.run("python3 -c 'b = b\"x\" * (200 << 20); import time; time.sleep(600)'", background=True, timeout=0)
+    asking = threading.Thread(target=pause_anyhow, args=(sandbox,))
+    asking.start()
+    until("CRIU runs", lambda: dumping(server))
+    criu = dumping(server)[0]
+    os.kill(criu, signal.SIGSTOP)
+    try:
+        server.kill()
+        asking.join(90)
+        drafts = [path for path in (server.data / "pool/snapshots").iterdir() if sandbox.sandbox_id in path.name]
+        assert drafts
+        server.start("--max-sandboxes", str(LIMIT))
+        assert all(path.exists() for path in drafts)
+    finally:
+        os.kill(criu, signal.SIGCONT)
+    until("it goes on", lambda: count(Sandbox.connect(sandbox.sandbox_id, timeout=120)) > 0, 90)
+    until("the half snapshot is gone", lambda: not any(path.exists() for path in drafts), 60)
 
 
 def test_cp_045_a_paused_one_counts_for_nothing(create):

@@ -967,6 +967,9 @@ async fn upkeep<R: Runtime>(inner: std::sync::Weak<Inner<R>>) {
             if let Err(error) = workshop.pool.share_out() {
                 tracing::warn!(error = %chain(&error), "failed to share out the pool");
             }
+            if let Err(error) = workshop.pool.sweep_snapshots() {
+                tracing::warn!(error = %chain(&error), "failed to delete half a snapshot");
+            }
             growth
         });
         match kept.await {

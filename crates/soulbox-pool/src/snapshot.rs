@@ -6,7 +6,8 @@
 //!                              manifest    bytes of the caller's; there when all else is, and on disk
 //! ```
 //!
-//! A draft is locked by its maker; one without manifest and lock is a leftover. Extents that a snapshot shares stay charged to the
+//! A draft is locked by its maker, and its images by whoever writes them, who may outlive the maker; one without manifest and locks is a
+//! leftover. Extents that a snapshot shares stay charged to the
 //! upper that first wrote them, so an upper made from a snapshot begins at what the snapshot had: see [`Snapshot::disk_bytes`].
 
 use std::fs::{self, DirBuilder, File};
@@ -92,6 +93,12 @@ pub trait SnapshotPool: Pool {
     /// Failed steps; what is left is no snapshot any more.
     fn delete_snapshot(&self, name: &str) -> Result<(), PoolError>;
 
+    /// Deletes the drafts that nobody fills any more.
+    ///
+    /// # Errors
+    /// The first of those that could not be deleted; the others are gone.
+    fn sweep_snapshots(&self) -> Result<(), PoolError>;
+
     /// Makes the upper `name` with what the snapshot has; it may grow to `quota`, the snapshot's part included.
     ///
     /// # Errors
@@ -131,10 +138,12 @@ impl SnapshotDraft {
     pub(crate) fn begin(snapshots: &Path, name: &str) -> Result<Self, PoolError> {
         check_name(name)?;
         let path = snapshots.join(name);
-        make_directory(&path)?;
-        let directory = File::open(&path).map_err(PoolError::io("open", &path))?;
-        flock(&directory, FlockOperation::NonBlockingLockExclusive)
-            .map_err(PoolError::io("lock", &path))?;
+        let directory = loop {
+            make_directory(&path)?;
+            if let Some(directory) = lock_made(&path)? {
+                break directory;
+            }
+        };
         let draft = Self {
             snapshots: snapshots.to_owned(),
             name: name.to_owned(),
@@ -210,7 +219,7 @@ impl SnapshotDraft {
 impl Drop for SnapshotDraft {
     fn drop(&mut self) {
         if !self.committed {
-            // What fails here is taken by the sweep of the next start, once the lock is gone.
+            // What fails here is taken by a sweep, once the lock is gone.
             let _ = delete(&self.snapshots, &self.name);
         }
     }
@@ -295,20 +304,41 @@ pub(crate) fn delete(snapshots: &Path, name: &str) -> Result<(), PoolError> {
     fs::remove_dir_all(&path).map_err(failed)
 }
 
-/// Deletes the drafts whose makers are gone.
+/// Deletes the drafts of which neither a maker nor a writer of images is left; the first error after having tried all.
 pub(crate) fn sweep(snapshots: &Path) -> Result<(), PoolError> {
+    let mut swept = Ok(());
     for name in names(snapshots)? {
         let path = snapshots.join(&name);
-        let Ok(directory) = File::open(&path) else {
+        let free = |path: &Path| {
+            let directory = File::open(path).ok()?;
+            flock(&directory, FlockOperation::NonBlockingLockExclusive).ok()?;
+            Some(directory)
+        };
+        let Some(_draft) = free(&path) else {
             continue;
         };
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
-            && !path.join(MANIFEST).exists()
-        {
-            delete(snapshots, &name)?;
+        let images = path.join(IMAGES);
+        if (images.exists() && free(&images).is_none()) || path.join(MANIFEST).exists() {
+            continue;
         }
+        swept = swept.and(delete(snapshots, &name));
     }
-    Ok(())
+    swept
+}
+
+/// The lock of a new draft; none when a sweep took it for a leftover in the moment before.
+fn lock_made(path: &Path) -> Result<Option<File>, PoolError> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let directory = match File::open(path) {
+        Err(error) if gone(&error) => return Ok(None),
+        other => other.map_err(PoolError::io("open", path))?,
+    };
+    flock(&directory, FlockOperation::LockExclusive).map_err(PoolError::io("lock", path))?;
+    match fs::metadata(path) {
+        Err(error) if gone(&error) => Ok(None),
+        Err(error) => Err(PoolError::io("read", path)(error)),
+        Ok(_) => Ok(Some(directory)),
+    }
 }
 
 fn names(snapshots: &Path) -> Result<Vec<String>, PoolError> {

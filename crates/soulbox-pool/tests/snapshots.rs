@@ -124,6 +124,12 @@ fn half_made_ones_are_none_and_are_swept() {
         .arg(left.join("upper"))
         .output();
     assert!(made.expect("btrfs").status.success());
+    // Who writes the images may outlive the maker.
+    let images = fs::File::open(left.join("images")).expect("open the images");
+    images.lock().expect("lock the images");
+    data.open();
+    assert!(left.join("upper").exists());
+    drop(images);
     data.open();
     assert!(snapshots.join("half/upper").exists());
     assert!(!left.exists());

@@ -185,12 +185,13 @@ pub(crate) struct Session {
 
 impl Session {
     /// Starts CRIU for one request, by way of `launcher`. With `ids` (first, count), for a restore, the launcher answers with a user
-    /// namespace that has them and waits for mounts; `cgroups` are then joined.
+    /// namespace that has them and waits for mounts; `kept` are then the files of cgroups to join. Without, for a dump, CRIU holds `kept`
+    /// open as long as it runs.
     pub(crate) fn start(
         criu: &Criu,
         launcher: &Path,
         ids: Option<(u32, u32)>,
-        cgroups: &[OwnedFd],
+        kept: &[OwnedFd],
         within: Duration,
     ) -> Result<Self, CriuError> {
         let (socket, theirs) = socketpair(
@@ -214,7 +215,7 @@ impl Session {
             ids,
         };
         let mut descriptors = vec![run.as_fd(), theirs.as_fd()];
-        descriptors.extend(cgroups.iter().map(AsFd::as_fd));
+        descriptors.extend(kept.iter().map(AsFd::as_fd));
         session
             .control
             .send(&ToLauncher::Criu(plan), &descriptors)

@@ -560,6 +560,10 @@ impl SnapshotPool for FakePool {
     fn sweep_restores(&self) -> Result<(), PoolError> {
         Ok(())
     }
+
+    fn sweep_snapshots(&self) -> Result<(), PoolError> {
+        Ok(())
+    }
 }
 
 /// A create with limits and egress that differ from the default, so that every step is taken.

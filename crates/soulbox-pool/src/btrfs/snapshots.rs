@@ -52,6 +52,10 @@ impl SnapshotPool for BtrfsPool {
         snapshot::delete(&self.snapshots(), name)
     }
 
+    fn sweep_snapshots(&self) -> Result<(), PoolError> {
+        snapshot::sweep(&self.snapshots())
+    }
+
     fn create_upper_from(
         &self,
         snapshot: &str,

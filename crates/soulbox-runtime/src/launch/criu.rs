@@ -22,7 +22,8 @@ use super::{LaunchError, Step};
 /// Where the mounts of a restore lie while CRIU works: in its own /run.
 pub const MOUNTS: [&str; 3] = ["/run/mounts/root", "/run/mounts/shm", "/run/mounts/guests"];
 
-/// Does not return when all goes well. `descriptors`: the tmpfs for /run, CRIU's socket, then cgroup files to join.
+/// Does not return when all goes well. `descriptors`: the tmpfs for /run, CRIU's socket, then for a restore cgroup files to join, for a dump
+/// what CRIU is to hold open.
 pub(super) fn run(
     control: &Channel,
     plan: &CriuPlan,
@@ -33,6 +34,7 @@ pub(super) fn run(
         return Err(io::Error::from_raw_os_error(libc::EPROTO)).step("read the plan for CRIU");
     };
     let mut mounts = Vec::new();
+    let mut held = Vec::new();
     let mut namespaces = libc::CLONE_NEWNS;
     if let Some((base, count)) = plan.ids {
         let user_namespace = mapped_user_namespace(base, count)?;
@@ -56,6 +58,8 @@ pub(super) fn run(
         }
         // The tree inherits it, with the sandbox's cgroups as its roots.
         namespaces |= libc::CLONE_NEWCGROUP;
+    } else {
+        held.extend(descriptors);
     }
     unshare(namespaces).step("make namespaces for CRIU")?;
     mount_change(
@@ -69,7 +73,9 @@ pub(super) fn run(
         place(mount, path).step(format!("mount {path}"))?;
     }
     drop((own_run, mounts));
-    fcntl_setfd(&socket, FdFlags::empty()).step("pass the socket on")?;
+    for passed in held.iter().chain([&socket]) {
+        fcntl_setfd(passed, FdFlags::empty()).step("pass a descriptor on")?;
+    }
     let [program, arguments @ ..] = plan.program.as_slice() else {
         return Err(io::Error::from_raw_os_error(libc::EPROTO)).step("read the plan for CRIU");
     };

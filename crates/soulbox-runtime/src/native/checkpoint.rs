@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use soulbox_types::Limits;
 
@@ -101,8 +102,11 @@ impl Native {
         let visitor = Visitor::enter(self, running.pid, None)?;
         visitor.reset(Connections::Dialled)?;
         drop(visitor);
-        let folder = criu::open_images(images)?;
-        let session = Session::start(criu, &self.launcher, None, &[], within)?;
+        // CRIU holds the lock as well: when this process is killed, CRIU goes on for a moment, and nobody may delete what it writes to.
+        let folder = [criu::open_images(images)?];
+        flock(&folder[0], FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| io_step("lock the folder of images")(error.into()))?;
+        let session = Session::start(criu, &self.launcher, None, &folder, within)?;
         session.send(&Request {
             kind: RequestKind::Dump.into(),
             options: Some(Options {
@@ -113,7 +117,7 @@ impl Native {
                 tcp_skip_in_flight: Some(true),
                 timeout: Some(STOP_SECONDS),
                 external,
-                ..criu::options(&folder, DUMP_LOG)
+                ..criu::options(&folder[0], DUMP_LOG)
             }),
             notify_success: None,
         })?;
