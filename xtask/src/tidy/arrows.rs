@@ -4,7 +4,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 /// Each crate of ours with those of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
@@ -25,9 +25,12 @@ const ARROWS: [(&str, &[&str]); 21] = [
         &["soulbox-envd-proto", "soulbox-http", "soulbox-sys"],
     ),
     ("soulbox-interpreter", &["soulbox-http"]),
+    // Bytes in, bytes out: it knows neither sandboxes nor the pool.
+    ("soulbox-archive", &[]),
     (
         "soulbox-host",
         &[
+            "soulbox-archive",
             "soulbox-build",
             "soulbox-pool",
             "soulbox-runtime",
