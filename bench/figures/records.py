@@ -50,6 +50,8 @@ def of_store(table: Table, program: str, name: str, records) -> None:
             rate(table, f"{name}: create and kill, c={CLIENTS}", ask("rate", address, CLIENTS, table.samples(10, 3)))
         ask("fill", address, 1000)
         pages(table, f"{name}: page of a list, 1,000 records", ask("pages", address, table.samples(300, 50)), p50=5)
+        chosen = ask("pages", address, table.samples(300, 50), "--query", "metadata=of%3Dthe%2520bench&state=running&order=asc")
+        pages(table, f"{name}: the same, chosen by metadata", chosen, p50=5)
         rate(table, f"{name}: create and kill, 1,000 records", ask("rate", address, CLIENTS, table.samples(10, 3)))
 
     with served(program, records()) as (address, pid):

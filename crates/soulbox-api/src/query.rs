@@ -51,6 +51,19 @@ pub(crate) fn metadata(value: &str) -> Result<Vec<(String, String)>, ApiError> {
     decode(value)
         .and_then(|text| pairs(&text))
         .ok_or_else(|| ApiError::bad_request("Error parsing metadata: malformed escape"))
+        .and_then(|pairs| {
+            let texts = pairs.iter().flat_map(|(key, value)| [key, value]);
+            without_nul(texts)?;
+            Ok(pairs)
+        })
+}
+
+/// Records can hold no NUL in metadata.
+pub(crate) fn without_nul<'a>(texts: impl IntoIterator<Item = &'a String>) -> Result<(), ApiError> {
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(ApiError::bad_request("metadata must not contain a NUL"));
+    }
+    Ok(())
 }
 
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {
@@ -106,6 +119,8 @@ mod tests {
         let expected = vec![pair("k", "a b&c"), pair("l", "m")];
         assert_eq!(metadata("k=a%2520b%2526c&l=m").ok(), Some(expected.clone()));
         assert_eq!(metadata("k%3Da%2520b%2526c%26l%3Dm").ok(), Some(expected));
-        assert!(metadata("k=%25zz").is_err());
+        for bad in ["k=%25zz", "k=%00", "%00=v"] {
+            assert!(metadata(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use soulbox_types::{HttpsPorts, Inbound, SandboxState, UnixMillis};
 use soulbox_wire::rest;
 
 use crate::error::ApiError;
-use crate::time;
+use crate::{query, time};
 
 /// Old clients want to see one, nothing depends on it.
 const CLIENT_ID: &str = "6532622b";
@@ -50,6 +50,8 @@ pub(crate) fn spec(
     refuse_unsupported(&body)?;
     let env = body.env_vars.unwrap_or_default();
     check_env(&env)?;
+    let metadata = body.metadata.unwrap_or_default();
+    query::without_nul(metadata.iter().flat_map(|(key, value)| [key, value]))?;
     let config = body.network.unwrap_or_default();
     let inbound = inbound(config.mask_request_host.as_deref(), config.https_ports)?;
     let network = network(body.allow_internet_access, config.outbound, &config.others)?;
@@ -63,7 +65,7 @@ pub(crate) fn spec(
         public_traffic: config.allow_public_traffic.unwrap_or(true),
         inbound,
         network,
-        metadata: body.metadata.unwrap_or_default(),
+        metadata,
         env,
         overrides: LimitOverrides {
             cpus: body.cpu_count,

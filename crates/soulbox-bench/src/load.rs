@@ -181,9 +181,14 @@ pub async fn fill(
 }
 
 /// `{"page": [ms], "length": N}`: of all pages asked for, and how many sandboxes each of them had.
-pub async fn pages(server: SocketAddr, count: usize, limit: usize) -> anyhow::Result<Value> {
+pub async fn pages(
+    server: SocketAddr,
+    count: usize,
+    limit: usize,
+    query: &str,
+) -> anyhow::Result<Value> {
     let mut client = Client::connect(server).await?;
-    let path = format!("/v2/sandboxes?limit={limit}");
+    let path = format!("/v2/sandboxes?limit={limit}&{query}");
     let (mut times, mut length) = (Vec::new(), None);
     for _ in 0..count {
         let began = Instant::now();

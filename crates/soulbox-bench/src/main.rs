@@ -63,6 +63,9 @@ enum Command {
         /// The length of a page
         #[arg(long, default_value_t = 100)]
         limit: usize,
+        /// More of the query string, such as filters
+        #[arg(long, default_value = "")]
+        query: String,
     },
 }
 
@@ -91,7 +94,8 @@ fn main() -> anyhow::Result<()> {
                 server,
                 count,
                 limit,
-            } => load::pages(server, count, limit).await,
+                query,
+            } => load::pages(server, count, limit, &query).await,
         }
     })?;
     if !said.is_null() {

@@ -278,23 +278,20 @@ impl Control {
     pub async fn list(
         &self,
         team: &TeamRow,
+        template: Option<&TemplateReference>,
         query: &ListQuery,
     ) -> Result<Page<SandboxView>, StoreError> {
-        let template = match &query.template {
+        let template = match template {
             None => None,
             Some(reference) => match self.catalog().by_alias(team, reference) {
                 Ok(template) => Some(template.template_id.clone()),
-                Err(_) => {
-                    return Ok(Page {
-                        items: Vec::new(),
-                        total: 0,
-                        next: None,
-                    });
-                }
+                Err(_) => return Ok(Page::default()),
             },
         };
-        let rows = self.store().live_sandboxes(Some(&team.team_id)).await?;
-        let page = list::sandboxes(rows, query, template.as_ref());
+        let page = self
+            .store()
+            .page(&team.team_id, template.as_ref(), query)
+            .await?;
         let items = page.items.into_iter().map(|row| {
             let progress = row.progress;
             self.view(Arc::new(row), progress)

@@ -1,25 +1,22 @@
-//! Lists of sandboxes: filter, order and pages as functions of rows.
+//! Lists: which sandboxes are asked of the store, and pages of what is in memory.
 
-use soulbox_types::{SandboxId, SandboxState, TemplateId, UnixMillis};
-
-use crate::store::SandboxRow;
+use soulbox_types::{SandboxId, UnixMillis};
 
 /// Which sandboxes, in which order, from where on.
 #[derive(Debug, Clone)]
 pub struct ListQuery {
-    /// Every pair must be there.
+    /// Every pair must be there. None has a NUL, which PostgreSQL knows in no text.
     pub metadata: Vec<(String, String)>,
     pub running: bool,
+    /// With those on the way to and from that.
     pub paused: bool,
     pub order: Order,
     pub started_after: Option<UnixMillis>,
-    /// As the caller spelt it: an ID or an alias.
-    pub template: Option<crate::spec::TemplateReference>,
     pub after: Option<Cursor>,
     pub limit: usize,
 }
 
-/// By start, then ID.
+/// By start (by creation as long as it has not started), then ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     OldestFirst,
@@ -37,50 +34,19 @@ pub struct Cursor {
 #[derive(Debug)]
 pub struct Page<T> {
     pub items: Vec<T>,
-    /// Matches on all pages.
+    /// Matches on all pages; of sandboxes only those that run.
     pub total: usize,
     /// Where the next page starts, if there is one.
     pub next: Option<Cursor>,
 }
 
-/// Those among the rows that match, and the running ones as the total; `template` is the resolved one.
-pub(crate) fn sandboxes(
-    rows: Vec<SandboxRow>,
-    query: &ListQuery,
-    template: Option<&TemplateId>,
-) -> Page<SandboxRow> {
-    let matches = |row: &SandboxRow| {
-        let state = match row.progress.state {
-            SandboxState::Running => query.running,
-            SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming => query.paused,
-            SandboxState::Creating | SandboxState::Killing | SandboxState::Dead => false,
-        };
-        state
-            && template.is_none_or(|id| row.template_id == *id)
-            && query
-                .started_after
-                .is_none_or(|after| started(row) >= after)
-            && query
-                .metadata
-                .iter()
-                .all(|(key, value)| row.metadata.get(key) == Some(value))
-    };
-    let rows: Vec<_> = rows.into_iter().filter(matches).collect();
-    let is_running = |row: &&SandboxRow| row.progress.state == SandboxState::Running;
-    let running = rows.iter().filter(is_running).count();
-    let page = page(
-        rows,
-        query.order,
-        query.after.as_ref(),
-        query.limit,
-        |row| Cursor {
-            at: started(row),
-            id: row.sandbox_id.to_string(),
-        },
-    );
-    Page {
-        total: running,
-        ..page
+impl<T> Default for Page<T> {
+    fn default() -> Self {
+        Self {
+            items: Vec::new(),
+            total: 0,
+            next: None,
+        }
     }
 }
 
@@ -107,10 +73,6 @@ pub fn page<T>(
     items.truncate(limit);
     let next = if more { items.last().map(&key) } else { None };
     Page { items, total, next }
-}
-
-fn started(row: &SandboxRow) -> UnixMillis {
-    row.progress.started_at.unwrap_or(row.created_at)
 }
 
 /// The ID in a path: a sandbox ID, or the legacy `<sandboxID>-<clientID>`.

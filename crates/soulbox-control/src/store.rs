@@ -12,6 +12,7 @@ use soulbox_types::{
 };
 
 use crate::hosts::AtDeadline;
+use crate::list::{ListQuery, Page};
 use crate::network::Network;
 use crate::template_store::TemplateStore;
 
@@ -387,6 +388,14 @@ pub trait Store: TemplateStore {
     /// Rows that are not dead, of one team or of all.
     async fn live_sandboxes(&self, team_id: Option<&TeamId>)
     -> Result<Vec<SandboxRow>, StoreError>;
+    /// A page of the team's sandboxes that run, are paused or on the way to or from that; `template` narrows it. The total is of the same
+    /// moment but for changes made meanwhile.
+    async fn page(
+        &self,
+        team_id: &TeamId,
+        template: Option<&TemplateId>,
+        query: &ListQuery,
+    ) -> Result<Page<SandboxRow>, StoreError>;
     /// Deletes rows of sandboxes that died, and idempotency keys that were claimed, before this moment; returns how many sandboxes.
     async fn prune(&self, before: UnixMillis) -> Result<u64, StoreError>;
     /// Whether other servers may change the records meanwhile.

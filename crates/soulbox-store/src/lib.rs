@@ -4,6 +4,7 @@
 
 mod backup;
 mod open;
+mod pages;
 mod postgres;
 mod rows;
 mod sqlite;

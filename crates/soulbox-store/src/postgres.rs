@@ -14,15 +14,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, CatalogRows, Changes, IdempotencyClaim, KeyKind, KeyRow,
-    Network, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, Store, StoreError,
-    Swap, TeamRow, TemplateRow,
+    ListQuery, Network, Page, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns,
+    Store, StoreError, Swap, TeamRow, TemplateRow,
 };
-use soulbox_types::{BuildId, Epoch, SandboxId, SandboxState, TeamId, UnixMillis};
+use soulbox_types::{BuildId, Epoch, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{PgConnection, Postgres, Transaction};
 
 use crate::failed;
 use crate::open::{Brought, OpenError, Schema};
+use crate::pages;
 use crate::rows::{self, number};
 
 /// Connections of one server; a create holds one for some milliseconds.
@@ -551,6 +552,19 @@ impl Store for PostgresStore {
             .iter()
             .map(|row| rows::sandbox(row).map_err(failed(ACTION)))
             .collect()
+    }
+
+    async fn page(
+        &self,
+        team_id: &TeamId,
+        template: Option<&TemplateId>,
+        query: &ListQuery,
+    ) -> Result<Page<SandboxRow>, StoreError> {
+        const ACTION: &str = "list sandboxes";
+        let mut connection = self.pool.acquire().await.map_err(failed(ACTION))?;
+        pages::on_postgres(&mut connection, team_id, template, query)
+            .await
+            .map_err(failed(ACTION))
     }
 
     async fn prune(&self, before: UnixMillis) -> Result<u64, StoreError> {

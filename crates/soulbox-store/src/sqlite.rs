@@ -9,11 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soulbox_control::{
     AliasRow, AssignmentRow, BuildRow, CatalogRows, Change, Changes, IdempotencyClaim, KeyKind,
-    KeyRow, Network, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, Store,
-    StoreError, Swap, TeamRow, TemplateRow,
+    KeyRow, ListQuery, Network, Page, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow,
+    Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
 use soulbox_types::{
-    BuildId, DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis,
+    BuildId, DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis,
 };
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -22,6 +22,7 @@ use sqlx::{Row, SqliteConnection};
 
 use crate::failed;
 use crate::open::{Brought, OpenError, Schema};
+use crate::pages;
 use crate::rows::{self, flag, number, optional};
 
 /// How long a writer waits for the other one.
@@ -718,6 +719,19 @@ impl Store for SqliteStore {
             .iter()
             .map(|row| rows::sandbox(row).map_err(failed(ACTION)))
             .collect()
+    }
+
+    async fn page(
+        &self,
+        team_id: &TeamId,
+        template: Option<&TemplateId>,
+        query: &ListQuery,
+    ) -> Result<Page<SandboxRow>, StoreError> {
+        const ACTION: &str = "list sandboxes";
+        let mut reader = self.readers.acquire().await.map_err(failed(ACTION))?;
+        pages::on_sqlite(&mut reader, team_id, template, query)
+            .await
+            .map_err(failed(ACTION))
     }
 
     async fn set_network(

@@ -1,7 +1,10 @@
 //! One suite for every [`Store`]: SQLite in memory and in a file, and PostgreSQL.
 
 mod cluster;
+mod pages;
 mod templates;
+
+use pages::{a_page_is_what_the_query_says, metadata_is_compared_as_it_is};
 
 use templates::{
     a_build_starts_once_and_ends_once, a_global_alias_is_claimed_once,
@@ -71,6 +74,8 @@ suite!(
     a_burst_never_exceeds_the_limit,
     rows_change_only_from_what_was_expected,
     every_cause_and_only_the_living_are_read_back,
+    a_page_is_what_the_query_says,
+    metadata_is_compared_as_it_is,
     a_network_is_replaced_and_read_back,
     pruning_takes_the_long_dead_only,
     an_idempotency_key_is_claimed_once_per_team_unless_the_start_failed,

@@ -259,11 +259,10 @@ pub(crate) async fn list_running(
         paused: false,
         order: Order::NewestFirst,
         started_after: None,
-        template: None,
         after: None,
         limit: MAX_UNPAGED,
     };
-    let page = app.control.list(&team, &query).await?;
+    let page = app.control.list(&team, None, &query).await?;
     if page.total > MAX_UNPAGED {
         return Err(ApiError::bad_request(format!(
             "more than {MAX_UNPAGED} sandboxes, use GET /v2/sandboxes"
@@ -286,7 +285,8 @@ pub(crate) async fn list(
     params: Params,
 ) -> Result<Response, ApiError> {
     let query = list_query(&params)?;
-    let page = app.control.list(&team, &query).await?;
+    let template = params.get("template").map(template_filter).transpose()?;
+    let page = app.control.list(&team, template.as_ref(), &query).await?;
     let items: Vec<_> = page.items.iter().map(translate::listed).collect();
     let mut response = Json(items).into_response();
     let headers = response.headers_mut();
@@ -338,7 +338,6 @@ fn list_query(params: &Params) -> Result<ListQuery, ApiError> {
             })
         })
         .transpose()?;
-    let template = params.get("template").map(template_filter).transpose()?;
     let limit = params.number("limit", 1, MAX_PAGE)?.unwrap_or(MAX_PAGE);
     let after = params
         .get("nextToken")
@@ -357,7 +356,6 @@ fn list_query(params: &Params) -> Result<ListQuery, ApiError> {
         paused: states.is_empty() || states.contains(&"paused"),
         order,
         started_after,
-        template,
         after,
         limit,
     })

@@ -128,6 +128,8 @@ async fn filters_by_metadata_and_template() {
         assert_eq!(ids(&both), [&two]);
         let bad = server.get(&format!("{path}?metadata=k%3D%25zz")).await;
         bad.expect(400, "Error parsing metadata: malformed escape");
+        let nul = server.get(&format!("{path}?metadata=k%3D%2500")).await;
+        nul.expect(400, "metadata must not contain a NUL");
     }
     assert_eq!(
         ids(&server.get("/v2/sandboxes?template=other").await),
@@ -153,6 +155,16 @@ async fn filters_by_metadata_and_template() {
         .get("/v2/sandboxes?template=a:b")
         .await
         .expect(400, "Invalid template: tags are not supported here");
+}
+
+#[tokio::test]
+async fn metadata_that_records_cannot_hold_is_refused() {
+    let server = fixture().await;
+    for metadata in [json!({"k": "a\0b"}), json!({"\0": "v"})] {
+        let body = json!({"templateID": "base", "metadata": metadata});
+        let refused = server.post("/sandboxes", body).await;
+        refused.expect(400, "metadata must not contain a NUL");
+    }
 }
 
 #[tokio::test]
