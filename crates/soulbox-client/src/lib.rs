@@ -14,10 +14,19 @@
 //! commands and files of a sandbox.
 #![forbid(unsafe_code)]
 
+mod build;
 mod client;
+mod config;
+mod context;
+mod dockerfile;
+mod sandboxes;
 mod templates;
 
+pub use build::{BuildError, BuildEvent, BuiltTemplate, Project};
 pub use client::{Client, ClientError, path};
+pub use config::{CONFIG_FILES, Mistake, TemplateConfig, User};
+pub use context::{ContextError, Folder};
+pub use dockerfile::{DockerfileError, Recipe, Step};
 pub use reqwest::Method;
 /// The bodies of requests and answers.
 pub use soulbox_wire::rest;
