@@ -9,7 +9,7 @@ use soulbox_control::{
     AuthError, CreateError, Error, HostFailure, KeyError, LimitError, NetworkError, ReferenceError,
     ResolveError, SandboxError, StoreError,
 };
-use soulbox_types::{HttpsPortsError, ParseHostMaskError};
+use soulbox_types::{DeathCause, HttpsPortsError, ParseHostMaskError};
 use soulbox_wire::rest;
 
 /// Official clients repeat a request on its word alone; absent, some repeat 502, 503 and 504.
@@ -274,10 +274,21 @@ fn create(error: &CreateError) -> ApiError {
     }
 }
 
+/// What is said of a sandbox that ended without its owner's doing, after the words that clients know.
+fn why_it_ended(cause: DeathCause) -> &'static str {
+    match cause {
+        DeathCause::OutOfMemory => ": it ran out of memory (out_of_memory)",
+        DeathCause::AgentDied => ": the daemon inside ended (agent_died)",
+        DeathCause::Lost => ": its host has lost it (lost)",
+        DeathCause::Killed | DeathCause::Expired | DeathCause::FailedToStart => "",
+    }
+}
+
 fn sandbox(error: &SandboxError) -> ApiError {
     match error {
-        SandboxError::NotFound { sandbox_id } => ApiError::not_found(format!(
-            "Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it"
+        SandboxError::NotFound { sandbox_id, cause } => ApiError::not_found(format!(
+            "Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it{}",
+            cause.map_or("", why_it_ended)
         )),
         SandboxError::BeingKilled { sandbox_id } => ApiError::new(
             StatusCode::CONFLICT,

@@ -169,6 +169,7 @@ impl Hosts for InstantHosts {
             disk: 4096,
             received: 0,
             sent: 0,
+            oom_kills: 0,
         });
         Ok(used.collect())
     }

@@ -267,7 +267,8 @@ impl Control {
             | SandboxState::Pausing
             | SandboxState::Paused
             | SandboxState::Resuming => Ok(self.view(row, progress)),
-            SandboxState::Creating | SandboxState::Killing | SandboxState::Dead => Err(missing(id)),
+            SandboxState::Creating | SandboxState::Killing => Err(missing(id)),
+            SandboxState::Dead => Err(over(id, progress.cause)),
         }
     }
 
@@ -568,8 +569,14 @@ impl std::fmt::Debug for Control {
 }
 
 pub(crate) fn missing(id: &SandboxId) -> SandboxError {
+    over(id, None)
+}
+
+/// It is not there any more, as its row says.
+pub(crate) fn over(id: &SandboxId, cause: Option<DeathCause>) -> SandboxError {
     SandboxError::NotFound {
         sandbox_id: id.clone(),
+        cause,
     }
 }
 

@@ -5,7 +5,7 @@ use crate::catalog::ResolveError;
 use crate::hosts::HostFailure;
 use crate::random::RandomError;
 use crate::store::StoreError;
-use soulbox_types::SandboxId;
+use soulbox_types::{DeathCause, SandboxId};
 
 /// Why a sandbox was not created.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,11 @@ pub enum LimitError {
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     #[error("sandbox {sandbox_id} is not there, or another team's")]
-    NotFound { sandbox_id: SandboxId },
+    NotFound {
+        sandbox_id: SandboxId,
+        /// Why it is not there any more, where that is known.
+        cause: Option<DeathCause>,
+    },
     #[error("sandbox {sandbox_id} is being killed")]
     BeingKilled { sandbox_id: SandboxId },
     #[error("the timeout is longer than {hours} hours")]

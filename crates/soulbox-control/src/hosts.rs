@@ -110,6 +110,8 @@ pub struct HostUsage {
     /// Bytes over its network interface, as the sandbox sees them.
     pub received: u64,
     pub sent: u64,
+    /// Programs that the kernel has ended because the memory limit was reached.
+    pub oom_kills: u64,
 }
 
 /// Whether a host takes new sandboxes; only a ready one does.

@@ -30,6 +30,7 @@ const AT_ONCE: usize = 16;
 /// How long a daemon may take to tell its log when somebody waits.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 const ASK_BEFORE_KILL_WITHIN: Duration = Duration::from_millis(100);
+const OUT_OF_MEMORY: &str = "out of memory, the kernel ended programs";
 
 /// How important a line is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +101,8 @@ struct Book {
     /// Whether a client has used the daemon since it was read.
     used: Arc<AtomicBool>,
     ever_used: bool,
+    /// How many programs the kernel had ended for want of memory when the host last counted them.
+    oom_kills: u64,
     ended: bool,
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -128,6 +131,7 @@ impl Logs {
             last: 0,
             used: Arc::default(),
             ever_used: false,
+            oom_kills: 0,
             ended: false,
             turn: Arc::default(),
         };
@@ -160,6 +164,23 @@ impl Logs {
             if book.decisions.len() > MAX_DECISIONS {
                 book.decisions.pop_front();
             }
+        }
+    }
+
+    /// Notes it when the kernel has ended programs of a sandbox since its host counted them last.
+    pub(crate) fn count_oom_kills(&self, row: &SandboxRow, oom_kills: u64) {
+        let before = match self.lock().books.get_mut(&row.sandbox_id) {
+            Some(book) => std::mem::replace(&mut book.oom_kills, oom_kills),
+            None => return,
+        };
+        // A resumed sandbox is counted anew.
+        let killed = oom_kills.checked_sub(before).unwrap_or(oom_kills);
+        if killed > 0 {
+            let fields = [
+                ("killed", killed.to_string()),
+                ("memory_mb", row.limits.memory.0.to_string()),
+            ];
+            self.decided(&row.sandbox_id, LogLevel::Warn, OUT_OF_MEMORY, fields);
         }
     }
 

@@ -294,12 +294,26 @@ impl Control {
             Ok(Ok(usage)) => {
                 let now = clock::wall();
                 self.shared.metrics.take_usage(now, &running, &usage);
+                self.note_oom_kills(&running, &usage);
             }
             // A gap in the series; the next round says more.
             Ok(Err(failure)) => {
                 tracing::debug!(error = %crate::chain(&failure), "failed to measure sandboxes");
             }
             Err(_) => tracing::debug!("failed to measure sandboxes in time"),
+        }
+    }
+
+    /// Inside, a program that was ended for want of memory looks like any that got SIGKILL; the log of its sandbox tells them apart.
+    fn note_oom_kills(&self, running: &[Arc<SandboxRow>], usage: &[HostUsage]) {
+        let counted: HashMap<_, _> = usage
+            .iter()
+            .map(|it| (&it.sandbox_id, it.oom_kills))
+            .collect();
+        for row in running {
+            if let Some(oom_kills) = counted.get(&row.sandbox_id) {
+                self.shared.around.logs.count_oom_kills(row, *oom_kills);
+            }
         }
     }
 }

@@ -399,7 +399,10 @@ impl Owner {
                     Answer::DeadlineUnconfirmed => Err(SandboxError::TimedOut),
                     Answer::BeingKilled => Err(SandboxError::BeingKilled { sandbox_id }),
                     Answer::BeingPaused => Err(SandboxError::BeingPaused { sandbox_id }),
-                    Answer::Missing => Err(SandboxError::NotFound { sandbox_id }),
+                    Answer::Missing => Err(SandboxError::NotFound {
+                        sandbox_id,
+                        cause: None,
+                    }),
                     _ => Ok(()),
                 }));
             }
@@ -412,7 +415,10 @@ impl Owner {
                         Some(failure) => SandboxError::NotSaved(failure),
                         None => SandboxError::TimedOut,
                     }),
-                    _ => Err(SandboxError::NotFound { sandbox_id }),
+                    _ => Err(SandboxError::NotFound {
+                        sandbox_id,
+                        cause: None,
+                    }),
                 }));
             }
             (Some(Waiter::Resume(reply)), answer) => {
@@ -427,7 +433,10 @@ impl Owner {
                             _ => CreateError::Ended,
                         },
                     ))),
-                    _ => Err(SandboxError::NotFound { sandbox_id }),
+                    _ => Err(SandboxError::NotFound {
+                        sandbox_id,
+                        cause: None,
+                    }),
                 }));
             }
             (None, _) => {}

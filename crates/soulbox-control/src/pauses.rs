@@ -10,7 +10,7 @@ use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState};
 use tokio::sync::oneshot;
 
 use crate::clock;
-use crate::control::{Connected, Control, PauseWish, SandboxView, longest, missing};
+use crate::control::{Connected, Control, PauseWish, SandboxView, longest, missing, over};
 use crate::error::{CreateError, SandboxError};
 use crate::hosts::HostCreate;
 use crate::owner::{Request, ResumeOrder, Resumed};
@@ -261,8 +261,11 @@ impl Control {
             return Ok(handle);
         }
         let row = self.store().sandbox(id).await?.ok_or(missing(id))?;
-        if row.team_id != team.team_id || !is_resting(row.progress.state) {
+        if row.team_id != team.team_id {
             return Err(missing(id));
+        }
+        if !is_resting(row.progress.state) {
+            return Err(over(id, row.progress.cause));
         }
         let (machine, effects) = reconcile::take_up_at_rest(&row.progress, clock::now());
         self.own(Arc::new(row), machine, effects, None);

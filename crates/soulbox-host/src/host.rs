@@ -393,6 +393,7 @@ impl<R: Runtime> Host<R> {
                         .map_or(0, |it| it.bytes + record.inherited),
                     received: traffic.received,
                     sent: traffic.sent,
+                    oom_kills: workshop.runtime.oom_kills(running),
                     sandbox_id: record.sandbox_id,
                 })
             });

@@ -255,6 +255,10 @@ impl Runtime for NativeRuntime {
         running.oom_kills()
     }
 
+    fn is_out_of_memory(&self, running: &Running) -> bool {
+        running.is_out_of_memory()
+    }
+
     fn release(&self, running: &Running) -> Result<(), RuntimeError> {
         self.native.release(running).map_err(boxed)
     }

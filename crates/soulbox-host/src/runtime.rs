@@ -151,6 +151,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn kill(&self, running: &Self::Running);
     /// How many processes its memory limit ended.
     fn oom_kills(&self, running: &Self::Running) -> u64;
+    /// Whether an end of just now comes of the memory limit.
+    fn is_out_of_memory(&self, running: &Self::Running) -> bool;
     /// Gives back what an ended sandbox had.
     fn release(&self, running: &Self::Running) -> Result<(), RuntimeError>;
     /// Connects to a TCP port inside.

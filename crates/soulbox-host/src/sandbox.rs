@@ -154,7 +154,7 @@ pub(crate) async fn own<R: Runtime>(
             biased;
             _ = ended.readable(), if !exited => {
                 exited = true;
-                let out_of_memory = owner.runtime.oom_kills(&owner.running) > 0;
+                let out_of_memory = owner.runtime.is_out_of_memory(&owner.running);
                 owner.feed(Event::Exited { out_of_memory }, None);
             }
             outcome = Job::over(&mut owner.job) => owner.save_is_over(outcome),

@@ -11,6 +11,7 @@
 pub mod checkpoint;
 mod guards;
 mod programs;
+mod shortage;
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use soulbox_types::{Egress, Limits};
@@ -34,6 +35,7 @@ use crate::plan;
 use crate::rootfs::{Mounter, RootError, RootSource};
 use guards::{Attached, Namespaces, Process, open_namespace, process_start_time};
 use programs::Programs;
+use shortage::Shortage;
 
 /// A launcher that has not answered by then never will.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -237,6 +239,7 @@ impl Native {
             process,
             network_namespace: namespaces.network,
             cgroup,
+            shortage: Shortage::new(),
         })
     }
 
@@ -259,6 +262,7 @@ impl Native {
             },
             network_namespace,
             cgroup,
+            shortage: Shortage::new(),
         })
     }
 
@@ -384,6 +388,7 @@ pub struct Running {
     process: Process,
     network_namespace: OwnedFd,
     cgroup: Cgroup,
+    shortage: Shortage,
 }
 
 impl Running {
@@ -402,6 +407,7 @@ impl Running {
             process,
             network_namespace,
             cgroup,
+            shortage: Shortage::new(),
         }
     }
 
@@ -444,6 +450,7 @@ impl Running {
     /// # Errors
     /// See [`Cgroup::usage`].
     pub fn usage(&self) -> Result<Usage, CgroupError> {
+        self.shortage.look(Instant::now(), self.oom_kills());
         self.cgroup.usage()
     }
 
@@ -451,6 +458,12 @@ impl Running {
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
         self.cgroup.oom_kills()
+    }
+
+    /// Whether an end of just now comes of the memory limit, as far as the kernel tells.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        self.shortage.is_recent(self.oom_kills())
     }
 
     /// Sends SIGKILL to init, and so to all. Returns at once; the pidfd tells when they are gone.

@@ -317,6 +317,8 @@ pub struct HostUsage {
     /// As the sandbox sees it.
     pub received: u64,
     pub sent: u64,
+    /// Programs that the kernel has ended because the memory limit was reached.
+    pub oom_kills: u64,
 }
 
 /// Whether a host takes new sandboxes; only a ready one does.

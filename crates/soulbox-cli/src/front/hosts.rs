@@ -396,6 +396,7 @@ fn usage(usage: host::HostUsage) -> Result<HostUsage, HostFailure> {
         disk: usage.disk,
         received: usage.received,
         sent: usage.sent,
+        oom_kills: usage.oom_kills,
     })
 }
 

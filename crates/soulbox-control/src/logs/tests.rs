@@ -206,3 +206,24 @@ fn an_end_has_its_cause_and_level() {
         );
     }
 }
+
+#[test]
+fn programs_that_the_kernel_ended_are_noted_once() {
+    let (logs, row) = (Logs::default(), row(1));
+    logs.open(&row);
+    // Twice the same count is nothing new; after a pause it begins anew.
+    for counted in [0, 2, 2, 3, 0, 1] {
+        logs.count_oom_kills(&row, counted);
+    }
+    let lines = logs.read(&team(1), &row.sandbox_id, &all());
+    let killed: Vec<_> = lines
+        .iter()
+        .map(|it| it.fields["killed"].as_str())
+        .collect();
+    assert_eq!(killed, ["2", "1", "1"]);
+    assert_eq!(lines[0].fields["memory_mb"], "512");
+    assert_eq!(
+        (lines[0].level, lines[0].message.as_str()),
+        (LogLevel::Warn, OUT_OF_MEMORY)
+    );
+}

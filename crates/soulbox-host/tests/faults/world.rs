@@ -345,6 +345,10 @@ impl Runtime for World {
         0
     }
 
+    fn is_out_of_memory(&self, _: &Running) -> bool {
+        false
+    }
+
     fn release(&self, running: &Running) -> Result<(), RuntimeError> {
         self.step("release")?;
         let mut state = self.state();
