@@ -237,7 +237,6 @@ class Races:
         self.answers: Counter = Counter()
         self.kills: Counter = Counter()
         self.wrong: list[str] = []
-        self.unconfirmed: list[str] = []
 
     def run(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -280,18 +279,13 @@ class Races:
         status, said = ask(front, method, path, body)
         with self.turn:
             self.answers[what, status] += 1
-            if status == 500 and said.get("error_code") == "host_timeout" and what in ("timeout", "connect", "refresh"):
-                # Known: the host has begun to end it at its own deadline, and takes no other. Then it is gone at once.
-                self.unconfirmed.append(sandbox_id)
-            elif status not in self.MAY_ANSWER[what]:
+            if status not in self.MAY_ANSWER[what]:
                 self.wrong.append(f"{what} by front {self.fronts.index(front)} of {sandbox_id}: {status} {said}")
             if what == "kill" and status == 204:
                 self.kills[sandbox_id] += 1
             # Only a kill or a 404 says that it is over for good.
             if sandbox_id in self.living and (status == 404 or (what == "kill" and status == 204)):
                 self.living.remove(sandbox_id)
-        if status == 500 and sandbox_id in self.unconfirmed:
-            until("it is gone", lambda: ask(front, "GET", f"/sandboxes/{sandbox_id}")[0] == 404, 5)
         return status, said
 
 

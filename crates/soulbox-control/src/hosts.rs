@@ -183,6 +183,9 @@ pub enum HostFailure {
     NotFound,
     #[error("the host has seen a later epoch of the sandbox")]
     StaleEpoch,
+    /// It is being started, is ending or is being paused.
+    #[error("the sandbox is not live any more, or not yet")]
+    NotLive,
     #[error("the host already has a sandbox of this ID")]
     AlreadyExists,
     #[error("nothing listens on the port")]
@@ -243,7 +246,7 @@ pub trait Hosts: Send + Sync + 'static {
     /// Moves the moment at which the host ends the sandbox by itself, in either direction.
     ///
     /// # Errors
-    /// [`HostFailure::NotFound`] when it is already over.
+    /// [`HostFailure::NotFound`] when it is already over, [`HostFailure::NotLive`] when its end or pause has begun.
     async fn set_deadline(
         &self,
         sandbox_id: &SandboxId,

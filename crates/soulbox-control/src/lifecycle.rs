@@ -164,6 +164,8 @@ pub enum Event {
     DeadlineTaken { epoch: Epoch },
     /// The host did not answer to the deadline of that epoch.
     DeadlineFailed { epoch: Epoch },
+    /// The deadline of that epoch came too late: the one that the host had was first.
+    DeadlineTooLate { epoch: Epoch },
     /// Its end was decided.
     Kill { cause: DeathCause },
     /// The host says that no process is left.
@@ -225,7 +227,7 @@ pub enum Effect {
     DropSnapshot { pause: Pause },
     /// Ask the host to end it. [`Event::HostGone`] or [`Event::KillFailed`].
     HostKill { epoch: Epoch },
-    /// Tell the host the deadline. [`Event::DeadlineTaken`], [`Event::DeadlineFailed`] or [`Event::Lost`].
+    /// Tell the host the deadline. [`Event::DeadlineTaken`], [`Event::DeadlineFailed`], [`Event::DeadlineTooLate`] or [`Event::Lost`].
     HostDeadline { epoch: Epoch, deadline: UnixMillis },
     /// Reset the streams into it and let nobody find it any more.
     Cut,
@@ -750,6 +752,13 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
                 deadline: Told::Again { at },
             };
         }
+        // The host ends it, or pauses it, and nothing leads back from that.
+        (
+            Phase::Running {
+                deadline: Told::Asked,
+            },
+            Event::DeadlineTooLate { epoch },
+        ) if epoch == machine.epoch => next.expire(now, &mut effects),
         (Phase::Running { .. }, Event::Kill { cause }) => {
             next.kill(now, cause, false, &mut effects)
         }
@@ -1444,6 +1453,27 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_that_comes_too_late_is_the_end_that_the_host_has_begun() {
+        let set = Event::SetDeadline {
+            deadline: at(90_000),
+        };
+        let (machine, _) = step(&running(), at(59_990), set);
+        let (machine, _) = step(&machine, at(59_991), Event::Saved);
+        let late = Event::DeadlineTooLate { epoch: E2 };
+        let (ends, effects) = step(&machine, at(60_001), late);
+        assert_eq!(ends.state(), SandboxState::Killing);
+        assert_eq!(ends.cause, Some(DeathCause::Expired));
+        assert!(effects.contains(&Effect::HostKill { epoch: Epoch(3) }));
+        let pauses = machine.ending_by(AtDeadline::Pause { memory: true });
+        let (pauses, effects) = step(&pauses, at(60_001), late);
+        assert_eq!(pauses.state(), SandboxState::Pausing);
+        assert_eq!(effects, [Effect::Cut, Effect::Save]);
+        // An older one's answer means nothing: the host heard of a later one since, or will.
+        let (newer, _) = step(&machine, at(59_999), set);
+        assert_eq!(step(&newer, at(60_001), late), (newer, vec![]));
+    }
+
+    #[test]
     fn adopting_keeps_the_deadline_of_the_later_epoch() {
         let row = Progress {
             state: SandboxState::Running,
@@ -1494,7 +1524,7 @@ mod tests {
     fn random_event(random: &mut Random, now: UnixMillis) -> Event {
         let deadline = now.plus_millis(random.next(100_000));
         let epoch = Epoch(1 + random.next(6));
-        match random.next(32) {
+        match random.next(33) {
             0 => Event::Reserved,
             1 => Event::NotReserved,
             2 => Event::Started { started_at: now },
@@ -1537,6 +1567,7 @@ mod tests {
             27 => Event::NotReclaimed {
                 unknown: random.next(2) == 0,
             },
+            28 => Event::DeadlineTooLate { epoch },
             _ => Event::Tick,
         }
     }

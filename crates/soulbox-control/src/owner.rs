@@ -703,7 +703,10 @@ impl Owner {
                 // The host paused it by itself.
                 event = seen;
             }
-            if matches!(event, Event::DeadlineFailed { .. }) {
+            if matches!(
+                event,
+                Event::DeadlineFailed { .. } | Event::DeadlineTooLate { .. }
+            ) {
                 warn!(sandbox_id = %id, error = why(answer), "the host did not take the deadline");
             }
             Fed {

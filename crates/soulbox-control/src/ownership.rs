@@ -736,6 +736,7 @@ pub fn after_deadline(epoch: Epoch, answer: Option<&Result<(), HostFailure>>) ->
     match answer {
         Some(Ok(())) => Event::DeadlineTaken { epoch },
         Some(Err(HostFailure::NotFound)) => Event::Lost,
+        Some(Err(HostFailure::NotLive)) => Event::DeadlineTooLate { epoch },
         Some(Err(_)) | None => Event::DeadlineFailed { epoch },
     }
 }

@@ -212,7 +212,7 @@ impl Control {
             };
             match tokio::time::timeout(within, self.hosts().save(&save)).await {
                 Ok(Ok(saved)) => return Ok((handle, saved)),
-                Ok(Err(HostFailure::NotFound)) => return Err(missing(id)),
+                Ok(Err(HostFailure::NotFound | HostFailure::NotLive)) => return Err(missing(id)),
                 // Another decision went out meanwhile; the next epoch is here or comes at once.
                 Ok(Err(HostFailure::StaleEpoch)) => tokio::task::yield_now().await,
                 Ok(Err(failure)) => return Err(SandboxError::NotSaved(failure)),

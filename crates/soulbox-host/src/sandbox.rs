@@ -422,12 +422,12 @@ pub(crate) fn answer_as_result(
             ),
         ),
         Answer::NotLive => (
-            HostErrorKind::Failed,
+            HostErrorKind::NotLive,
             format!("sandbox {sandbox_id} is being started, is ending or is being paused"),
         ),
         Answer::Busy => (
             HostErrorKind::CannotSave,
-            format!("another snapshot of sandbox {sandbox_id} is being made"),
+            format!("a snapshot of sandbox {sandbox_id} is being made"),
         ),
         Answer::NotFound => (
             HostErrorKind::NotFound,

@@ -428,6 +428,8 @@ pub enum HostErrorKind {
     NotFound,
     /// The command is of an older epoch than the sandbox.
     StaleEpoch,
+    /// The sandbox is being started, is ending or is being paused: there is nothing to change.
+    NotLive,
     /// The ID is in use.
     AlreadyExists,
     /// Nothing listens on the port.

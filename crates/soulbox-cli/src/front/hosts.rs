@@ -325,6 +325,7 @@ fn failure(error: RpcError) -> HostFailure {
         RpcError::Host(error) => match error.kind {
             HostErrorKind::NotFound => HostFailure::NotFound,
             HostErrorKind::StaleEpoch => HostFailure::StaleEpoch,
+            HostErrorKind::NotLive => HostFailure::NotLive,
             HostErrorKind::AlreadyExists => HostFailure::AlreadyExists,
             HostErrorKind::PortClosed => HostFailure::PortClosed,
             HostErrorKind::TemplateMissing => HostFailure::TemplateMissing,

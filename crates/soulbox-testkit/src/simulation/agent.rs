@@ -267,9 +267,8 @@ impl World<'_> {
                     },
                     (Answer::Done, _) => Reply::Done,
                     (Answer::StaleEpoch, _) => Reply::Failed(HostFailure::StaleEpoch),
-                    (Answer::NotLive | Answer::Busy, _) => {
-                        Reply::Failed(HostFailure::Failed(String::new()))
-                    }
+                    (Answer::NotLive, _) => Reply::Failed(HostFailure::NotLive),
+                    (Answer::Busy, _) => Reply::Failed(HostFailure::CannotSave(String::new())),
                     (Answer::NotFound, _) => Reply::Failed(HostFailure::NotFound),
                 };
                 if let Some(caller) = caller.take() {

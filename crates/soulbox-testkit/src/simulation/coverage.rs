@@ -181,6 +181,7 @@ fn control_event(event: &control::Event) -> &'static str {
         Event::Extend { .. } => "Extend",
         Event::DeadlineTaken { .. } => "DeadlineTaken",
         Event::DeadlineFailed { .. } => "DeadlineFailed",
+        Event::DeadlineTooLate { .. } => "DeadlineTooLate",
         Event::Kill { .. } => "Kill",
         Event::HostGone => "HostGone",
         Event::KillFailed => "KillFailed",
