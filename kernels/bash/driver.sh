@@ -21,6 +21,8 @@ _soulbox_variable() {
     export "$1"
 }
 
+_soulbox_seeded=
+read -r _soulbox_seeded 2> /dev/null < /run/soulbox/generation
 printf 'ready\0' >&"$_soulbox_out"
 while :; do
     _soulbox_unset=() _soulbox_restore=()
@@ -30,6 +32,10 @@ while :; do
         _soulbox_variable "$_soulbox_field"
     done
     IFS= read -r -d '' -u "$_soulbox_in" _soulbox_code || exit 0
+    # A copy of the sandbox goes on from the same memory: it gets other numbers. docs/pause.md.
+    if read -r _soulbox_field 2> /dev/null < /run/soulbox/generation && [ "$_soulbox_field" != "$_soulbox_seeded" ]; then
+        _soulbox_seeded=$_soulbox_field RANDOM=$SRANDOM
+    fi
     # Not in a function: what the code declares is to stay. Both outputs are one, as in a terminal.
     eval "$_soulbox_code" 2>&1
     _soulbox_status=$?

@@ -131,6 +131,12 @@ async function execute({ code, env }) {
     send({ type: 'count', execution_count: Math.max(executions, 1) });
     Object.assign(process.env, env);
     try {
+        const now = generation();
+        if (now !== seeded) {
+            seeded = now;
+            if (drawAnew === undefined) drawAnew = drawFromKernel();
+            else drawAnew();
+        }
         const { value } = await evaluate(code);
         if (value !== undefined) send({ type: 'display', main: true, data: { 'text/plain': util.inspect(value) } });
     } catch (error) {
@@ -143,7 +149,87 @@ async function execute({ code, env }) {
     send({ type: 'done' });
 }
 
+/** Another after each copy of the sandbox that goes on from the same memory; docs/pause.md. */
+function generation() {
+    try {
+        return fs.readFileSync('/run/soulbox/generation', 'utf8');
+    } catch {
+        return '';
+    }
+}
+
+/**
+ * Neither V8's generator nor that of Node's OpenSSL can be seeded again. So from the first copy on, numbers are read from the kernel,
+ * whose own are fresh in each. Keys that Node generates are not among them. Returns what is to be called after each further copy.
+ */
+function drawFromKernel() {
+    const crypto = require('node:crypto');
+    const source = fs.openSync('/dev/urandom', 'r');
+    const fill = (view) => {
+        for (let at = 0; at < view.byteLength; ) at += fs.readSync(source, view, at, view.byteLength - at);
+        return view;
+    };
+    const bytes = (size) => fill(Buffer.alloc(size));
+    const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
+    const below = (range) => {
+        const limit = 2 ** 48 - (2 ** 48 % range);
+        for (;;) {
+            const drawn = bytes(6).readUIntBE(0, 6);
+            if (drawn < limit) return drawn % range;
+        }
+    };
+    const later = (callback, value) => void setImmediate(callback, null, value);
+    const pool = Buffer.alloc(4096);
+    let used = pool.length;
+    Math.random = () => {
+        if (used === pool.length) {
+            fill(pool);
+            used = 0;
+        }
+        used += 8;
+        return Number(pool.readBigUInt64LE(used - 8) >> 11n) / 2 ** 53;
+    };
+    const uuid = () => {
+        const id = bytes(16);
+        id[6] = (id[6] & 0x0f) | 0x40;
+        id[8] = (id[8] & 0x3f) | 0x80;
+        return id.toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-');
+    };
+    const fillSync = (view, offset = 0, size = view.length - offset) => {
+        const width = view.BYTES_PER_ELEMENT ?? 1;
+        fill(bytesOf(view).subarray(offset * width, (offset + size) * width));
+        return view;
+    };
+    const randomInt = (from, to, callback) => {
+        if (to === undefined || typeof to === 'function') [from, to, callback] = [0, from, to];
+        const drawn = from + below(to - from);
+        return callback ? later(callback, drawn) : drawn;
+    };
+    const getRandomValues = (view) => (fill(bytesOf(view)), view);
+    const replace = (object, functions) => {
+        for (const [name, value] of Object.entries(functions)) {
+            const { enumerable } = Object.getOwnPropertyDescriptor(object, name);
+            Object.defineProperty(object, name, { value, enumerable, writable: true, configurable: true });
+        }
+    };
+    replace(crypto, {
+        randomBytes: (size, callback) => (callback ? later(callback, bytes(size)) : bytes(size)),
+        randomFillSync: fillSync,
+        randomFill: (view, ...rest) => later(rest.pop(), fillSync(view, ...rest)),
+        randomInt,
+        randomUUID: uuid,
+    });
+    // That of the module is the same one.
+    replace(Object.getPrototypeOf(crypto.webcrypto), { getRandomValues, randomUUID: uuid });
+    module_.syncBuiltinESMExports();
+    return () => {
+        used = pool.length;
+    };
+}
+
 const inherited = { ...process.env };
+let seeded = generation();
+let drawAnew;
 // What goes wrong in callbacks has no execution to fail.
 process.on('uncaughtException', (error) => console.error(error));
 

@@ -9,6 +9,7 @@ There are no threads before a fork and no event loop either, since neither survi
 import asyncio
 import base64
 import builtins
+import contextlib
 import ctypes
 import fcntl
 import getpass
@@ -25,6 +26,7 @@ import socket
 import struct
 import sys
 import termios
+import threading
 import time
 
 os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
@@ -44,6 +46,8 @@ PR_SET_PDEATHSIG = 1
 SIOCOUTQ = termios.TIOCOUTQ
 # A result is one line in the memory of two processes.
 LARGEST_RESULT = 100 << 20
+# Another after each copy of the sandbox that goes on from the same memory; docs/pause.md.
+GENERATION = "/run/soulbox/generation"
 
 
 class Control:
@@ -52,12 +56,16 @@ class Control:
     def __init__(self, connection):
         self.connection = connection
         self.received = bytearray()
+        # Threads of the code display as well.
+        self.writing = threading.Lock()
 
     def send(self, message):
         self.send_bytes(json.dumps(message).encode())
 
     def send_bytes(self, line):
-        self.connection.sendall(line + b"\n")
+        # An interrupt in the middle of a line would leave half of it, after which nothing can be understood.
+        with Interrupts.later(), self.writing:
+            self.connection.sendall(line + b"\n")
 
     def receive(self):
         """The next message; None when the interpreter is gone."""
@@ -75,6 +83,45 @@ class Control:
     def settle(self):
         """Waits until the interpreter has read what was sent, so that later output cannot overtake it."""
         wait_until_read(self.connection.fileno(), SIOCOUTQ)
+
+
+class Interrupts:
+    """Turns SIGINT into KeyboardInterrupt in the code, now or where it does no harm."""
+
+    held = 0
+    noted = False
+
+    @classmethod
+    def listen(cls):
+        cls.held, cls.noted = 0, False
+        signal.signal(signal.SIGINT, cls.handle)
+
+    @staticmethod
+    def ignore():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @classmethod
+    def handle(cls, *_):
+        if cls.held:
+            cls.noted = True
+        else:
+            raise KeyboardInterrupt
+
+    @classmethod
+    @contextlib.contextmanager
+    def later(cls):
+        # Python runs handlers in the main thread only, so others have nothing to hold.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        cls.held += 1
+        try:
+            yield
+        finally:
+            cls.held -= 1
+            if cls.noted and not cls.held:
+                cls.noted = False
+                raise KeyboardInterrupt
 
 
 def wait_until_read(descriptor, request):
@@ -243,6 +290,8 @@ class Shell(InteractiveShell):
 
     control = None
     failed = False
+    # That of the kernel: what the code forks has another.
+    process = None
 
     def init_display_formatter(self):
         self.display_formatter = Formatter(parent=self)
@@ -256,6 +305,10 @@ class Shell(InteractiveShell):
         os._exit(0)
 
     def show(self, data, main):
+        if os.getpid() != self.process:
+            # The connection is the kernel's; two that write would tear each other's lines.
+            print(data.get("text/plain", ""))
+            return
         parts = []
         for mime, value in data.items():
             if isinstance(value, bytes) and not isinstance(value, Raw):
@@ -281,6 +334,9 @@ class Shell(InteractiveShell):
             value = str(evalue)
         except Exception:
             value = f"<exception str() of {etype.__name__} failed>"
+        if os.getpid() != self.process:
+            print("".join(stb), file=sys.stderr)
+            return
         finish_output()
         self.control.send({"type": "error", "name": etype.__name__, "value": value, "traceback": "".join(stb)})
         self.control.settle()
@@ -358,6 +414,25 @@ def make_shell():
     return shell
 
 
+def generation():
+    try:
+        with open(GENERATION) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def reseed():
+    """Gives generators that are the process's own other numbers than those that a copy of this process has ahead."""
+    random.seed()
+    if numpy := sys.modules.get("numpy.random"):
+        numpy.seed()
+    if ssl := sys.modules.get("ssl"):
+        ssl.RAND_add(os.urandom(64), 64.0)
+    if torch := sys.modules.get("torch"):
+        torch.seed()
+
+
 def execute(shell, message, inherited):
     variables = message.get("env") or {}
     os.environ.update(variables)
@@ -365,16 +440,22 @@ def execute(shell, message, inherited):
     Stream.last = None
     shell.control.send({"type": "count", "execution_count": shell.execution_count})
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        Interrupts.listen()
         try:
             shell.run_cell(message["code"], store_history=True)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            Interrupts.ignore()
     except KeyboardInterrupt:
         # It came between the cell's own end and the line that stops listening to it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        Interrupts.ignore()
         if not shell.failed:
             shell._showtraceback(KeyboardInterrupt, KeyboardInterrupt(), ["KeyboardInterrupt"])
+    if os.getpid() != shell.process:
+        # A child that the code forked came to the end of the cell: there is one kernel, and this is not it.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(0)
     for name in variables:
         if name in inherited:
             os.environ[name] = inherited[name]
@@ -421,7 +502,8 @@ def kernel(shell, connection, directory):
     """The life of a forked kernel. Never returns."""
     random.seed()
     gc.unfreeze()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Interrupts.ignore()
+    shell.process = os.getpid()
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     sys.stdout = sys.__stdout__ = Stream(1, "<stdout>")
     sys.stderr = sys.__stderr__ = Stream(2, "<stderr>")
@@ -432,6 +514,7 @@ def kernel(shell, connection, directory):
         control.send({"type": "failed", "reason": f"{directory}: {error.strerror}"})
         os._exit(1)
     inherited = dict(os.environ)
+    seeded = generation()
     control.send({"type": "ready"})
     while True:
         wait_for_message(control)
@@ -439,6 +522,9 @@ def kernel(shell, connection, directory):
         if message is None:
             os._exit(0)
         open_again(kept)
+        if (now := generation()) != seeded:
+            seeded = now
+            reseed()
         execute(shell, message, inherited)
 
 
@@ -468,7 +554,7 @@ def main():
     sys.path[0] = ""
     sys.argv = [""]
     shell = make_shell()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Interrupts.ignore()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # Pages of what was imported stay shared with the kernels.
     gc.collect()

@@ -62,12 +62,12 @@ impl Context {
         language: Language,
         cwd: String,
     ) -> Result<Self, LaunchError> {
-        let kernel = launcher.launch(language, &cwd).await?;
+        let kernel = launcher.launch(&language, &cwd).await?;
         let (executions, waiting) = mpsc::channel(WAITING);
         let (orders, ordered) = mpsc::channel(4);
         let owner = Owner {
             launcher,
-            language,
+            language: language.clone(),
             cwd: cwd.clone(),
             kernel: Some(kernel),
             waiting,
@@ -160,7 +160,7 @@ impl Owner {
     }
 
     async fn launch(&self) -> Result<Kernel, LaunchError> {
-        self.launcher.launch(self.language, &self.cwd).await
+        self.launcher.launch(&self.language, &self.cwd).await
     }
 
     async fn obey(&mut self, order: Order) -> std::ops::ControlFlow<()> {
@@ -304,7 +304,10 @@ async fn perform(kernel: &mut Kernel, execution: &Execution) -> Left {
                 _ = output.line(Line::EndOfExecution.bytes()).await;
                 return Left::Idle;
             }
-            Event::Message(Message::Ready | Message::Failed { .. }) => Ok(()),
+            // The last is an event of its own.
+            Event::Message(Message::Ready | Message::Failed { .. } | Message::Output { .. }) => {
+                Ok(())
+            }
             Event::Died => return died(&mut output).await,
         };
         if passed == Err(Gone) {

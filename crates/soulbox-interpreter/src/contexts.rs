@@ -76,7 +76,7 @@ impl Contexts {
         ] {
             if let Ok(context) = context {
                 let context = Arc::new(context);
-                *self.default_of(language).lock().await = Some(Arc::clone(&context));
+                *self.default_of(&language).lock().await = Some(Arc::clone(&context));
                 self.lock().push(context);
             }
         }
@@ -107,7 +107,7 @@ impl Contexts {
         &self,
         language: Language,
     ) -> Result<Arc<Context>, ContextError> {
-        let default = self.default_of(language);
+        let default = self.default_of(&language);
         let mut default = default.lock().await;
         if let Some(context) = default.as_ref()
             && self.find(&context.id).is_ok()
@@ -140,19 +140,19 @@ impl Contexts {
         Context::start(
             Arc::clone(&self.launcher),
             new_id()?,
-            language,
+            language.clone(),
             cwd.to_owned(),
         )
         .await
         .map_err(|source| ContextError::Launch { language, source })
     }
 
-    fn default_of(&self, language: Language) -> Default {
+    fn default_of(&self, language: &Language) -> Default {
         Arc::clone(
             self.defaults
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .entry(language)
+                .entry(language.clone())
                 .or_default(),
         )
     }
@@ -163,7 +163,7 @@ impl Contexts {
             .restart()
             .await
             .map_err(|source| ContextError::Launch {
-                language: context.language,
+                language: context.language.clone(),
                 source,
             })
     }

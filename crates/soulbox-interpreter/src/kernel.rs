@@ -32,6 +32,16 @@ pub(crate) enum Event {
     Died,
 }
 
+impl From<Message> for Event {
+    fn from(message: Message) -> Self {
+        match message {
+            Message::Output { stderr, text } if stderr => Self::Stderr(text.into_bytes()),
+            Message::Output { text, .. } => Self::Stdout(text.into_bytes()),
+            other => Self::Message(other),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum KernelFault {
     #[error("cannot connect the kernel")]
@@ -213,7 +223,7 @@ impl Kernel {
                     return event;
                 }
                 self.reads_before = 0;
-                return self.pending.take().map_or(Event::Died, Event::Message);
+                return self.pending.take().map_or(Event::Died, Event::from);
             }
             match self.take_message() {
                 Ok(Some(message)) => {

@@ -24,6 +24,9 @@ const BASH_DRIVER: &str = include_str!("../../../kernels/bash/driver.sh");
 /// Where the base template has it.
 const NEWER_NODE: &str = "/opt/node-22/bin/node";
 
+/// This program, also when its file was replaced since.
+const OURSELVES: &str = "/proc/self/exe";
+
 /// An interpreter of a language and its libraries are read from a disk that may be busy.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
 const FORKS_WITHIN: Duration = Duration::from_secs(10);
@@ -89,7 +92,7 @@ impl Launcher {
     /// A kernel that is ready, in the directory `cwd`, which exists.
     pub(crate) async fn launch(
         &self,
-        language: Language,
+        language: &Language,
         cwd: &str,
     ) -> Result<Kernel, LaunchError> {
         let (connection, ends) = kernel::connection()?;
@@ -117,6 +120,13 @@ impl Launcher {
                     .arg(self.drivers.join("bash.sh"));
                 let child = spawn(command, ends, cwd)?;
                 Kernel::new(connection, child.id(), Some(child), Dialect::Nul)?
+            }
+            Language::Installed { spec, .. } => {
+                let mut command = Command::new(OURSELVES);
+                command.arg("--kernel").arg(&**spec);
+                command.arg("--drivers").arg(&self.drivers);
+                let child = spawn(command, ends, cwd)?;
+                Kernel::new(connection, child.id(), Some(child), Dialect::Json)?
             }
         };
         kernel.ready(STARTS_WITHIN).await?;
@@ -148,8 +158,8 @@ impl Launcher {
 }
 
 /// TypeScript needs a newer Node than the one that templates call `node`.
-fn node(language: Language) -> &'static str {
-    if language == Language::TypeScript && Path::new(NEWER_NODE).exists() {
+fn node(language: &Language) -> &'static str {
+    if *language == Language::TypeScript && Path::new(NEWER_NODE).exists() {
         NEWER_NODE
     } else {
         "node"

@@ -21,6 +21,11 @@ pub(crate) enum Message {
     /// A whole line for the client.
     Result(Bytes),
     Error(KernelError),
+    /// What a driver read elsewhere, as if it had been written to descriptor 1, or 2.
+    Output {
+        stderr: bool,
+        text: String,
+    },
     Done,
 }
 
@@ -58,6 +63,8 @@ struct Wire<'a> {
     value: Option<String>,
     traceback: Option<String>,
     reason: Option<String>,
+    stream: Option<String>,
+    text: Option<String>,
 }
 
 impl Message {
@@ -85,6 +92,10 @@ impl Message {
                 value: wire.value.ok_or_else(|| lacks("value"))?,
                 traceback: wire.traceback.ok_or_else(|| lacks("traceback"))?,
             }),
+            "output" => Self::Output {
+                stderr: wire.stream.ok_or_else(|| lacks("stream"))? == "stderr",
+                text: wire.text.ok_or_else(|| lacks("text"))?,
+            },
             "done" => Self::Done,
             other => return Err(MessageError::Kind(other.to_owned())),
         })
@@ -226,6 +237,7 @@ mod tests {
                 r#"{"type":"error","name":"a","value":"b"}"#,
                 "lacks `traceback`",
             ),
+            (r#"{"type":"output","stream":"stdout"}"#, "lacks `text`"),
             (r#"{"type":"sing"}"#, "`sing` is not known"),
             ("{", "not understood"),
         ] {
