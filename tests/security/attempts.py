@@ -80,7 +80,7 @@ def namespaces() -> None:
         if kind == "time":
             continue  # lies in the signal bits of clone
         spawn(f"clone {kind}", 56, flag | signal.SIGCHLD, 0, 0, 0, 0)
-    for kind in ("mnt", "user", "net", "pid"):
+    for kind in ("mnt", "user", "net", "pid", "uts", "ipc", "cgroup", "time"):
         descriptor = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY)
         system_call(f"setns {kind}", 308, descriptor, 0)
         os.close(descriptor)
@@ -98,7 +98,12 @@ def mounts() -> None:
     system_call("umount /proc/sys", 166, b"/proc/sys", 2)
     system_call("umount /", 166, b"/", 2)
     system_call("pivot_root", 155, b"/", b"/mnt")
+    for kind in ("sysfs", "cgroup", "cgroup2", "devpts", "debugfs"):
+        system_call(f"mount {kind}", 165, b"none", b"/mnt", kind.encode(), 0, none)
     system_call("fsopen", 430, b"proc", 0)
+    system_call("fsconfig", 431, -1, 6, none, none, 0)
+    system_call("fsmount", 432, -1, 0, 0)
+    system_call("fspick", 433, -100, b"/", 0)
     system_call("open_tree", 428, -100, b"/", 1)
     system_call("move_mount", 429, -100, b"/etc", -100, b"/mnt", 0)
     system_call("mount_setattr", 442, -100, b"/proc/sys", 0, ctypes.create_string_buffer(struct.pack("4Q", 0, 1, 0, 0)), 32)
@@ -128,12 +133,16 @@ def kernel() -> None:
     call(228, 0, now)
     system_call("clock_settime", 227, 0, now)
     system_call("settimeofday", 164, now, 0)
+    system_call("clock_adjtime", 305, 0, ctypes.create_string_buffer(struct.pack("I", 1) + bytes(255)))
     system_call("adjtimex", 159, ctypes.create_string_buffer(struct.pack("I", 1) + bytes(255)))
     system_call("syslog", 103, 3, zeros, 512)
     system_call("acct", 163, b"/tmp/none")
+    system_call("quotactl_fd", 443, -1, 0x800001, 0, zeros)
     system_call("quotactl", 179, 0x80000100, b"/dev/null", 0, zeros)
     system_call("kexec_load", 246, 0, 0, 0, 0)
+    system_call("kexec_file_load", 320, -1, -1, 0, b"", 0)
     system_call("init_module", 175, zeros, 0, b"")
+    system_call("finit_module", 313, -1, b"", 0)
     system_call("delete_module", 176, b"none", 0)
     system_call("iopl", 172, 3)
     system_call("ioperm", 173, 0x80, 1, 1)

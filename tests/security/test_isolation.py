@@ -34,11 +34,13 @@ REFUSED = {
     "EPERM": """
         unshare time, unshare mount, unshare cgroup, unshare uts, unshare ipc, unshare user, unshare pid, unshare network,
         clone mount, clone cgroup, clone uts, clone ipc, clone user, clone pid, clone network,
-        setns mnt, setns user, setns net, setns pid,
+        setns mnt, setns user, setns net, setns pid, setns uts, setns ipc, setns cgroup, setns time,
         mount proc, mount tmpfs, mount bind, mount overlay, remount /proc/sys writable, umount /proc/sys, umount /, pivot_root,
-        fsopen, open_tree, move_mount, mount_setattr,
+        mount sysfs, mount cgroup, mount cgroup2, mount devpts, mount debugfs,
+        fsopen, fsconfig, fsmount, fspick, open_tree, move_mount, mount_setattr,
         bpf, perf_event_open, userfaultfd, keyctl, add_key, request_key, open_by_handle_at, reboot, swapon, swapoff,
-        clock_settime, settimeofday, adjtimex, syslog, acct, quotactl, kexec_load, init_module, delete_module, iopl, ioperm,
+        clock_settime, clock_adjtime, settimeofday, adjtimex, syslog, acct, quotactl, quotactl_fd, kexec_load, kexec_file_load,
+        init_module, finit_module, delete_module, iopl, ioperm,
         modify_ldt, fanotify_init, sethostname, TIOCSTI, TIOCSTI with high bits, TIOCLINUX,
         raw socket, raw IPv6 socket, transparent socket,
         ptrace envd, seize envd, process_vm_readv envd, process_vm_writev envd, pidfd_getfd envd
