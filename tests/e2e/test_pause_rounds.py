@@ -1,0 +1,81 @@
+"""A sandbox that is paused and resumed again and again: SOULBOX_PAUSE_ROUNDS times (10; `make soak` takes 50)."""
+
+import os
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Server, until
+from e2b import Sandbox
+from footprint import Footprint, Objects
+from held import Held
+
+ROUNDS = int(os.environ.get("SOULBOX_PAUSE_ROUNDS", "10"))
+# Rounds until caches, pools of threads and the tree of the file system have their size.
+SETTLING = 3
+AHEAD = 3
+
+
+def used_mib(server: Server) -> int:
+    """What the pool takes of its disk when all that was deleted is gone."""
+    pool = server.data / "pool"
+    until("deleted subvolumes are gone", lambda: Footprint.of(server).deleted_uppers == 0, 30)
+    subprocess.run(["btrfs", "filesystem", "sync", str(pool)], check=True, capture_output=True)
+    found = os.statvfs(pool)
+    return (found.f_blocks - found.f_bfree) * found.f_bsize >> 20
+
+
+def descriptors_inside(server: Server, sandbox: Sandbox) -> int:
+    """Descriptors of all processes of the sandbox."""
+    found = Objects.of(server.data)
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in found.pids[found.records[sandbox.sandbox_id]])
+
+
+@pytest.mark.timeout(90 + 6 * ROUNDS)
+def test_rounds_keep_everything_and_cost_the_same(server: Server):
+    server.stop()
+    server.start("--warm", str(AHEAD - 1), "--parked", "1")
+    sandbox = Sandbox.create("base", timeout=1200)
+    held = Held(sandbox, ("counter", "heap", "files", "loopback", "shared", "inotify"))
+    sandbox.commands.run("mkdir kept && cd kept && for i in $(seq 50); do head -c 200k /dev/urandom > $i; done && sha256sum * > ../sums")
+    pauses, resumes, measured = [], [], []
+
+    def settled() -> bool:
+        found = Objects.of(server.data)
+        return not found.differences(AHEAD, {sandbox.sandbox_id}) and not list((server.data / "pool/snapshots").iterdir())
+
+    for number in range(ROUNDS):
+        began = time.monotonic()
+        assert sandbox.pause() is True
+        paused = time.monotonic()
+        sandbox = Sandbox.connect(sandbox.sandbox_id, timeout=1200)
+        pauses.append(paused - began)
+        resumes.append(time.monotonic() - paused)
+        held.right(sandbox)
+        assert sandbox.commands.run("cd kept && sha256sum --check --quiet ../sums").stdout == ""
+        # As much is written as is deleted.
+        sandbox.commands.run(f"head -c 5M /dev/urandom > round-{number}; rm -f round-{number - 1}")
+        if number in (SETTLING - 1, ROUNDS - 1):
+            until("nothing of the round is left", settled, 20)
+            measured.append((Footprint.of(server), used_mib(server), descriptors_inside(server, sandbox)))
+    (before, disk_before, inside_before), (_, disk_after, inside_after) = measured[0], measured[-1]
+    print(f"\npauses {' '.join(f'{it:.2f}' for it in pauses)}\nresumes {' '.join(f'{it:.2f}' for it in resumes)}")
+    print(f"disk {disk_before} -> {disk_after} MiB, descriptors inside {inside_before} -> {inside_after}\n{before}\n{measured[-1][0]}")
+    assert inside_after <= inside_before
+    assert disk_after <= disk_before + 16, "the disk fills"
+    last: list[str] = []
+
+    def as_before() -> bool:
+        last[:] = Footprint.of(server).grown(before)
+        return not last
+
+    try:
+        until("the processes are as before", as_before, 30)
+    except AssertionError:
+        raise AssertionError(f"grown: {last}") from None
+    for name, took in (("pauses", pauses), ("resumes", resumes)):
+        early, late = statistics.median(took[:SETTLING]), statistics.median(took[-SETTLING:])
+        assert late < 2 * early + 0.3, f"{name} take longer and longer: {took}"
+    sandbox.kill()
