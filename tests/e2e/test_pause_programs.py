@@ -52,7 +52,7 @@ def asked(server: Server, sandbox: Sandbox, port: int) -> str:
 def test_what_programs_hold_is_kept(server: Server):
     """A large heap, 200 processes, sockets, watches, locks, shared memory, pipes, futexes (witnesses.py); Node; a terminal with vim."""
     sandbox = create(memoryMB=3072)
-    held = Held(sandbox, HEAP_MIB)
+    held = Held(sandbox, heap_mib=HEAP_MIB)
     sandbox.files.write("/tmp/server.js", NODE)
     sandbox.commands.run("exec node /tmp/server.js", background=True, timeout=0)
     until("Node counts", lambda: "0" < sandbox.commands.run("curl -s localhost:8000 || true").stdout)
