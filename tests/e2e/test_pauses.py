@@ -61,7 +61,14 @@ def dumping(server: Server) -> list[int]:
     """The CRIUs of the agent."""
     children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
     pids = [int(pid) for path in children for pid in path.read_text().split()]
-    return [pid for pid in pids if b"swrk" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    found = []
+    for pid in pids:
+        try:
+            if b"swrk" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
 
 
 def test_cp_159_a_kill_of_everything_of_ours_loses_no_pause(server, create):
@@ -98,11 +105,15 @@ def test_a_kill_in_the_middle_of_pauses_leaves_each_running_or_paused(server, cr
 def test_what_a_killed_agent_left_to_criu_stays_until_criu_is_done(server, create):
     sandbox = create()
     counting(sandbox)
-    sandbox.commands.run("python3 -c 'b = b\"x\" * (200 << 20); import time; time.sleep(600)'", background=True, timeout=0)
+    # Enough to write that there is time to see CRIU at it.
+    program = "import time; held = b'x' * (300 << 20); open('/home/user/held', 'w'); time.sleep(600)"
+    sandbox.commands.run(f'python3 -c "{program}"', background=True, timeout=0)
+    until("it has its memory", lambda: sandbox.files.exists("/home/user/held"))
     asking = threading.Thread(target=pause_anyhow, args=(sandbox,))
     asking.start()
-    until("CRIU runs", lambda: dumping(server))
-    criu = dumping(server)[0]
+    seen = []
+    until("CRIU runs", lambda: seen.extend(dumping(server)) or seen)
+    criu = seen[0]
     os.kill(criu, signal.SIGSTOP)
     try:
         server.kill()
@@ -141,6 +152,22 @@ def test_cp_112_a_full_quota_is_told_to_traffic(server, create):
         urllib.request.urlopen(request, timeout=30)
     assert refused.value.code == 429 and b"limit of 3" in refused.value.read()
     assert sandbox.get_info().state == SandboxState.PAUSED
+
+
+def test_envd_161_forks_are_sandboxes_or_errors_of_their_kind(create):
+    sandbox = create()
+    forks = sandbox.fork(count=LIMIT - 1, timeout=60)
+    try:
+        assert [type(fork) for fork in forks] == [Sandbox] * (LIMIT - 1), forks
+        full = sandbox.fork(timeout=60)
+        assert [type(fork) for fork in full] == [RateLimitException], full
+        forks[0].kill()
+        mixed = sandbox.fork(count=2, timeout=60)
+        forks += [fork for fork in mixed if isinstance(fork, Sandbox)]
+        assert sorted(type(fork).__name__ for fork in mixed) == ["RateLimitException", "Sandbox"], mixed
+    finally:
+        for fork in forks:
+            fork.kill()
 
 
 def test_cp_084_a_fork_beyond_the_quota_is_an_error_of_its_own(create):
