@@ -16,15 +16,16 @@
 #   many        500 sandboxes at once (SOULBOX_MANY)
 #   fronts      300 s of callers that race on two fronts of one database (SOULBOX_RACE_SECONDS)
 #   openapi     schemathesis with 200 examples an operation (SOULBOX_FUZZ_EXAMPLES)
+#   builds      builds of templates with 5 GB, 100,000 files, a bomb, and a program that is never ready
 #   older       tests/compat with the older generation of the official packages
 #   vm          the server on another kernel with cgroup v2 only, emulated
 #   guards      each guard of isolation taken away in turn: a test must notice
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ALL=(simulation mutations churn daemon leaks crashes many fronts openapi older vm guards)
+ALL=(simulation mutations churn daemon leaks crashes many fronts openapi builds older vm guards)
 # These run the release server with the base template.
-NEED_SERVER=' churn leaks crashes many fronts openapi older vm '
+NEED_SERVER=' churn leaks crashes many fronts openapi builds older vm '
 
 simulation() {
     SOULBOX_SIM_SCHEDULES=${SOULBOX_SIM_SCHEDULES:-10000000} \
@@ -41,6 +42,11 @@ crashes() { SOULBOX_CRASH_ROUNDS=${SOULBOX_CRASH_ROUNDS:-30} end_to_end test_cra
 many() { SOULBOX_MANY=${SOULBOX_MANY:-500} end_to_end test_many.py; }
 fronts() { SOULBOX_RACE_SECONDS=${SOULBOX_RACE_SECONDS:-300} end_to_end test_two_fronts.py; }
 openapi() { SOULBOX_FUZZ_EXAMPLES=${SOULBOX_FUZZ_EXAMPLES:-200} end_to_end test_openapi.py; }
+builds() {
+    SOULBOX_LONG_TESTS=1 end_to_end test_builds.py
+    scripts/setup.sh sdks
+    SOULBOX_LONG_TESTS=1 tests/compat/run.sh python
+}
 older() {
     scripts/setup.sh sdks clients
     tests/compat/run.sh --generation old
@@ -52,7 +58,7 @@ end_to_end() { .cache/venv-latest/bin/pytest -q -s "tests/e2e/$1"; }
 
 parts=("$@")
 case ${1:-} in
---list) sed -n '2,23s/^# \{0,1\}//p' "$0"; exit ;;
+--list) sed -n '2,24s/^# \{0,1\}//p' "$0"; exit ;;
 '') parts=("${ALL[@]}") ;;
 esac
 for part in "${parts[@]}"; do

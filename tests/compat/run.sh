@@ -91,6 +91,7 @@ by_url() {
     if wanted quickstart; then quickstarts "by URL"; fi
     if wanted node; then
         part "node suite, $generation" node_script "$node" tests/compat/node/sandbox.test.mjs --test --test-reporter=spec
+        part "node builder, $generation" node_script "$node" tests/compat/node/builds.test.mjs --test --test-reporter=spec
     fi
     if wanted python; then
         # A skipped test says what the package lacks.

@@ -206,8 +206,8 @@ pub fn build_template(
     let mut new = None;
     if !pool.has_layer(&digest) {
         let start = Instant::now();
-        let draft = pool.begin_layer()?;
-        draft.number_above(below.len())?;
+        let mut draft = pool.begin_layer()?;
+        draft.number_apart()?;
         let size = if below.is_empty() {
             build_root(folder, &recipe, options, draft.path(), progress)?
         } else {
@@ -461,6 +461,15 @@ mod tests {
         fn delete_build(&self, _: &str) -> Result<(), PoolError> {
             unreachable!("a build deletes none")
         }
+        fn builds(&self) -> Result<Vec<TemplateManifest>, PoolError> {
+            unreachable!("a build reads names only")
+        }
+        fn list_layers(&self) -> Result<Vec<(LayerDigest, std::time::SystemTime)>, PoolError> {
+            unreachable!("a build looks for one layer")
+        }
+        fn delete_layer(&self, _: &LayerDigest) -> Result<(), PoolError> {
+            unreachable!("a build deletes none")
+        }
         fn commit_upper(&self, _: &str, _: &LayerDigest) -> Result<(), PoolError> {
             unreachable!("a recipe's build has no upper")
         }
@@ -475,6 +484,15 @@ mod tests {
         }
         fn create_upper(&self, _: &str, _: MiB) -> Result<Upper, PoolError> {
             unreachable!("a build makes no upper")
+        }
+        fn create_step_upper(&self, _: &str, _: MiB) -> Result<Upper, PoolError> {
+            unreachable!("a recipe's build has no steps")
+        }
+        fn find_layer(&self, _: &LayerDigest) -> Result<Option<LayerDigest>, PoolError> {
+            unreachable!("a recipe's layer has one name")
+        }
+        fn name_layer(&self, _: &LayerDigest, _: &LayerDigest) -> Result<(), PoolError> {
+            unreachable!("a recipe's layer has one name")
         }
         fn set_quota(&self, _: &str, _: MiB) -> Result<(), PoolError> {
             unreachable!("a build makes no upper")

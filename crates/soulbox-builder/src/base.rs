@@ -30,7 +30,7 @@ enum Nearness {
 
 const BASE: &str = "base";
 /// What `base` is made of.
-const BASE_IS: &str = "Debian 12 with Python 3.11 and Node.js 20";
+const BASE_IS: &str = "Debian 12 with Python 3.11 and Node.js 20 and 22";
 
 /// The template that stands for an image.
 ///
@@ -43,11 +43,12 @@ pub(crate) fn find<'known>(
 ) -> Result<Found<'known>, String> {
     let missing =
         || format!("image '{image}' not found: the image or tag does not exist in the registry");
-    let (name, nearness) = meaning(image).ok_or_else(missing)?;
-    let build = templates
-        .iter()
-        .find(|template| template.name == name)
+    let known = |name| templates.iter().find(|template| template.name == name);
+    let (build, nearness) = meanings(image)
+        .into_iter()
+        .find_map(|(name, nearness)| Some((known(name)?, nearness)))
         .ok_or_else(missing)?;
+    let name = &build.name;
     let warning = match nearness {
         Nearness::Same => None,
         Nearness::Near(_) if policy == ImagePolicy::Strict => return Err(missing()),
@@ -58,7 +59,8 @@ pub(crate) fn find<'known>(
     Ok(Found { build, warning })
 }
 
-fn meaning(image: &str) -> Option<(&'static str, Nearness)> {
+/// The templates that an image may mean, best first; none: it is no image that anything here is near to.
+fn meanings(image: &str) -> Vec<(&'static str, Nearness)> {
     use Nearness::{Near, Same};
     // A registry's host has a dot or a port, and only Docker Hub's own name means what no host means.
     let image = ["docker.io/library/", "docker.io/", "library/"]
@@ -67,22 +69,29 @@ fn meaning(image: &str) -> Option<(&'static str, Nearness)> {
         .unwrap_or(image);
     // A digest names one image and no other.
     if image.contains('@') {
-        return None;
+        return Vec::new();
     }
     let (name, tag) = image.split_once(':').unwrap_or((image, "latest"));
     let version = tag.split('-').next().unwrap_or(tag);
     let is = |exact: &[&str]| exact.contains(&version);
     let of = |major: &str| version == major || version.starts_with(&format!("{major}."));
-    let nearness = match name {
-        "e2bdev/base" | "base" if tag == "latest" => Same,
-        "debian" if is(&["12", "bookworm"]) || of("12") => Same,
-        "python" if of("3.11") => Same,
-        "node" if of("20") || is(&["iron"]) => Same,
-        "debian" | "ubuntu" | "buildpack" | "python" | "node" => Near(BASE_IS),
-        "e2bdev/code-interpreter" => {
-            return Some(("code-interpreter-v1", Same)).filter(|_| tag == "latest");
+    let meanings = match name {
+        "e2bdev/base" | "base" if tag == "latest" => vec![(BASE, Same)],
+        "e2bdev/code-interpreter" if tag == "latest" => vec![("code-interpreter-v1", Same)],
+        "debian" if is(&["12", "bookworm"]) || of("12") => vec![(BASE, Same)],
+        "python" if of("3.11") => vec![(BASE, Same)],
+        "node" if of("20") || is(&["iron"]) => vec![(BASE, Same)],
+        "node" if of("22") || is(&["jod"]) => vec![("node22", Same), (BASE, Near(BASE_IS))],
+        "debian" | "ubuntu" | "buildpack" | "python" | "node" => vec![(BASE, Near(BASE_IS))],
+        "oven/bun" if is(&["latest", "alpine", "slim", "debian"]) || of("1") => {
+            vec![("bun", Same)]
         }
-        _ => return None,
+        "oven/bun" => vec![("bun", Near("Bun 1"))],
+        "denoland/deno" if is(&["latest", "debian", "ubuntu", "alpine"]) || of("2") => {
+            vec![("deno", Same)]
+        }
+        "denoland/deno" => vec![("deno", Near("Deno 2"))],
+        _ => Vec::new(),
     };
     // A tag that cannot be one is no image of anybody's.
     let valid = !tag.is_empty()
@@ -90,7 +99,10 @@ fn meaning(image: &str) -> Option<(&'static str, Nearness)> {
         && tag
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    valid.then_some((BASE, nearness))
+    match valid {
+        true => meanings,
+        false => Vec::new(),
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +127,7 @@ mod tests {
             env: Default::default(),
             start_command: None,
             ready_command: None,
+            started: None,
         }
     }
 
@@ -171,5 +184,24 @@ mod tests {
             );
         }
         assert!(find("debian:12", &[], ImagePolicy::Alias).is_err());
+
+        // An image whose template is not here means what is near to it, if anything is.
+        assert_eq!(name("node:22", ImagePolicy::Alias), Some(("base", true)));
+        assert_eq!(name("node:22", ImagePolicy::Strict), None);
+        assert_eq!(name("oven/bun", ImagePolicy::Alias), None);
+        let more = [known("base"), known("node22"), known("bun"), known("deno")];
+        for (image, expected) in [
+            ("node:22", "node22"),
+            ("node:22.3-slim", "node22"),
+            ("oven/bun", "bun"),
+            ("oven/bun:1", "bun"),
+            ("denoland/deno:2.1.4", "deno"),
+            ("docker.io/denoland/deno:latest", "deno"),
+        ] {
+            let found = find(image, &more, ImagePolicy::Strict).expect(image);
+            assert_eq!((found.build.name.as_str(), found.warning), (expected, None));
+        }
+        let near = find("denoland/deno:1.40", &more, ImagePolicy::Alias).expect("near");
+        assert!(near.warning.is_some_and(|text| text.contains("Deno 2")));
     }
 }

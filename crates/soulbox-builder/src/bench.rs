@@ -23,6 +23,8 @@ pub struct KnownBuild {
     pub env: BTreeMap<String, String>,
     pub start_command: Option<String>,
     pub ready_command: Option<String>,
+    /// A snapshot in which the start command runs and is ready.
+    pub started: Option<String>,
 }
 
 /// Why the host did not do it.
@@ -80,18 +82,29 @@ pub trait Benches: Send + Sync + 'static {
     /// One build.
     async fn build(&self, build_id: &BuildId) -> Result<Option<KnownBuild>, BenchError>;
 
+    /// The layer that has the name now.
+    async fn find(&self, name: &str) -> Result<Option<String>, BenchError>;
+
+    /// Gives a layer another name, by which it is found from now on.
+    async fn name(&self, name: &str, layer: &str) -> Result<(), BenchError>;
+
     /// Which of the layers are there.
     async fn present(&self, layers: &[String]) -> Result<Vec<String>, BenchError>;
 
     /// Makes the host know a build by its ID; its layers are there.
     async fn keep(&self, build: KnownBuild) -> Result<(), BenchError>;
 
-    /// Makes the host forget a build; one that it does not know is forgotten already.
+    /// Makes the host forget a build and its snapshot; one that it does not know is forgotten already.
     async fn forget(&self, build_id: &BuildId) -> Result<(), BenchError>;
 
-    /// A sandbox that begins from the layers. It is in no list, and ends when it is dropped, or its host hears nothing of it for a while.
-    async fn start(&self, layers: &[String], limits: &Limits)
-    -> Result<Box<dyn Bench>, BenchError>;
+    /// A sandbox for a step of a build, which begins from the layers. It is in no list, and ends when it is dropped, or its host hears nothing
+    /// of it for a while.
+    async fn start(
+        &self,
+        build_id: &BuildId,
+        layers: &[String],
+        limits: &Limits,
+    ) -> Result<Box<dyn Bench>, BenchError>;
 }
 
 /// A sandbox in which programs can be run.
@@ -113,6 +126,9 @@ pub trait Bench: Guest {
 
     /// Makes all that was written a layer of that name, on disk when this returns.
     async fn commit(&self, layer: &str) -> Result<(), BenchError>;
+
+    /// Makes a snapshot of it as it is, programs included; it goes on. Gives the snapshot's name, or why this host cannot make one.
+    async fn snapshot(&self, build_id: &BuildId) -> Result<Result<String, String>, BenchError>;
 
     /// Ends it; no process of it is left when this returns.
     async fn end(self: Box<Self>);

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use soulbox_types::TeamId;
 
 /// Changes with anything that makes the same step write something else.
-const GENERATION: &str = "soulbox layers 1";
+const GENERATION: &str = "soulbox layers 2";
 
 /// What the layers so far amount to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,11 @@ impl Key {
         Self(digest(&parts))
     }
 
+    /// On top of a layer and all that lies below it.
+    pub(crate) fn on(layer: &str) -> Self {
+        Self(layer.to_owned())
+    }
+
     /// After one more step.
     pub(crate) fn step(&self, kind: &str, args: &[String], files: Option<&str>) -> Self {
         let mut parts = vec![GENERATION, &self.0, kind, files.unwrap_or("")];
@@ -26,7 +31,7 @@ impl Key {
         Self(digest(&parts))
     }
 
-    /// The name of the layer that the last step made.
+    /// By which the layer of the last step is found.
     pub(crate) fn layer(&self) -> &str {
         &self.0
     }

@@ -1,12 +1,14 @@
 //! A build from its first log line to its manifest.
 
+mod contents;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use soulbox_control::{
-    BuildFailure, BuildJob, BuildReporter, BuildSource, BuildStep, Builder, FinishedBuild,
+    BuildFailure, BuildJob, BuildReporter, BuildSource, BuildStep, Builder, Contents, FinishedBuild,
     LogLevel, StepRules,
 };
 use soulbox_types::{BuildId, Limits, MiB};
@@ -100,9 +102,10 @@ impl Steps {
         lock
     }
 
-    async fn is_present(&self, layer: &str) -> Result<bool, BuildFailure> {
-        let present = self.benches.present(&[layer.to_owned()]).await;
-        Ok(!present.map_err(|error| internal(&error))?.is_empty())
+    /// The layer that a step with that key has made.
+    async fn cached(&self, key: &Key) -> Result<Option<String>, BuildFailure> {
+        let found = self.benches.find(key.layer()).await;
+        found.map_err(|error| internal(&error))
     }
 }
 
@@ -134,6 +137,10 @@ impl Builder for Steps {
                 message: "build was cancelled".to_owned(),
             }),
         }
+    }
+
+    async fn contents(&self, build_id: &BuildId) -> Result<Contents, String> {
+        self.list_contents(build_id).await
     }
 
     async fn forget(&self, builds: &[BuildId]) {
@@ -229,12 +236,7 @@ impl<'a> Build<'a> {
             self.forced = true;
         }
         let files = step.files_hash.as_ref().map(|hash| hash.as_str());
-        let mut key = self.key.step(&step.kind, &step.args, files);
-        if self.forced {
-            // Another name, so that what was made before is not found.
-            key = key.step("FORCE", &[self.job.build_id.to_string()], None);
-        }
-        self.key = key;
+        self.key = self.key.step(&step.kind, &step.args, files);
         let text = format!("{} {}", step.kind, step.args.join(" "));
         match (step.kind.as_str(), step.args.as_slice()) {
             ("ENV" | "ARG", pairs) => {
@@ -370,10 +372,12 @@ impl<'a> Build<'a> {
         let copied = script::copy(script::ARCHIVE, source, &target, &owner, mode);
         let archive = self.job.archives.path(hash);
         let Some(archive) = archive else {
-            if !self.forced && self.steps.is_present(self.key.layer()).await? {
+            if !self.forced
+                && let Some(layer) = self.steps.cached(&self.key).await?
+            {
                 // What it would be unpacked to is there already.
                 self.tell(place, text, true).await;
-                self.layers.push(self.key.layer().to_owned());
+                self.add(layer);
                 return Ok(());
             }
             let message = format!("{what}: files with hash {hash} were not uploaded");
@@ -392,20 +396,41 @@ impl<'a> Build<'a> {
         archive: Option<&std::path::Path>,
         what: &str,
     ) -> Result<(), BuildFailure> {
-        let layer = self.key.layer().to_owned();
-        let making = self.steps.making(&layer);
+        let making = self.steps.making(self.key.layer());
         let _made_by_one = making.lock().await;
-        let cached = self.steps.is_present(&layer).await?;
-        self.tell(place, text, cached).await;
-        if !cached {
-            let bench = self.bench().await?;
-            let made = self.make(place, &bench, command, archive, what, &layer);
-            let made = made.await;
-            bench.end().await;
-            made?;
+        let cached = match self.forced {
+            true => None,
+            false => self.steps.cached(&self.key).await?,
+        };
+        self.tell(place, text, cached.is_some()).await;
+        if let Some(layer) = cached {
+            self.add(layer);
+            return Ok(());
         }
-        self.layers.push(layer);
+        let own = match self.forced {
+            // What was made before may be in use and stays.
+            true => self
+                .key
+                .step("FORCE", &[self.job.build_id.to_string()], None),
+            false => self.key.clone(),
+        };
+        let bench = self.bench().await?;
+        let made = self.make(place, &bench, command, archive, what, own.layer());
+        let made = made.await;
+        bench.end().await;
+        made?;
+        if self.forced {
+            let named = self.steps.benches.name(self.key.layer(), own.layer()).await;
+            named.map_err(|error| internal(&error))?;
+        }
+        self.add(own.layer().to_owned());
         Ok(())
+    }
+
+    /// Steps after this one are on top of this very layer, so it is part of their keys: when it was made anew, so are they.
+    fn add(&mut self, layer: String) {
+        self.key = Key::on(&layer);
+        self.layers.push(layer);
     }
 
     async fn make(
@@ -506,7 +531,11 @@ impl<'a> Build<'a> {
         // The semaphore is never closed.
         let permit = self.steps.sandboxes.acquire().await;
         let permit = permit.map_err(|error| internal(&BenchError::Failed(error.to_string())))?;
-        let bench = self.steps.benches.start(&self.layers, &self.limits).await;
+        let bench = self
+            .steps
+            .benches
+            .start(&self.job.build_id, &self.layers, &self.limits)
+            .await;
         match bench {
             Ok(bench) => Ok(Held {
                 bench,
@@ -537,8 +566,19 @@ impl<'a> Build<'a> {
         let mut done = self
             .make(&place, &bench, &command, None, what, layer.layer())
             .await;
+        let mut started = None;
         if done.is_ok() {
             done = self.try_start(&place, bench.guest()).await;
+        }
+        if done.is_ok() && self.start_command.is_some() {
+            match bench.bench.snapshot(&self.job.build_id).await {
+                Ok(Ok(snapshot)) => started = Some(snapshot),
+                Ok(Err(why)) => {
+                    let line = format!("Every sandbox will run the start command: {why}");
+                    self.say(&place, line).await;
+                }
+                Err(error) => done = Err(refused(&place, "failed to make a snapshot", &error)),
+            }
         }
         bench.end().await;
         done?;
@@ -565,6 +605,7 @@ impl<'a> Build<'a> {
             env: self.context.env,
             start_command: self.start_command,
             ready_command: self.ready_command,
+            started,
         };
         let kept = self.steps.benches.keep(known).await;
         kept.map_err(|error| internal(&error))?;

@@ -143,6 +143,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
         max_sandbox_hours: settings.max_sandbox_hours,
         max_sandboxes: settings.max_sandboxes,
         max_requests: settings.max_requests,
+        template_images: settings.template_images,
         rate_limits: settings.rate_limits.clone(),
         admin_listener: settings.admin_listen.map(|address| address.to_string()),
     };
@@ -234,6 +235,7 @@ impl Agent {
                 guests: guests.digest,
                 memory_reserve: settings.memory_reserve,
                 snapshot_key,
+                store: settings.store.clone(),
             },
         )
         .await

@@ -27,7 +27,7 @@ use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
 use soulbox_ingress::{Ingress, Server};
 use soulbox_sys::fdpass;
 use soulbox_types::{DeathCause, Epoch, UnixMillis};
-use soulbox_wire::host::{Event, FrontSettings, Hello, Reply, Request};
+use soulbox_wire::host::{Event, FrontSettings, Hello, Reply, Request, TemplateImages};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -168,7 +168,10 @@ async fn run(
     let benches = Arc::new(RpcBenches::new(client.clone()));
     control.set_builder(Arc::new(Steps::new(
         benches.clone(),
-        ImagePolicy::Alias,
+        match settings.template_images {
+            TemplateImages::Alias => ImagePolicy::Alias,
+            TemplateImages::Strict => ImagePolicy::Strict,
+        },
         soulbox_envd_proto::ENVD_VERSION,
         BUILD_SANDBOXES,
     )));

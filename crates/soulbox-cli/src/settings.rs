@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use soulbox_api::RateLimits;
 use soulbox_runtime::network::Cidr;
 use soulbox_types::MiB;
+use soulbox_wire::host::TemplateImages;
 
 pub use error::{SettingsError, Source};
 pub use source::{Environment, Flag, ServeFlags};
@@ -54,12 +55,16 @@ pub struct Settings {
     pub max_sandboxes: u32,
     /// Requests under way into the ports of one sandbox, and as many to its envd.
     pub max_requests: u32,
+    /// What a build begins with that names an image of which only something near is here.
+    pub template_images: TemplateImages,
     /// How often a team may ask each route, as JSON, known to be right.
     pub rate_limits: Option<String>,
     /// Where figures are told, if anywhere; only this machine reaches it.
     pub admin_listen: Option<SocketAddr>,
     /// Where CRIU is unpacked, absolute; absent: wherever a set-up puts it.
     pub criu: Option<PathBuf>,
+    /// Where sealed snapshots are kept, absolute.
+    pub store: Option<PathBuf>,
     /// Where the records are when they are not in the data directory.
     pub database_url: Option<DatabaseUrl>,
     pub log_format: LogFormat,
@@ -125,16 +130,18 @@ pub enum Setting {
     MaxSandboxHours,
     MaxSandboxes,
     MaxRequests,
+    TemplateImages,
     RateLimits,
     AdminListen,
     Criu,
+    Store,
     DatabaseUrl,
     LogFormat,
     Log,
 }
 
 impl Setting {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 24] = [
         Self::DataDir,
         Self::Listen,
         Self::Domain,
@@ -151,9 +158,11 @@ impl Setting {
         Self::MaxSandboxHours,
         Self::MaxSandboxes,
         Self::MaxRequests,
+        Self::TemplateImages,
         Self::RateLimits,
         Self::AdminListen,
         Self::Criu,
+        Self::Store,
         Self::DatabaseUrl,
         Self::LogFormat,
         Self::Log,
@@ -178,9 +187,11 @@ impl Setting {
             Self::MaxSandboxHours => "max_sandbox_hours",
             Self::MaxSandboxes => "max_sandboxes",
             Self::MaxRequests => "max_requests",
+            Self::TemplateImages => "template_images",
             Self::RateLimits => "rate_limits",
             Self::AdminListen => "admin_listen",
             Self::Criu => "criu",
+            Self::Store => "store",
             Self::DatabaseUrl => "database_url",
             Self::LogFormat => "log_format",
             Self::Log => "log",
@@ -243,9 +254,11 @@ struct Raw {
     max_sandbox_hours: u64,
     max_sandboxes: u32,
     max_requests: u32,
+    template_images: TemplateImages,
     rate_limits: Option<String>,
     admin_listen: Option<SocketAddr>,
     criu: Option<PathBuf>,
+    store: Option<PathBuf>,
     database_url: Option<DatabaseUrl>,
     log_format: LogFormat,
     log: String,
@@ -271,9 +284,11 @@ impl Default for Raw {
             max_sandbox_hours: 24,
             max_sandboxes: 1000,
             max_requests: 2000,
+            template_images: TemplateImages::Alias,
             rate_limits: None,
             admin_listen: None,
             criu: None,
+            store: None,
             database_url: None,
             log_format: LogFormat::Text,
             log: "info".to_owned(),
@@ -320,6 +335,13 @@ impl Raw {
             }
             Setting::MaxSandboxes => self.max_sandboxes = number(text, 1, 100_000)?,
             Setting::MaxRequests => self.max_requests = number(text, 1, 100_000)?,
+            Setting::TemplateImages => {
+                self.template_images = match text {
+                    "alias" => TemplateImages::Alias,
+                    "strict" => TemplateImages::Strict,
+                    _ => return Err(BadValue::new(text, "alias or strict")),
+                };
+            }
             Setting::RateLimits => {
                 RateLimits::parse(text).map_err(|error| BadValue::new(text, error.wanted()))?;
                 self.rate_limits = Some(text.to_owned());
@@ -333,11 +355,8 @@ impl Raw {
                 }
                 self.admin_listen = Some(address);
             }
-            Setting::Criu => {
-                let folder = std::path::absolute(path(text)?)
-                    .map_err(|_| BadValue::new(text, "a folder"))?;
-                self.criu = Some(folder);
-            }
+            Setting::Criu => self.criu = Some(folder(text)?),
+            Setting::Store => self.store = Some(folder(text)?),
             Setting::DatabaseUrl => {
                 // Not quoted: it may have a password.
                 soulbox_store::postgres_options(text).map_err(|error| {
@@ -412,14 +431,20 @@ impl Raw {
             max_sandbox_hours: self.max_sandbox_hours,
             max_sandboxes: self.max_sandboxes,
             max_requests: self.max_requests,
+            template_images: self.template_images,
             rate_limits: self.rate_limits,
             admin_listen: self.admin_listen,
             criu: self.criu,
+            store: self.store,
             database_url: self.database_url,
             log_format: self.log_format,
             log: self.log,
         })
     }
+}
+
+fn folder(text: &str) -> Result<PathBuf, BadValue> {
+    std::path::absolute(path(text)?).map_err(|_| BadValue::new(text, "a folder"))
 }
 
 fn path(text: &str) -> Result<PathBuf, BadValue> {

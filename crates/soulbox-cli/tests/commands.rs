@@ -207,7 +207,7 @@ fn mistakes_in_settings_are_status_2_and_touch_nothing() {
         2,
         expect![[r#"
             error: DATA/soulbox.toml line 2, column 1: unknown setting `listen_on`
-            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, rate_limits, admin_listen, criu, database_url, log_format, log
+            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, template_images, rate_limits, admin_listen, criu, database_url, log_format, log
         "#]],
     );
     check_failure(
@@ -311,7 +311,7 @@ fn templates_are_listed_from_the_pool() {
     let data = tempfile::tempdir().expect("temporary directory");
     let path = data.path().to_str().expect("text");
     let list = |more: &[&str]| {
-        let mut command = soulbox(&["template", "list", "--data-dir", path]);
+        let mut command = soulbox(&["template", "list", "--local", "--data-dir", path]);
         command.args(more).env("SOULBOX_POOL_SIZE", "256MiB");
         command.output().expect("run")
     };

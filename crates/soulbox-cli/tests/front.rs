@@ -12,6 +12,7 @@ use serde_json::Value;
 use soulbox_sys::fdpass;
 use soulbox_wire::host::{
     AgentFrame, FrontFrame, FrontSettings, HEADER_LEN, Hello, HostTemplate, Reply, Request,
+    TemplateImages,
 };
 
 const UID: u32 = 61_357;
@@ -151,6 +152,7 @@ fn hello(listener: &TcpListener) -> Hello {
         max_sandbox_hours: 24,
         max_sandboxes: 10,
         max_requests: 100,
+        template_images: TemplateImages::Alias,
         database_url: None,
         rate_limits: None,
         admin_listener: None,

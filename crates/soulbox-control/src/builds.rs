@@ -15,6 +15,7 @@ use soulbox_types::{BuildId, Limits, TeamId, TemplateId, UnixMillis};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::contents::Contents;
 use crate::archives::Archives;
 use crate::clock;
 use crate::logs::LogLevel;
@@ -185,6 +186,20 @@ pub struct FinishedBuild {
     pub disk_mib: u64,
 }
 
+/// Begins the host's names of snapshots that builds end with.
+const SNAPSHOT_PREFIX: &str = "build-";
+
+/// The host's name of the snapshot that a build ends with, where it has a start command: of a sandbox in which that runs and is ready.
+#[must_use]
+pub fn snapshot_of_build(build_id: &BuildId) -> String {
+    format!("{SNAPSHOT_PREFIX}{build_id}")
+}
+
+/// The build that a snapshot of the host belongs to.
+pub(crate) fn build_of_snapshot(name: &str) -> Option<BuildId> {
+    name.strip_prefix(SNAPSHOT_PREFIX)?.parse().ok()
+}
+
 /// Why a build failed, in the client's words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildFailure {
@@ -223,6 +238,12 @@ pub trait Builder: Send + Sync + 'static {
         job: BuildJob,
         reporter: BuildReporter,
     ) -> Result<FinishedBuild, BuildFailure>;
+
+    /// What is in a build.
+    ///
+    /// # Errors
+    /// Why nobody can say; not for the client's eyes.
+    async fn contents(&self, build_id: &BuildId) -> Result<Contents, String>;
 
     /// Nobody will create from these builds any more; what only they need may be deleted. Sandboxes that run keep what they have.
     async fn forget(&self, builds: &[BuildId]);
@@ -298,6 +319,20 @@ mod tests {
             serde_json::from_str::<BuildSpecification>(&text).ok(),
             Some(specification)
         );
+    }
+
+    #[test]
+    fn a_snapshot_of_a_build_is_told_by_its_name() {
+        let build: BuildId = "0b5d4a7e-0000-4000-8000-000000000000"
+            .parse()
+            .expect("an ID");
+        assert_eq!(
+            build_of_snapshot(&snapshot_of_build(&build)),
+            Some(build.clone())
+        );
+        for other in [build.as_str(), "build-", "snap-0", "fork-build-x"] {
+            assert_eq!(build_of_snapshot(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use soulbox_types::{BuildId, TemplateId};
 
+use crate::builds::build_of_snapshot;
 use crate::spec::TemplateReference;
 use crate::store::{
     AssignmentRow, BuildRow, BuildStatus, CatalogRows, SnapshotRow, TeamRow, TemplateRow,
@@ -254,8 +255,12 @@ impl Catalog {
         self.snapshots.get(build_id)
     }
 
-    /// Whether a snapshot of the host is one of the builds.
+    /// Whether a snapshot of the host is one of the builds, or one has ended or is going to end with it.
     pub(crate) fn keeps(&self, snapshot_name: &str) -> bool {
+        let build = build_of_snapshot(snapshot_name).and_then(|id| self.build(&id));
+        if build.is_some_and(|build| build.status != BuildStatus::Failed) {
+            return true;
+        }
         let mut all = self.snapshots.values();
         all.any(|it| it.snapshot_name == snapshot_name)
     }

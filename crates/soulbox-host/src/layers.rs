@@ -44,6 +44,27 @@ impl<R: Runtime> Host<R> {
         .await
     }
 
+    /// The layer that has a name now.
+    ///
+    /// # Errors
+    /// Kind `Failed`, also when the name is none.
+    pub async fn find_layer(&self, name: &str) -> Result<Option<String>, HostError> {
+        let name = digest(name)?;
+        with_pool(self.workshop(), move |pool| {
+            Ok(pool.find_layer(&name)?.map(String::from))
+        })
+        .await
+    }
+
+    /// Gives a layer another name.
+    ///
+    /// # Errors
+    /// Kind `Failed`, also when a name is none.
+    pub async fn name_layer(&self, name: &str, layer: &str) -> Result<(), HostError> {
+        let (name, layer) = (digest(name)?, digest(layer)?);
+        with_pool(self.workshop(), move |pool| pool.name_layer(&name, &layer)).await
+    }
+
     /// Those of the layers that are in the pool.
     ///
     /// # Errors
@@ -96,16 +117,21 @@ impl<R: Runtime> Host<R> {
                 env: build.inherited.env,
                 start_command: build.inherited.start_command,
                 ready_command: build.inherited.ready_command,
+                started: build.inherited.started,
             },
         };
         with_pool(self.workshop(), move |pool| pool.put_build(&manifest)).await
     }
 
-    /// Forgets a build.
+    /// Forgets a build, and deletes its snapshot.
     ///
     /// # Errors
-    /// Kind `Failed`.
+    /// Kinds `CannotSave` while the snapshot is being made, and `Failed`.
     pub async fn delete_build(&self, build_id: String) -> Result<(), HostError> {
+        let known = build(self.workshop(), &build_id).await?;
+        if let Some(started) = known.and_then(|build| build.inherited.started) {
+            self.delete_snapshot(started).await?;
+        }
         with_pool(self.workshop(), move |pool| pool.delete_build(&build_id)).await
     }
 }
@@ -147,6 +173,11 @@ pub(crate) fn manifest(request: &Create) -> Result<TemplateManifest, HostError> 
     })
 }
 
+/// Whether a manifest is of [`manifest`]: what a sandbox of it writes becomes a layer.
+pub(crate) fn is_of_step(manifest: &TemplateManifest) -> bool {
+    manifest.name.is_empty() && manifest.template_id.is_empty()
+}
+
 /// A manifest in the words of the host RPC.
 pub(crate) fn told(manifest: &TemplateManifest) -> HostTemplate {
     let layers = manifest.layers.iter();
@@ -165,6 +196,7 @@ pub(crate) fn told(manifest: &TemplateManifest) -> HostTemplate {
             env: manifest.inherited.env.clone(),
             start_command: manifest.inherited.start_command.clone(),
             ready_command: manifest.inherited.ready_command.clone(),
+            started: manifest.inherited.started.clone(),
         },
     }
 }
@@ -180,6 +212,7 @@ async fn with_pool<R: Runtime, T: Send + 'static>(
                 PoolError::ReserveReached { .. } => HostErrorKind::NoCapacity,
                 PoolError::LayerMissing { .. } => HostErrorKind::TemplateMissing,
                 PoolError::UpperMissing { .. } => HostErrorKind::NotFound,
+                PoolError::TooManyFiles { .. } => HostErrorKind::CannotSave,
                 _ => HostErrorKind::Failed,
             },
             message: chain(&error),

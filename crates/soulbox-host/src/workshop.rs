@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use soulbox_pool::{LayerDigest, PoolError, Snapshot, SnapshotPool, TemplateManifest};
 use soulbox_types::Limits;
 
+use crate::layers;
 use crate::memory::MemoryError;
 use crate::runtime::{
     DialError, GuestSettings, RestoreError, RootFiles, Runtime, RuntimeError, SavedProcesses,
@@ -100,6 +101,14 @@ pub(crate) struct Made<R: Runtime> {
     pub(crate) limits: Limits,
 }
 
+/// What an upper is at first.
+enum First<'a> {
+    Empty,
+    /// Empty, and going to be a layer.
+    OfStep,
+    Snapshot(&'a Snapshot),
+}
+
 /// What is still to be given back of a sandbox that has ended, in this order.
 struct Leftover<R: Runtime> {
     running: Option<Arc<R::Running>>,
@@ -145,7 +154,12 @@ impl<R: Runtime> Workshop<R> {
         limits: &Limits,
     ) -> Result<Made<R>, MakeError> {
         let Prepared { slot, parked } = prepared;
-        let ready = self.furnish(slot, &template.layers, snapshot, limits);
+        let first = match snapshot {
+            Some(snapshot) => First::Snapshot(snapshot),
+            None if layers::is_of_step(template) => First::OfStep,
+            None => First::Empty,
+        };
+        let ready = self.furnish(slot, &template.layers, first, limits);
         let (root, upper, init_secret) = match ready {
             Ok(ready) => ready,
             Err(error) => {
@@ -217,7 +231,7 @@ impl<R: Runtime> Workshop<R> {
                 .map_err(|missing| failed(RestoreError::Unsupported(missing)))?;
             let here = Fingerprint::of_this_host(criu).map_err(MakeError::Fingerprint)?;
             memory.verify(&snapshot.images, &here).map_err(refused)?;
-            self.furnish(slot, layers, Some(snapshot), limits)
+            self.furnish(slot, layers, First::Snapshot(snapshot), limits)
         })();
         let (root, upper, _) = match made {
             Ok(made) => made,
@@ -272,7 +286,7 @@ impl<R: Runtime> Workshop<R> {
         &self,
         slot: u16,
         layers: &[LayerDigest],
-        snapshot: Option<&Snapshot>,
+        first: First<'_>,
         limits: &Limits,
     ) -> Result<(RootFiles, String, String), MakeError> {
         for layer in layers {
@@ -286,9 +300,10 @@ impl<R: Runtime> Workshop<R> {
         let (for_name, secret) = random.split_at(8);
         // Unique for ever, so that a leftover of a crash is never taken for the new one.
         let name = format!("{slot}-{}", hex::encode(for_name));
-        let upper = match snapshot {
-            None => self.pool.create_upper(&name, limits.disk),
-            Some(from) => self.pool.create_upper_from(&from.name, &name, limits.disk),
+        let upper = match first {
+            First::Empty => self.pool.create_upper(&name, limits.disk),
+            First::OfStep => self.pool.create_step_upper(&name, limits.disk),
+            First::Snapshot(from) => self.pool.create_upper_from(&from.name, &name, limits.disk),
         }
         .map_err(MakeError::Upper)?;
         let root = RootFiles {
@@ -303,10 +318,21 @@ impl<R: Runtime> Workshop<R> {
 
     /// Ends a sandbox that nobody owns and gives everything back.
     pub(crate) fn discard(&self, made: Made<R>) {
-        self.runtime.kill(&made.running);
-        let mut polled = [PollFd::new(&made.ended, PollFlags::IN)];
+        self.retire(made.running, &made.ended, made.upper, made.slot);
+    }
+
+    /// Ends processes that nobody owns and gives back what they had.
+    pub(crate) fn retire(
+        &self,
+        running: Arc<R::Running>,
+        ended: &OwnedFd,
+        upper: String,
+        slot: u16,
+    ) {
+        self.runtime.kill(&running);
+        let mut polled = [PollFd::new(ended, PollFlags::IN)];
         let _ = poll(&mut polled, Some(&END_TIMEOUT));
-        self.release(made.running, made.upper, made.slot);
+        self.release(running, upper, slot);
     }
 
     /// Gives an unused slot back.

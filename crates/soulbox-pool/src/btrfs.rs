@@ -8,15 +8,16 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock, statfs};
 use soulbox_sys::btrfs::{self, QuotaKind, SUBVOLUME_ROOT_INODE};
 use soulbox_types::MiB;
 
 use crate::draft::{self, LayerDraft};
-use crate::layer::LayerDigest;
+use crate::layer::{self, LayerDigest};
 use crate::manifest::{self, TemplateManifest};
+use crate::numbers::Counter;
 use crate::share::{self, Share};
 use crate::snapshot::SnapshotPool;
 use crate::upper::{self, Upper};
@@ -64,6 +65,7 @@ impl BtrfsPool {
             "drafts",
             "templates",
             "builds",
+            "names",
             "uppers",
             "promises",
             "snapshots",
@@ -112,8 +114,38 @@ impl BtrfsPool {
         self.root.join("templates")
     }
 
-    fn builds(&self) -> PathBuf {
+    fn build_manifests(&self) -> PathBuf {
         self.root.join("builds")
+    }
+
+    /// Layers that have another name than their own, a file for each name.
+    fn names(&self) -> PathBuf {
+        self.root.join("names")
+    }
+
+    fn counter(&self) -> Counter {
+        Counter::of(&self.root)
+    }
+
+    fn make_upper(
+        &self,
+        name: &str,
+        quota: MiB,
+        counter: Option<&Counter>,
+    ) -> Result<Upper, PoolError> {
+        self.reserve_ok()?;
+        let share = match self.quota {
+            Quota::Unavailable => None,
+            _ => Some(Share::of(quota, 0, &self.info()?)),
+        };
+        if let Some(share) = share {
+            // Checked here since it names a file.
+            upper::check_name(name)?;
+            share
+                .remember(&self.promises(), name)
+                .map_err(PoolError::io("note a promise in", self.promises()))?;
+        }
+        upper::create(&self.uppers(), name, share, counter)
     }
 
     fn check_layers(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {
@@ -133,6 +165,16 @@ impl BtrfsPool {
 
     fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
+    }
+
+    /// Hurries the kernel where deleted uppers may be what is missing.
+    fn reclaim_if_low(&self) -> Result<(), PoolError> {
+        if self.reserve_ok().is_ok() {
+            return Ok(());
+        }
+        File::open(&self.root)
+            .and_then(|root| btrfs::commit(root.as_fd()))
+            .map_err(PoolError::io("write back", &self.root))
     }
 
     fn share_out_to(&self, upper: &Upper) -> Result<(), PoolError> {
@@ -223,19 +265,11 @@ impl Pool for BtrfsPool {
     }
 
     fn create_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError> {
-        self.reserve_ok()?;
-        let share = match self.quota {
-            Quota::Unavailable => None,
-            _ => Some(Share::of(quota, 0, &self.info()?)),
-        };
-        if let Some(share) = share {
-            // Checked here since it names a file.
-            upper::check_name(name)?;
-            share
-                .remember(&self.promises(), name)
-                .map_err(PoolError::io("note a promise in", self.promises()))?;
-        }
-        upper::create(&self.uppers(), name, share)
+        self.make_upper(name, quota, None)
+    }
+
+    fn create_step_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError> {
+        self.make_upper(name, quota, Some(&self.counter()))
     }
 
     fn set_quota(&self, name: &str, quota: MiB) -> Result<(), PoolError> {
@@ -248,6 +282,7 @@ impl Pool for BtrfsPool {
     }
 
     fn share_out(&self) -> Result<(), PoolError> {
+        self.reclaim_if_low()?;
         if self.quota == Quota::Unavailable {
             return Ok(());
         }
@@ -279,7 +314,8 @@ impl Pool for BtrfsPool {
     fn delete_upper(&self, name: &str) -> Result<(), PoolError> {
         upper::delete(&self.uppers(), name)?;
         share::forget(&self.promises(), name)
-            .map_err(PoolError::io("delete a promise in", self.promises()))
+            .map_err(PoolError::io("delete a promise in", self.promises()))?;
+        self.reclaim_if_low()
     }
 
     fn list_uppers(&self) -> Result<Vec<Upper>, PoolError> {
@@ -294,10 +330,34 @@ impl Pool for BtrfsPool {
         self.layer_path(digest).is_dir()
     }
 
+    fn find_layer(&self, name: &LayerDigest) -> Result<Option<LayerDigest>, PoolError> {
+        let path = self.names().join(name.as_str());
+        let given = match fs::read_to_string(&path) {
+            // Half a name, of a crash, is none.
+            Ok(text) => text.parse().ok(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(PoolError::io("read", &path)(error)),
+        };
+        let there = |layer: &LayerDigest| self.has_layer(layer);
+        Ok(given
+            .filter(there)
+            .or_else(|| Some(name.clone()).filter(there)))
+    }
+
+    fn name_layer(&self, name: &LayerDigest, layer: &LayerDigest) -> Result<(), PoolError> {
+        let path = self.names().join(name.as_str());
+        // One directory, so a file that is not whole is never seen.
+        let new = self.names().join(format!("{}.new", layer.as_str()));
+        fs::write(&new, layer.as_str())
+            .and_then(|()| File::open(&new)?.sync_all())
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(PoolError::io("write", &path))
+    }
+
     fn begin_layer(&self) -> Result<LayerDraft, PoolError> {
         self.grow_if_low()?;
         self.reserve_ok()?;
-        LayerDraft::begin(&self.drafts(), &self.layers())
+        LayerDraft::begin(&self.drafts(), &self.layers(), self.counter())
     }
 
     fn commit_upper(&self, upper: &str, digest: &LayerDigest) -> Result<(), PoolError> {
@@ -307,7 +367,8 @@ impl Pool for BtrfsPool {
         self.grow_if_low()?;
         self.reserve_ok()?;
         let (found, _) = self.find_upper(upper)?;
-        LayerDraft::from_upper(&self.drafts(), &self.layers(), &found)?.commit(digest)?;
+        LayerDraft::from_upper(&self.drafts(), &self.layers(), self.counter(), &found)?
+            .commit(digest)?;
         Ok(())
     }
 
@@ -322,15 +383,27 @@ impl Pool for BtrfsPool {
 
     fn put_build(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {
         self.check_layers(manifest)?;
-        manifest::write(&self.builds(), &manifest.build_id, manifest)
+        manifest::write(&self.build_manifests(), &manifest.build_id, manifest)
     }
 
     fn build(&self, build_id: &str) -> Result<Option<TemplateManifest>, PoolError> {
-        manifest::read(&self.builds(), build_id)
+        manifest::read(&self.build_manifests(), build_id)
     }
 
     fn delete_build(&self, build_id: &str) -> Result<(), PoolError> {
-        manifest::delete(&self.builds(), build_id)
+        manifest::delete(&self.build_manifests(), build_id)
+    }
+
+    fn builds(&self) -> Result<Vec<TemplateManifest>, PoolError> {
+        manifest::read_all(&self.build_manifests())
+    }
+
+    fn list_layers(&self) -> Result<Vec<(LayerDigest, SystemTime)>, PoolError> {
+        layer::list(&self.layers())
+    }
+
+    fn delete_layer(&self, digest: &LayerDigest) -> Result<(), PoolError> {
+        layer::delete(&self.layers(), &self.names(), digest)
     }
 
     fn unmount(&self) -> Result<(), PoolError> {

@@ -16,25 +16,23 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
+use rustix::fs::{FlockOperation, flock};
 use soulbox_sys::btrfs::{self, Access};
 
 use crate::PoolError;
 use crate::layer::LayerDigest;
+use crate::numbers::Counter;
 use crate::upper::Upper;
 
 /// What every start of a sandbox finds empty: runtime state, not files of a template.
 const VOLATILE: [&str; 2] = ["run", "dev/shm"];
-
-/// The least number of a file of a layer, and how far those of a layer above it are away.
-const FIRST_NUMBER: u64 = 1 << 19;
-const NUMBERS_OF_A_LAYER: u64 = 1 << 18;
 
 /// A layer that is being filled. Dropped without [`LayerDraft::commit`], it is deleted.
 #[derive(Debug)]
 pub struct LayerDraft {
     drafts: PathBuf,
     layers: PathBuf,
+    counter: Counter,
     name: String,
     path: PathBuf,
     /// Holds the lock.
@@ -45,8 +43,8 @@ pub struct LayerDraft {
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl LayerDraft {
-    pub(crate) fn begin(drafts: &Path, layers: &Path) -> Result<Self, PoolError> {
-        Self::make(drafts, layers, |parent, name, path| {
+    pub(crate) fn begin(drafts: &Path, layers: &Path, counter: Counter) -> Result<Self, PoolError> {
+        Self::make(drafts, layers, counter, |parent, name, path| {
             btrfs::create_subvolume(parent.as_fd(), name)
                 .map_err(PoolError::io("create subvolume", path))
         })
@@ -56,10 +54,11 @@ impl LayerDraft {
     pub(crate) fn from_upper(
         drafts: &Path,
         layers: &Path,
+        counter: Counter,
         upper: &Upper,
     ) -> Result<Self, PoolError> {
         let source = File::open(&upper.path).map_err(PoolError::io("open", &upper.path))?;
-        let draft = Self::make(drafts, layers, |parent, name, path| {
+        let draft = Self::make(drafts, layers, counter, |parent, name, path| {
             btrfs::snapshot_subvolume(source.as_fd(), parent.as_fd(), name, Access::ReadWrite)
                 .map_err(PoolError::io("make a snapshot at", path))
         })?;
@@ -93,6 +92,7 @@ impl LayerDraft {
     fn make(
         drafts: &Path,
         layers: &Path,
+        counter: Counter,
         create: impl FnOnce(&File, &CStr, &Path) -> Result<(), PoolError>,
     ) -> Result<Self, PoolError> {
         // Process numbers come again, so the time is part of the name.
@@ -108,14 +108,11 @@ impl LayerDraft {
         let path = drafts.join(&name);
         let parent = File::open(drafts).map_err(PoolError::io("open", drafts))?;
         create(&parent, &text(&name), &path)?;
-        let directory = File::open(&path).map_err(PoolError::io("open", &path))?;
-        flock(&directory, FlockOperation::NonBlockingLockExclusive)
-            .map_err(PoolError::io("lock", &path))?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))
-            .map_err(PoolError::io("set the mode of", &path))?;
+        let directory = open_locked(&path)?;
         Ok(Self {
             drafts: drafts.to_owned(),
             layers: layers.to_owned(),
+            counter,
             name,
             path,
             directory,
@@ -129,31 +126,17 @@ impl LayerDraft {
         &self.path
     }
 
-    /// Lets files that are made from now on have numbers of their own. overlayfs shows the numbers that the layers' files have as if
-    /// one file system had given them, but each subvolume of btrfs counts from 257: a file that a sandbox makes would have the number
-    /// of one of its template, and `cp` and `mv` would take the two for one file. So the numbers of layers begin where those of uppers
-    /// seldom come to, and apart from each other; `below` says how many layers this one lies on. Takes some 10 s, so it is for layers
-    /// that are made once.
+    /// Lets files that are made from now on have numbers that those of no other layer have; for an empty draft. The first call in a pool
+    /// takes 12 s.
     ///
     /// # Errors
     /// [`PoolError`] of a failed step.
-    pub fn number_above(&self, below: usize) -> Result<(), PoolError> {
-        let first = FIRST_NUMBER + NUMBERS_OF_A_LAYER * u64::try_from(below).unwrap_or(u64::MAX);
-        loop {
-            // A number is used up by each file, also one that never had a name.
-            let made = openat(
-                &self.directory,
-                c".",
-                OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC,
-                Mode::RUSR,
-            )
-            .and_then(fstat);
-            match made {
-                Ok(made) if made.st_ino + 1 >= first => return Ok(()),
-                Ok(_) => {}
-                Err(error) => return Err(PoolError::io("number the files of", &self.path)(error)),
-            }
-        }
+    pub fn number_apart(&mut self) -> Result<(), PoolError> {
+        let parent = File::open(&self.drafts).map_err(PoolError::io("open", &self.drafts))?;
+        destroy(&self.drafts, &self.name)?;
+        self.counter.begin(&parent, &text(&self.name))?;
+        self.directory = open_locked(&self.path)?;
+        Counter::forget_mark(&self.path)
     }
 
     /// Makes the layer durable and puts it in place; blocks until all of it is on disk. When a layer of that digest is there
@@ -163,6 +146,8 @@ impl LayerDraft {
         if target.exists() {
             return Ok(target);
         }
+        // Before the layer counts, so that no crash lets the next one have its numbers.
+        self.counter.pass(&self.directory)?;
         rustix::fs::syncfs(&self.directory).map_err(PoolError::io("sync", &self.path))?;
         // A directory that is not empty cannot be replaced by a rename, so of two commits at once one wins.
         match fs::rename(&self.path, &target) {
@@ -188,6 +173,15 @@ impl Drop for LayerDraft {
     }
 }
 
+fn open_locked(draft: &Path) -> Result<File, PoolError> {
+    let directory = File::open(draft).map_err(PoolError::io("open", draft))?;
+    flock(&directory, FlockOperation::NonBlockingLockExclusive)
+        .map_err(PoolError::io("lock", draft))?;
+    fs::set_permissions(draft, Permissions::from_mode(0o755))
+        .map_err(PoolError::io("set the mode of", draft))?;
+    Ok(directory)
+}
+
 /// Makes the layer read-only. btrfs refuses to rename a read-only subvolume, so a crash may come between: opening the pool repeats this.
 pub(crate) fn seal(layer: &Path) -> Result<(), PoolError> {
     let directory = File::open(layer).map_err(PoolError::io("open", layer))?;
@@ -210,7 +204,7 @@ pub(crate) fn sweep(drafts: &Path) -> Result<(), PoolError> {
     Ok(())
 }
 
-fn destroy(drafts: &Path, name: &str) -> Result<(), PoolError> {
+pub(crate) fn destroy(drafts: &Path, name: &str) -> Result<(), PoolError> {
     let parent = File::open(drafts).map_err(PoolError::io("open", drafts))?;
     match btrfs::destroy_subvolume(parent.as_fd(), &text(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -245,7 +239,7 @@ fn empty(root: &Path, place: &str) -> Result<(), PoolError> {
     Ok(())
 }
 
-fn text(name: &str) -> CString {
+pub(crate) fn text(name: &str) -> CString {
     // Directory entries and our own numbers contain no NUL; an empty name is refused by the kernel.
     CString::new(name).unwrap_or_default()
 }

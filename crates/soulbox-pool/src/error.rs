@@ -61,6 +61,8 @@ pub enum PoolError {
         #[source]
         source: io::Error,
     },
+    #[error("a layer has used more than {most} numbers of files")]
+    TooManyFiles { most: u64 },
     #[error("the pool's file system has no quotas")]
     QuotaUnavailable,
     #[error("layer {digest} of template `{template}` is not in the pool")]
@@ -80,6 +82,14 @@ pub enum PoolError {
     SnapshotMissing { name: String },
     #[error("snapshot `{name}` has no files of a sandbox")]
     NothingCaptured { name: String },
+    #[error("`btrfs` of btrfs-progs is not installed")]
+    BtrfsMissing,
+    #[error("failed to {doing} files at `{path}`: {message}")]
+    Transfer {
+        doing: &'static str,
+        path: PathBuf,
+        message: String,
+    },
     #[error("pool `{path}` is in use")]
     Busy { path: PathBuf },
 }

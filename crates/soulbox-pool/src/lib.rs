@@ -24,8 +24,10 @@ mod error;
 mod image;
 mod layer;
 mod manifest;
+mod numbers;
 mod share;
 mod snapshot;
+mod transfer;
 mod upper;
 
 pub use btrfs::BtrfsPool;
@@ -34,9 +36,11 @@ pub use error::PoolError;
 pub use layer::{DigestError, LayerDigest};
 pub use manifest::{Inherited, TemplateManifest};
 pub use snapshot::{Snapshot, SnapshotDraft, SnapshotPool};
+pub use transfer::{Receiving, Sending};
 pub use upper::Upper;
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use soulbox_types::MiB;
 
@@ -119,6 +123,10 @@ pub trait Pool: Send + Sync {
     /// [`PoolError::ReserveReached`], [`PoolError::UpperExists`], and failed steps, which leave nothing behind.
     fn create_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError>;
 
+    /// Like [`Pool::create_upper`], for what becomes a layer: its files have numbers that those of no layer have. The first one of a pool
+    /// takes 12 s.
+    fn create_step_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError>;
+
     /// Changes the limit of an upper; also below what it has, which then cannot grow.
     fn set_quota(&self, name: &str, quota: MiB) -> Result<(), PoolError>;
 
@@ -141,6 +149,12 @@ pub trait Pool: Send + Sync {
 
     /// Whether the layer is complete and in place.
     fn has_layer(&self, digest: &LayerDigest) -> bool;
+
+    /// The layer that has the name now: the one that [`Pool::name_layer`] gave it last, else the one whose digest it is.
+    fn find_layer(&self, name: &LayerDigest) -> Result<Option<LayerDigest>, PoolError>;
+
+    /// Gives a layer that is there another name, durably. Who has the layer that had the name keeps it.
+    fn name_layer(&self, name: &LayerDigest, layer: &LayerDigest) -> Result<(), PoolError>;
 
     /// A new layer to fill.
     fn begin_layer(&self) -> Result<LayerDraft, PoolError>;
@@ -169,6 +183,16 @@ pub trait Pool: Send + Sync {
 
     /// Forgets a build; its layers stay. One that is not there is forgotten already.
     fn delete_build(&self, build_id: &str) -> Result<(), PoolError>;
+
+    /// The manifests of all builds.
+    fn builds(&self) -> Result<Vec<TemplateManifest>, PoolError>;
+
+    /// All layers that are in place, each with the time since which it is.
+    fn list_layers(&self) -> Result<Vec<(LayerDigest, SystemTime)>, PoolError>;
+
+    /// Deletes a layer, and other names that it has. The caller knows that nothing needs it: who has it as a part of its root reads errors
+    /// from then on. One that is not there is deleted already.
+    fn delete_layer(&self, digest: &LayerDigest) -> Result<(), PoolError>;
 
     /// Unmounts a loop-file pool; for a subvolume there is nothing to do. Overlays that still use it keep the file system alive.
     /// # Errors

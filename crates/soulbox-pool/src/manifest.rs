@@ -18,6 +18,9 @@ pub struct Inherited {
     /// What is started in every new sandbox, and what then tells that it is ready.
     pub start_command: Option<String>,
     pub ready_command: Option<String>,
+    /// A snapshot of a sandbox of this build in which the start command runs and is ready; not handed on.
+    #[serde(default)]
+    pub started: Option<String>,
 }
 
 /// One build of a template. The same fields as the host RPC's own shape, which the pool does not know.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use soulbox_sys::btrfs;
 
 use crate::PoolError;
+use crate::numbers::Counter;
 use crate::share::Share;
 
 /// One upper. Dropping it does nothing: uppers outlive the process, [`crate::Pool::delete_upper`] ends them.
@@ -49,20 +50,36 @@ pub(crate) fn check_name(name: &str) -> Result<CString, PoolError> {
     }
 }
 
-pub(crate) fn create(uppers: &Path, name: &str, quota: Option<Share>) -> Result<Upper, PoolError> {
+/// Makes an upper; from the counter, where it is for a layer.
+pub(crate) fn create(
+    uppers: &Path,
+    name: &str,
+    quota: Option<Share>,
+    counter: Option<&Counter>,
+) -> Result<Upper, PoolError> {
     let text = check_name(name)?;
     let upper = Upper {
         name: name.to_owned(),
         path: uppers.join(name),
     };
     let parent = File::open(uppers).map_err(PoolError::io("open", uppers))?;
-    btrfs::create_subvolume(parent.as_fd(), &text).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => PoolError::UpperExists {
-            name: name.to_owned(),
-        },
-        _ => PoolError::io("create subvolume", &upper.path)(error),
-    })?;
-    if let Err(error) = furnish(&upper, quota) {
+    match counter {
+        Some(counter) => counter.begin(&parent, &text)?,
+        None => {
+            btrfs::create_subvolume(parent.as_fd(), &text).map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => PoolError::UpperExists {
+                    name: name.to_owned(),
+                },
+                _ => PoolError::io("create subvolume", &upper.path)(error),
+            })?;
+        }
+    }
+    let furnished = furnish(&upper, quota).and_then(|()| match counter {
+        // What was just made keeps its numbers.
+        Some(_) => Counter::forget_mark(&upper.path),
+        None => Ok(()),
+    });
+    if let Err(error) = furnished {
         // The first error tells why; a subvolume that stays is found by `list_uppers`.
         let _ = btrfs::destroy_subvolume(parent.as_fd(), &text);
         return Err(error);

@@ -1,7 +1,7 @@
 //! Layers of what sandboxes wrote, on a real loop file and under a real overlay, as root.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -170,4 +170,81 @@ fn a_layer_needs_an_upper_and_stays_when_it_is_there() {
     pool.commit_upper("1-aa", &digest('d')).expect("as it was");
     let layer = pool.layer_path(&digest('d'));
     assert!(layer.join("first").exists() && !layer.join("second").exists());
+}
+
+#[test]
+fn no_two_layers_of_a_stack_have_one_number() {
+    let data = Data(tempfile::tempdir().expect("directory"));
+    let pool = data.open();
+    // One that was there before anybody counted.
+    let draft = pool.begin_layer().expect("draft");
+    fs::write(draft.path().join("first"), "base").expect("file");
+    draft.commit(&digest('a')).expect("layer");
+    let mut draft = pool.begin_layer().expect("draft");
+    draft.number_apart().expect("numbers");
+    let inside = fs::read_dir(draft.path()).expect("list").count();
+    assert_eq!(inside, 0, "a draft begins empty");
+    for number in 0..100 {
+        fs::write(draft.path().join(format!("recipe-{number}")), "x").expect("file");
+    }
+    draft.commit(&digest('b')).expect("layer");
+
+    let mut layers = vec![pool.layer_path(&digest('a')), pool.layer_path(&digest('b'))];
+    for (step, letter) in ['c', 'd'].into_iter().enumerate() {
+        let name = format!("step-{step}");
+        let upper = pool.create_step_upper(&name, MiB(100)).expect("upper");
+        let root = mount(&data, &layers, Some(&upper.path));
+        for number in 0..100 {
+            fs::write(root.join(format!("{name}-{number}")), "x").expect("file");
+        }
+        pool.commit_upper(&name, &digest(letter)).expect("layer");
+        unmount(&root);
+        pool.delete_upper(&name).expect("deleted");
+        layers.push(pool.layer_path(&digest(letter)));
+        if step == 0 {
+            // A pool that is opened anew goes on counting where it was.
+            pool.unmount().expect("unmounted");
+            data.open();
+        }
+    }
+    let upper = pool.create_upper("sandbox", MiB(100)).expect("upper");
+    let root = mount(&data, &layers, Some(&upper.path));
+    for number in 0..100 {
+        fs::write(root.join(format!("sandbox-{number}")), "x").expect("file");
+    }
+    let mut numbers: Vec<_> = fs::read_dir(&root)
+        .expect("list")
+        .map(|entry| {
+            fs::metadata(entry.expect("entry").path())
+                .expect("there")
+                .ino()
+        })
+        .collect();
+    unmount(&root);
+    assert_eq!(numbers.len(), 401);
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 401, "two files have one number");
+}
+
+#[test]
+fn a_layer_can_have_another_name() {
+    let data = Data(tempfile::tempdir().expect("directory"));
+    let pool = data.open();
+    for letter in ['a', 'b'] {
+        let draft = pool.begin_layer().expect("draft");
+        draft.commit(&digest(letter)).expect("layer");
+    }
+    let find = |letter| pool.find_layer(&digest(letter)).expect("looked up");
+    assert_eq!((find('a'), find('f')), (Some(digest('a')), None));
+    pool.name_layer(&digest('a'), &digest('b')).expect("named");
+    pool.name_layer(&digest('f'), &digest('b')).expect("named");
+    assert_eq!(
+        (find('a'), find('f')),
+        (Some(digest('b')), Some(digest('b')))
+    );
+    // A name of a layer that is gone is none.
+    pool.name_layer(&digest('a'), &digest('c')).expect("named");
+    pool.name_layer(&digest('f'), &digest('c')).expect("named");
+    assert_eq!((find('a'), find('f')), (Some(digest('a')), None));
 }

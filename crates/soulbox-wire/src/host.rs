@@ -88,6 +88,14 @@ pub enum Request {
     Replace { sandbox_id: String, epoch: u64 },
     /// End what was prepared; what is not there is ended already. Reply: [`Reply::Done`].
     Abandon { sandbox_id: String },
+    /// Put a snapshot into the store of sealed ones, durably. Reply: [`Reply::Sealed`].
+    SealSnapshot { snapshot_id: String },
+    /// Delete the local copy of a sealed snapshot, after all of it was found right in the store. Reply: [`Reply::Done`].
+    DropLocalSnapshot { snapshot_id: String },
+    /// Every whole snapshot and the copies there are of it. Reply: [`Reply::SnapshotCopies`].
+    SnapshotCopies,
+    /// Delete from the store what no sealed snapshot needs, or only count it. Reply: [`Reply::Collected`].
+    CollectStore { dry_run: bool },
     /// Make what a live sandbox has written a layer of that name, durably. Reply: [`Reply::Done`].
     CommitLayer {
         sandbox_id: String,
@@ -95,8 +103,15 @@ pub enum Request {
         /// 64 lower-case hex digits, of the front's choice: equal names mean equal layers.
         layer: String,
     },
+    /// The layer that has this name now. Reply: [`Reply::Layers`], with one or none.
+    FindLayer { name: String },
+    /// Give a layer another name; whoever has the layer that had it keeps that. Reply: [`Reply::Done`].
+    NameLayer { name: String, layer: String },
     /// Which of these layers lie in the pool. Reply: [`Reply::Layers`].
     Layers { names: Vec<String> },
+    /// Delete layers that no build, sandbox or snapshot needs and that are older than so many seconds, or only find them. Reply:
+    /// [`Reply::Layers`], those.
+    CollectLayers { older_than: u64, dry_run: bool },
     /// One build, whether or not it is the newest of its name. Reply: [`Reply::Templates`], with one or none.
     Build { build_id: String },
     /// Keep a finished build; what exists of that ID is replaced. Reply: [`Reply::Done`].
@@ -139,6 +154,33 @@ pub struct HostSnapshot {
     /// Bytes on disk: of the files that the sandbox wrote, and of its memory.
     pub disk_bytes: u64,
     pub image_bytes: u64,
+}
+
+/// A whole snapshot and the copies there are of it: at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotCopies {
+    pub snapshot: HostSnapshot,
+    pub local: bool,
+    pub sealed: bool,
+}
+
+/// A snapshot that was put into the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Of all its streams.
+    pub bytes: u64,
+    /// What was not in the store before, compressed.
+    pub added_objects: u64,
+    pub added_bytes: u64,
+}
+
+/// What a collection of the store has found. With a dry run, `deleted` is what would have been.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    pub kept_objects: u64,
+    pub kept_bytes: u64,
+    pub deleted_objects: u64,
+    pub deleted_bytes: u64,
 }
 
 /// What a sandbox begins from, other than its template alone.
@@ -242,6 +284,9 @@ pub enum Reply {
     Templates(Vec<HostTemplate>),
     Saved(HostSnapshot),
     Snapshots(Vec<HostSnapshot>),
+    Sealed(Sealed),
+    SnapshotCopies(Vec<SnapshotCopies>),
+    Collected(Collected),
     Layers(Vec<String>),
 }
 
@@ -253,6 +298,15 @@ pub struct Hello {
     pub settings: FrontSettings,
     pub sandboxes: Vec<HostSandbox>,
     pub templates: Vec<HostTemplate>,
+}
+
+/// What a template build begins with that names an image which is not on this host, where something near it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TemplateImages {
+    /// What is near, and its log says so.
+    Alias,
+    /// Nothing: it fails.
+    Strict,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -278,6 +332,7 @@ pub struct FrontSettings {
     pub max_sandboxes: u32,
     /// Requests under way into the ports of one sandbox, and as many to its envd.
     pub max_requests: u32,
+    pub template_images: TemplateImages,
     /// How often a team may ask each route, as JSON.
     pub rate_limits: Option<String>,
     /// Where figures are told; its descriptor comes after those of `listeners`.
@@ -399,6 +454,9 @@ pub struct Inherited {
     /// What is started in every new sandbox, and what then tells that it is ready.
     pub start_command: Option<String>,
     pub ready_command: Option<String>,
+    /// A snapshot of a sandbox of this build in which the start command runs and is ready; not handed on.
+    #[serde(default)]
+    pub started: Option<String>,
 }
 
 /// Things that happen on the host without a request.
@@ -428,8 +486,10 @@ pub enum HostErrorKind {
     NotFound,
     /// The command is of an older epoch than the sandbox.
     StaleEpoch,
-    /// The sandbox is being started, is ending or is being paused: there is nothing to change.
+    /// The sandbox is being started or is ending: there is nothing to change.
     NotLive,
+    /// The sandbox is being paused: there is nothing to change.
+    BeingPaused,
     /// The ID is in use.
     AlreadyExists,
     /// Nothing listens on the port.

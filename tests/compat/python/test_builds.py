@@ -3,10 +3,14 @@
 Every template is of one test alone and deleted after it. The base is `base`, by its image's name or as a template.
 """
 
+import io
+import json
+import os
+import tarfile
 import uuid
 
 import pytest
-from conftest import api
+from conftest import api, request
 from e2b import Sandbox, Template
 
 RUN = uuid.uuid4().hex
@@ -65,7 +69,7 @@ def test_a_user_for_one_step(build):
     assert "failed to run command 'whoami': command failed: unauthenticated: invalid username: 'root123'" in message
 
 
-def test_contexts_last(build):
+def test_cp_124_contexts_last(build):
     name, lines = build(
         lambda t: t.set_envs({"KEPT": "value"})
         .set_workdir("/srv/app")
@@ -77,7 +81,7 @@ def test_contexts_last(build):
     assert inside(name, "cat /tmp/who; id -un; pwd; echo [$KEPT]") == "worker\nworker\n/srv/app\n[]"
 
 
-def test_variables_are_expanded_and_commands_are_not(build):
+def test_cp_124_variables_are_expanded_and_commands_are_not(build):
     _, lines = build(
         lambda t: t.set_envs({"A": "one"})
         .set_envs({"PLACES": "$PATH:/x", "LITERAL": "$(id)`id`", "B": "$A-two"})
@@ -88,7 +92,7 @@ def test_variables_are_expanded_and_commands_are_not(build):
     assert said[1:3] == ["$(id)`id`", "one-two"], said
 
 
-def test_the_cache_ends_where_something_changed(build):
+def test_cp_122_the_cache_ends_where_something_changed(build):
     mark = uuid.uuid4().hex
 
     def steps(last):
@@ -107,16 +111,21 @@ def test_the_cache_ends_where_something_changed(build):
     assert inside(name, "cat ~/two ~/three") == f"{mark}\nb"
 
 
-def test_skipping_the_cache(build):
+def test_cp_122_a_forced_step_is_made_anew_and_kept(build):
     step = f"date +%N > ~/when; true {uuid.uuid4().hex}"
     name, _ = build(lambda t: t.run_cmd("true 1").run_cmd(step))
     before = inside(name, "cat ~/when")
     _, lines = build(lambda t: t.run_cmd("true 1").skip_cache().run_cmd(step), name)
     assert [line.startswith("CACHED ") for line in lines if " RUN " in line] == [True, False], lines
-    assert inside(name, "cat ~/when") != before
+    after = inside(name, "cat ~/when")
+    assert after != before
+    # What was made anew is what is found from now on, and so is what was made on top of it.
+    _, lines = build(lambda t: t.run_cmd("true 1").run_cmd(step).run_cmd("cat ~/when > ~/copy"), name)
+    assert [line.startswith("CACHED ") for line in lines if " RUN " in line] == [True, True, False], lines
+    assert inside(name, "cat ~/when ~/copy") == f"{after}\n{after}"
 
 
-def test_copies(build, tmp_path):
+def test_cp_124_copies(build, tmp_path):
     (tmp_path / "tree/sub").mkdir(parents=True)
     (tmp_path / "tree/sub/.dot").write_text("dot")
     (tmp_path / "tree/a.txt").write_text("a")
@@ -140,7 +149,7 @@ def test_copies(build, tmp_path):
     assert seen == "kept\naonedotoneone\nran\n/etc/hostname\na.txt\nroot 755\nuser 644", seen
 
 
-def test_relative_destinations(build, tmp_path):
+def test_cp_124_relative_destinations(build, tmp_path):
     (tmp_path / "f").write_text("x")
     name, _ = build(lambda t: t.copy("f", "before").set_workdir("/srv").copy("f", "after"))
     assert inside(name, "ls /home/user/before /srv/after") == "/home/user/before\n/srv/after"
@@ -160,7 +169,7 @@ def test_a_byte_of_a_copied_file(build, tmp_path):
     assert inside(name, "cat g") == "other"
 
 
-def test_a_template_from_a_template(build):
+def test_cp_123_a_template_from_a_template(build):
     first, _ = build(
         lambda t: t.set_envs({"HANDED": "down"}).set_workdir("/srv").run_cmd("sudo touch /srv/file")
     )
@@ -170,7 +179,39 @@ def test_a_template_from_a_template(build):
     assert inside(second, "ls /srv") == "file"
 
 
-def test_an_image_that_is_not_there(build):
+def test_cp_123_a_template_that_is_not_there(build):
+    with pytest.raises(Exception, match="template 'none-such' not found"):
+        build(lambda t: t.run_cmd("true"), base="none-such")
+
+
+def test_a_path_is_what_its_author_says(build):
+    """Neither the login shell of a step nor that of a program that a step starts sets it anew."""
+    name, lines = build(
+        lambda t: t.run_cmd("mkdir -p /opt/mine && printf '#!/bin/sh\\necho mine\\n' > /opt/mine/ls && chmod 755 /opt/mine/ls", user="root")
+        .set_envs({"PATH": "/opt/mine:$PATH"})
+        .run_cmd("ls; bash -lc ls; echo $PATH")
+        .run_cmd("ls", user="root")
+    )
+    said = [line.rsplit("[stdout]: ", 1)[1] for line in lines if "[stdout]: " in line]
+    assert said[:2] + said[3:] == ["mine"] * 3 and said[2].startswith("/opt/mine:/usr/local/sbin:"), said
+    # A sandbox has the usual one, and a command the one that it is given.
+    assert inside(name, "command -v ls") == "/usr/bin/ls"
+    assert inside(name, "command -v ls", envs={"PATH": "/opt/mine:/usr/bin"}) == "/opt/mine/ls"
+
+
+def test_no_two_files_of_layers_have_one_number(build):
+    """By device and number programs know whether two names are one file: `cp` refuses and `mv` deletes then."""
+    made = "mkdir ~/step{0} && cd ~/step{0} && seq 300 | xargs touch && cp /etc/passwd /etc/bash.bashrc ."
+    name, _ = build(lambda t: t.run_cmd(made.format(1)).run_cmd(made.format(2)).run_cmd(made.format(3)))
+    other, _ = build(lambda t: t.run_cmd(made.format(4)), base=name)
+    count = "find / -xdev -type f -links 1 -printf '%i\\n' | sort | uniq -d | wc -l"
+    with Sandbox.create(other, timeout=120) as sandbox:
+        sandbox.commands.run(made.format(5))
+        assert sandbox.commands.run("ls -d ~/step* | wc -l").stdout.strip() == "5"
+        assert sandbox.commands.run(count, user="root", timeout=120).stdout.strip() == "0"
+
+
+def test_cp_126_an_image_that_is_not_there(build):
     with pytest.raises(Exception) as raised:
         Template.build(Template().from_image("nobody/nothing:1"), f"b-{uuid.uuid4().hex[:12]}")
     assert "image 'nobody/nothing:1' not found" in str(raised.value)
@@ -188,7 +229,7 @@ def test_an_image_that_is_only_near_is_named(build):
     assert any(level == "warn" and "'ubuntu:22.04' is not in the local store" in text for level, text in lines), lines
 
 
-def test_a_command_that_fails(build):
+def test_cp_121_a_command_that_fails(build):
     assert "failed to run command 'false': exit status 1" in fails(build, lambda t: t.run_cmd("false"))
     message = fails(build, lambda t: t.run_cmd("echo the last words >&2; exit 7"))
     assert "exit status 7" in message and "the last words" in message
@@ -206,7 +247,7 @@ def test_a_failed_step_is_no_layer(build):
 
 
 def test_a_disk_that_is_full_fails_the_step(build):
-    message = fails(build, lambda t: t.run_cmd("head -c 30G /dev/zero > ~/big"))
+    message = fails(build, lambda t: t.run_cmd("fallocate -l 8G ~/most; head -c 30G /dev/zero > ~/big"))
     assert "No space left" in message or "quota exceeded" in message, message
 
 
@@ -232,7 +273,7 @@ def test_links_and_attributes_survive_layers(build):
     assert seen == "2\n2\n0\nnew\nremoved\n/usr/local/bin/bound cap_net_bind_service=ep\n1", seen
 
 
-def test_a_ready_command_that_gates(build):
+def test_cp_125_a_ready_command_that_gates(build):
     from e2b import wait_for_port
 
     start = "cd /tmp && sleep 2 && python3 -m http.server 8123"
@@ -245,3 +286,97 @@ def test_a_ready_command_that_gates(build):
 def test_a_start_command_that_dies(build):
     message = fails(build, lambda t: t.set_start_cmd("echo cannot >&2; exit 4", "false"))
     assert "ended before the template was ready: exit status 4" in message and "cannot" in message
+
+
+def test_cp_125_a_started_program_is_in_every_sandbox(build):
+    """Where processes can be saved, each sandbox goes on from a snapshot of the build's; else its create starts the program."""
+    count = "from pathlib import Path; p = Path('/tmp/starts'); p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
+    serve = "import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, port=8124)"
+    name, lines = build(
+        lambda t: t.set_envs({"OF_STEPS": "seen"}).set_start_cmd(
+            f'cd /tmp && echo "$OF_STEPS" > of-start && python3 -c "{count}" && exec python3 -c "{serve}"',
+            "curl -s localhost:8124/ > /dev/null",
+        )
+    )
+    for _ in range(2):
+        with Sandbox.create(name, timeout=120, envs={"OF_CREATE": "one"}, metadata={"a": "b"}) as sandbox:
+            said = sandbox.commands.run(
+                "curl -s localhost:8124/of-start; cat /tmp/starts; echo; pgrep -fc 'port=[8]124'; echo [$OF_STEPS] $OF_CREATE"
+            ).stdout.split()
+            assert said == ["seen", "x", "1", "[]", "one"], (said, lines)
+            assert sandbox.get_info().metadata == {"a": "b"}
+            # It is a sandbox like any other: it connects out of itself to itself, and has a disk of its own.
+            sandbox.files.write("/tmp/own", "1")
+    with Sandbox.create(name, timeout=120) as sandbox:
+        assert not sandbox.files.exists("/tmp/own")
+
+
+def test_envd_152_env_is_for_steps_and_for_what_is_started(build):
+    name, _ = build(
+        lambda t: t.set_envs({"SECRET_OF_BUILD": "value"}).set_start_cmd(
+            'echo "[$SECRET_OF_BUILD]" > /tmp/start; sleep 600', 'test -s /tmp/start && test "$SECRET_OF_BUILD" = value'
+        )
+    )
+    assert inside(name, 'cat /tmp/start; echo "[$SECRET_OF_BUILD]"') == "[value]\n[]"
+
+
+def test_envd_158_a_build_from_its_upload_to_its_log(build, tmp_path):
+    (tmp_path / "f").write_text(uuid.uuid4().hex + "\n")
+    name, lines = build(lambda t: t.copy("f", "f").run_cmd("cat f; for i in $(seq 120); do echo line $i; done"))
+    assert [line.rsplit(": ", 1)[1] for line in lines if "stdout]: line " in line] == [f"line {n}" for n in range(1, 121)]
+    assert lines[-1].startswith("Build finished"), lines[-1]
+    # The same file again is not sent again: its archive is there.
+    _, again = build(lambda t: t.copy("f", "f").run_cmd("true"), name)
+    assert any(line.startswith("CACHED ") and " COPY " in line for line in again), again
+    message = fails(build, lambda t: t.run_cmd("true").run_cmd("echo why >&2; exit 9"))
+    assert "exit status 9" in message and "why" in message
+
+
+def test_ci_069_memory_and_processors(build):
+    for bad in ({"memory_mb": 127}, {"memory_mb": 129}, {"cpu_count": 3}):
+        assert "400" in fails(build, lambda t: t.run_cmd("true"), **bad)
+    name, _ = build(lambda t: t.run_cmd("true"), memory_mb=128, cpu_count=1)
+    with Sandbox.create(name, timeout=120) as sandbox:
+        info = sandbox.get_info()
+        assert (info.memory_mb, info.cpu_count) == (128, 1)
+        # It is really that little.
+        hungry = "python3 -c 'x = bytearray(300 << 20); print(len(x))'"
+        with pytest.raises(Exception):
+            sandbox.commands.run(hungry)
+
+
+READY = {
+    "port": ("python3 -m http.server 8125", lambda e2b: e2b.wait_for_port(8125)),
+    "url": ("python3 -m http.server 8126", lambda e2b: e2b.wait_for_url("http://localhost:8126/")),
+    "process": ("sleep 4321", lambda e2b: e2b.wait_for_process("sleep")),
+    "file": ("sleep 1; touch /tmp/is-there; sleep 600", lambda e2b: e2b.wait_for_file("/tmp/is-there")),
+    "timeout": ("sleep 600", lambda e2b: e2b.wait_for_timeout(1500)),
+}
+
+
+@pytest.mark.parametrize("helper", READY)
+def test_ci_070_each_helper_waits(build, helper):
+    import e2b
+
+    start, ready = READY[helper]
+    _, lines = build(lambda t: t.set_start_cmd(start, ready(e2b)))
+    assert "Template is ready" in lines, lines
+
+
+@pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="waits for ten minutes; SOULBOX_LONG_TESTS=1 asks for it")
+def test_ci_070_never_ready(build):
+    message = fails(build, lambda t: t.set_start_cmd("sleep 9999", "false"))
+    assert "ready command timed out after 600s: 'false'" in message, message
+
+
+def test_sdk_14_an_upload_bears_headers_of_others(build, tmp_path):
+    """The links are complete as they are; what a client adds, such as headers of other stores, is passed over."""
+    name, _ = build(lambda t: t.run_cmd("true"))
+    template = json.loads(api("GET", f"/templates/aliases/{name}").body)["templateID"]
+    given = json.loads(api("GET", f"/templates/{template}/files/{uuid.uuid4().hex * 2}").body)
+    assert set(given) == {"present", "url"}, given
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("f"))
+    headers = {"x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
+    assert request("PUT", given["url"], headers, packed.getvalue()).status == 201

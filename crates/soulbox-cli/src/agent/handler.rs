@@ -139,6 +139,17 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
                 Err(error) => (Err(error), Vec::new()),
             }
         }
+        Request::Prepare(create) => match host.prepare(create).await {
+            Ok((created, envd)) => (Ok(Reply::Created(created)), vec![envd]),
+            Err(error) => (Err(error), Vec::new()),
+        },
+        Request::Replace { sandbox_id, epoch } => {
+            done(host.replace(&sandbox_id, Epoch(epoch)).await)
+        }
+        Request::Abandon { sandbox_id } => {
+            host.abandon(&sandbox_id).await;
+            done(Ok(()))
+        }
         Request::Kill { sandbox_id, epoch } => done(host.kill(&sandbox_id, Epoch(epoch)).await),
         Request::SetDeadline {
             sandbox_id,
@@ -179,7 +190,20 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
             epoch,
             layer,
         } => done(host.commit_layer(&sandbox_id, Epoch(epoch), &layer).await),
+        Request::FindLayer { name } => {
+            let found = host.find_layer(&name).await;
+            let found = found.map(|layer| Reply::Layers(layer.into_iter().collect()));
+            (found, Vec::new())
+        }
+        Request::NameLayer { name, layer } => done(host.name_layer(&name, &layer).await),
         Request::Layers { names } => (host.layers(names).await.map(Reply::Layers), Vec::new()),
+        Request::CollectLayers {
+            older_than,
+            dry_run,
+        } => {
+            let collected = host.collect_layers(Duration::from_secs(older_than), dry_run);
+            (collected.await.map(Reply::Layers), Vec::new())
+        }
         Request::Build { build_id } => {
             let found = host.build(&build_id).await;
             let found = found.map(|build| Reply::Templates(build.into_iter().collect()));
@@ -190,6 +214,21 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
         Request::Save(save) => (host.save(save).await.map(Reply::Saved), Vec::new()),
         Request::DeleteSnapshot { snapshot_id } => done(host.delete_snapshot(snapshot_id).await),
         Request::Snapshots => (host.snapshots().await.map(Reply::Snapshots), Vec::new()),
+        Request::SealSnapshot { snapshot_id } => {
+            let sealed = host.seal_snapshot(snapshot_id).await;
+            (sealed.map(Reply::Sealed), Vec::new())
+        }
+        Request::DropLocalSnapshot { snapshot_id } => {
+            done(host.drop_local_snapshot(snapshot_id).await)
+        }
+        Request::SnapshotCopies => {
+            let copies = host.snapshot_copies().await;
+            (copies.map(Reply::SnapshotCopies), Vec::new())
+        }
+        Request::CollectStore { dry_run } => {
+            let collected = host.collect_store(dry_run).await;
+            (collected.map(Reply::Collected), Vec::new())
+        }
     }
 }
 

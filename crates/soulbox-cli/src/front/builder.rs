@@ -13,13 +13,13 @@ use soulbox_builder::bench::{
 use soulbox_control::clock;
 use soulbox_envd_proto::{InitRequest, SandboxLimits};
 use soulbox_types::{BuildId, DeathCause, Limits, MiB, MilliCpu, SandboxId};
-use soulbox_wire::host::{self, Egress, HostTemplate, Reply, Request};
+use soulbox_wire::host::{self, Egress, HostErrorKind, HostTemplate, Reply, Request};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::guest::{GuestDaemon, told};
 use super::hosts::{PIDS, connected, initialise};
-use crate::rpc::Client;
+use crate::rpc::{Client, RpcError};
 
 /// How long a bench lives on without its front, and how often the front says that it is there.
 const LEASE_MILLIS: u64 = 90_000;
@@ -87,6 +87,19 @@ impl Benches for RpcBenches {
         Ok(self.known(Request::Build { build_id }).await?.pop())
     }
 
+    async fn find(&self, name: &str) -> Result<Option<String>, BenchError> {
+        let name = name.to_owned();
+        match self.request(Request::FindLayer { name }).await? {
+            Reply::Layers(found) => Ok(found.into_iter().next()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn name(&self, name: &str, layer: &str) -> Result<(), BenchError> {
+        let (name, layer) = (name.to_owned(), layer.to_owned());
+        self.done(Request::NameLayer { name, layer }).await
+    }
+
     async fn present(&self, layers: &[String]) -> Result<Vec<String>, BenchError> {
         let names = layers.to_vec();
         match self.request(Request::Layers { names }).await? {
@@ -111,6 +124,7 @@ impl Benches for RpcBenches {
                 env: build.env,
                 start_command: build.start_command,
                 ready_command: build.ready_command,
+                started: build.started,
             },
         })))
         .await
@@ -123,6 +137,7 @@ impl Benches for RpcBenches {
 
     async fn start(
         &self,
+        build_id: &BuildId,
         layers: &[String],
         limits: &Limits,
     ) -> Result<Box<dyn Bench>, BenchError> {
@@ -151,7 +166,7 @@ impl Benches for RpcBenches {
         let create = Request::Create(host::Create {
             sandbox_id: sandbox_id.clone(),
             epoch: EPOCH,
-            build_id: String::new(),
+            build_id: build_id.to_string(),
             memory_mib: limits.memory.0,
             cpu_milli: limits.cpu.0,
             pids: limits.pids,
@@ -310,6 +325,29 @@ impl Bench for RpcBench {
         }
     }
 
+    async fn snapshot(&self, build_id: &BuildId) -> Result<Result<String, String>, BenchError> {
+        let save = Request::Save(host::Save {
+            sandbox_id: self.daemon.sandbox_id.clone(),
+            epoch: EPOCH,
+            snapshot_id: soulbox_control::snapshot_of_build(build_id),
+            memory: true,
+            after: host::After::GoOn,
+        });
+        match self.daemon.client.request(save).await {
+            Ok((Reply::Saved(saved), _)) => Ok(Ok(saved.snapshot_id)),
+            Ok(_) => Err(unexpected()),
+            Err(RpcError::Host(error))
+                if matches!(
+                    error.kind,
+                    HostErrorKind::Unsupported | HostErrorKind::CannotSave
+                ) =>
+            {
+                Ok(Err(error.message))
+            }
+            Err(error) => Err(self.explained(told(error)).await),
+        }
+    }
+
     async fn end(mut self: Box<Self>) {
         if let Some(kill) = self.kill() {
             kill.await;
@@ -334,6 +372,7 @@ fn known(build: HostTemplate) -> KnownBuild {
         env: build.inherited.env,
         start_command: build.inherited.start_command,
         ready_command: build.inherited.ready_command,
+        started: build.inherited.started,
     }
 }
 

@@ -327,6 +327,7 @@ pub(super) fn told(error: RpcError) -> BenchError {
     match error {
         RpcError::Host(error) => match error.kind {
             HostErrorKind::NotFound | HostErrorKind::PortClosed => BenchError::Ended(error.message),
+            HostErrorKind::CannotSave => BenchError::Refused(error.message),
             HostErrorKind::NoCapacity | HostErrorKind::NotReady => {
                 BenchError::NoCapacity(error.message)
             }

@@ -55,6 +55,60 @@ impl RpcHosts {
         self.client.request(request).await.map_err(failure)
     }
 
+    /// Has the host make a sandbox, and tells its envd who it is.
+    async fn begin(
+        &self,
+        sandbox: &HostCreate,
+        request: impl FnOnce(host::Create) -> HostRequest + Send,
+    ) -> Result<(host::Created, Upstream), HostFailure> {
+        let request = request(command(sandbox));
+        let (Reply::Created(created), descriptors) = self.request(request).await? else {
+            return Err(unexpected());
+        };
+        let socket = connected(descriptors).map_err(HostFailure::Init)?;
+        let init = introduction(sandbox).map_err(HostFailure::Init)?;
+        let initialised =
+            tokio::time::timeout(INIT_WITHIN, initialise(socket, &init, &created.init_secret));
+        match initialised.await {
+            Ok(Ok(upstream)) => Ok((created, upstream)),
+            // Control ends what is left.
+            Ok(Err(reason)) => Err(HostFailure::Init(reason)),
+            Err(_) => Err(HostFailure::Init(format!(
+                "no answer within {} s",
+                INIT_WITHIN.as_secs()
+            ))),
+        }
+    }
+
+    /// Begins a sandbox from the snapshot that its build has ended with; `None`: there is none, or this host has no use for it.
+    async fn started(
+        &self,
+        sandbox: &HostCreate,
+    ) -> Result<Option<(host::Created, Upstream)>, HostFailure> {
+        let Some(snapshot) = self.startups.snapshot(sandbox).await else {
+            return Ok(None);
+        };
+        let sandbox = HostCreate {
+            snapshot: Some(snapshot),
+            ..sandbox.clone()
+        };
+        match self.begin(&sandbox, HostRequest::Create).await {
+            Ok(begun) => Ok(Some(begun)),
+            // Nothing is left of these.
+            Err(
+                failure @ (HostFailure::Unsupported(_)
+                | HostFailure::SnapshotMissing
+                | HostFailure::SnapshotRefused(_)
+                | HostFailure::Failed(_)),
+            ) => {
+                let (sandbox_id, error) = (&sandbox.sandbox_id, crate::failure::chain(&failure));
+                tracing::warn!(%sandbox_id, error, "the snapshot of a build is not used, its start command is run");
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
     async fn done(&self, request: HostRequest) -> Result<(), HostFailure> {
         match self.request(request).await? {
             (Reply::Done, _) => Ok(()),
@@ -66,54 +120,53 @@ impl RpcHosts {
 #[async_trait]
 impl Hosts for RpcHosts {
     async fn create(&self, sandbox: &HostCreate) -> Result<Started, HostFailure> {
-        let request = HostRequest::Create(host::Create {
-            sandbox_id: sandbox.sandbox_id.to_string(),
-            epoch: sandbox.epoch.0,
-            build_id: sandbox.build_id.to_string(),
-            memory_mib: sandbox.limits.memory.0,
-            cpu_milli: sandbox.limits.cpu.0,
-            pids: sandbox.limits.pids,
-            disk_mib: sandbox.limits.disk.0,
-            egress: (&sandbox.egress).into(),
-            deadline: sandbox.deadline.0,
-            at_deadline: match sandbox.at_deadline {
-                AtDeadline::Kill => host::AtDeadline::Kill,
-                AtDeadline::Pause { memory } => host::AtDeadline::Pause { memory },
-            },
-            snapshot: sandbox.snapshot.as_ref().map(|from| host::FromSnapshot {
-                snapshot_id: from.snapshot_id.clone(),
-                memory: from.memory,
-            }),
-            layers: Vec::new(),
-        });
-        let (Reply::Created(created), descriptors) = self.request(request).await? else {
-            return Err(unexpected());
-        };
-        let socket = connected(descriptors).map_err(HostFailure::Init)?;
-        let init = introduction(sandbox);
-        let initialised =
-            tokio::time::timeout(INIT_WITHIN, initialise(socket, &init, &created.init_secret));
-        match initialised.await {
-            Ok(Ok(upstream)) => {
+        let (created, upstream) = match self.started(sandbox).await? {
+            Some(begun) => begun,
+            None => {
+                let begun = self.begin(sandbox, HostRequest::Create).await?;
                 // Programs that are restored run already.
-                if sandbox.snapshot.as_ref().is_none_or(|it| !it.memory) {
+                if !goes_on(sandbox) {
                     let started = self.startups.start(sandbox).await;
                     started.map_err(HostFailure::Init)?;
                 }
-                if let Some(ingress) = self.ingress.get() {
-                    ingress.park(&sandbox.sandbox_id, ENVD_PORT, upstream);
-                }
-                Ok(Started {
-                    started_at: UnixMillis(created.started_at),
-                })
+                begun
             }
-            // Control kills what is left.
-            Ok(Err(reason)) => Err(HostFailure::Init(reason)),
-            Err(_) => Err(HostFailure::Init(format!(
-                "no answer within {} s",
-                INIT_WITHIN.as_secs()
-            ))),
+        };
+        if let Some(ingress) = self.ingress.get() {
+            ingress.park(&sandbox.sandbox_id, ENVD_PORT, upstream);
         }
+        Ok(Started {
+            started_at: UnixMillis(created.started_at),
+        })
+    }
+
+    async fn prepare(&self, sandbox: &HostCreate) -> Result<(), HostFailure> {
+        let begun = self.begin(sandbox, HostRequest::Prepare).await;
+        if matches!(begun, Err(HostFailure::Init(_))) {
+            self.abandon(&sandbox.sandbox_id).await?;
+        }
+        begun.map(drop)
+    }
+
+    async fn replace(&self, sandbox: &HostCreate) -> Result<(), HostFailure> {
+        let sandbox_id = sandbox.sandbox_id.to_string();
+        let epoch = sandbox.epoch.0;
+        self.done(HostRequest::Replace { sandbox_id, epoch })
+            .await?;
+        if let Some(ingress) = self.ingress.get() {
+            // Their other ends are gone.
+            ingress.forget(&sandbox.sandbox_id);
+        }
+        if !goes_on(sandbox) {
+            let started = self.startups.start(sandbox).await;
+            started.map_err(HostFailure::Init)?;
+        }
+        Ok(())
+    }
+
+    async fn abandon(&self, sandbox_id: &SandboxId) -> Result<(), HostFailure> {
+        let sandbox_id = sandbox_id.to_string();
+        self.done(HostRequest::Abandon { sandbox_id }).await
     }
 
     async fn kill(&self, sandbox_id: &SandboxId, epoch: Epoch) -> Result<(), HostFailure> {
@@ -250,9 +303,44 @@ impl Hosts for RpcHosts {
     }
 }
 
+/// Whether its processes go on from a snapshot.
+fn goes_on(sandbox: &HostCreate) -> bool {
+    sandbox.snapshot.as_ref().is_some_and(|it| it.memory)
+}
+
+fn command(sandbox: &HostCreate) -> host::Create {
+    host::Create {
+        sandbox_id: sandbox.sandbox_id.to_string(),
+        epoch: sandbox.epoch.0,
+        build_id: sandbox.build_id.to_string(),
+        memory_mib: sandbox.limits.memory.0,
+        cpu_milli: sandbox.limits.cpu.0,
+        pids: sandbox.limits.pids,
+        disk_mib: sandbox.limits.disk.0,
+        egress: (&sandbox.egress).into(),
+        deadline: sandbox.deadline.0,
+        at_deadline: match sandbox.at_deadline {
+            AtDeadline::Kill => host::AtDeadline::Kill,
+            AtDeadline::Pause { memory } => host::AtDeadline::Pause { memory },
+        },
+        snapshot: sandbox.snapshot.as_ref().map(|from| host::FromSnapshot {
+            snapshot_id: from.snapshot_id.clone(),
+            memory: from.memory,
+        }),
+        layers: Vec::new(),
+    }
+}
+
 /// What envd is told first.
-fn introduction(sandbox: &HostCreate) -> InitRequest {
-    InitRequest {
+fn introduction(sandbox: &HostCreate) -> Result<InitRequest, String> {
+    // A boot begins with random numbers of its own.
+    let is_copy = sandbox
+        .snapshot
+        .as_ref()
+        .is_some_and(|it| it.memory && it.is_copy);
+    let generation = is_copy.then(generation).transpose()?;
+    Ok(InitRequest {
+        generation,
         env_vars: (!sandbox.env.is_empty()).then(|| sandbox.env.clone()),
         access_token: sandbox.access_token.clone(),
         default_user: Some(sandbox.default_user.clone()),
@@ -265,7 +353,14 @@ fn introduction(sandbox: &HostCreate) -> InitRequest {
             disk_bytes: sandbox.limits.disk.bytes(),
         }),
         ..InitRequest::default()
-    }
+    })
+}
+
+/// What no two copies have in common.
+fn generation() -> Result<String, String> {
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random).map_err(|error| error.to_string())?;
+    Ok(hex::encode(random))
 }
 
 /// Tells a new envd who it is; its connection is then ready for a client's request.
@@ -326,6 +421,7 @@ fn failure(error: RpcError) -> HostFailure {
             HostErrorKind::NotFound => HostFailure::NotFound,
             HostErrorKind::StaleEpoch => HostFailure::StaleEpoch,
             HostErrorKind::NotLive => HostFailure::NotLive,
+            HostErrorKind::BeingPaused => HostFailure::BeingPaused,
             HostErrorKind::AlreadyExists => HostFailure::AlreadyExists,
             HostErrorKind::PortClosed => HostFailure::PortClosed,
             HostErrorKind::TemplateMissing => HostFailure::TemplateMissing,

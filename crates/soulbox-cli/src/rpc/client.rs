@@ -167,14 +167,26 @@ fn time_for(request: &Request) -> (&'static str, Duration) {
         Request::Templates => ("Templates", Duration::from_secs(10)),
         // Gigabytes of memory and of files go to disk.
         Request::Save(_) => ("Save", Duration::from_secs(120)),
+        Request::Prepare(_) => ("Prepare", Duration::from_secs(30)),
+        Request::Replace { .. } => ("Replace", Duration::from_secs(10)),
+        Request::Abandon { .. } => ("Abandon", Duration::from_secs(15)),
         Request::DeleteSnapshot { .. } => ("DeleteSnapshot", Duration::from_secs(30)),
         // Gigabytes of files go to disk.
         Request::CommitLayer { .. } => ("CommitLayer", Duration::from_secs(300)),
+        Request::FindLayer { .. } => ("FindLayer", Duration::from_secs(10)),
+        Request::NameLayer { .. } => ("NameLayer", Duration::from_secs(10)),
         Request::Layers { .. } => ("Layers", Duration::from_secs(10)),
+        // Each is a subvolume of its own.
+        Request::CollectLayers { .. } => ("CollectLayers", Duration::from_secs(600)),
         Request::Build { .. } => ("Build", Duration::from_secs(10)),
         Request::PutBuild(_) => ("PutBuild", Duration::from_secs(10)),
         Request::DeleteBuild { .. } => ("DeleteBuild", Duration::from_secs(10)),
         Request::Snapshots => ("Snapshots", Duration::from_secs(10)),
+        // Gigabytes are compressed, or read again.
+        Request::SealSnapshot { .. } => ("SealSnapshot", Duration::from_secs(3600)),
+        Request::DropLocalSnapshot { .. } => ("DropLocalSnapshot", Duration::from_secs(3600)),
+        Request::SnapshotCopies => ("SnapshotCopies", Duration::from_secs(60)),
+        Request::CollectStore { .. } => ("CollectStore", Duration::from_secs(3600)),
     }
 }
 

@@ -66,6 +66,9 @@ pub struct ServeFlags {
     /// Requests under way into the ports of one sandbox, and as many to its envd [default: 2000]
     #[arg(long, value_name = "N")]
     pub max_requests: Option<String>,
+    /// What a template build from an image begins with that is not here, where something near is: alias, that, or strict, nothing [default: alias]
+    #[arg(long, value_name = "POLICY")]
+    pub template_images: Option<String>,
     /// How often a team may ask each route [default: as it likes], such as '{"POST /v2/sandboxes": {"rate": 5, "burst": 10}}'
     #[arg(long, value_name = "JSON")]
     pub rate_limits: Option<String>,
@@ -75,6 +78,9 @@ pub struct ServeFlags {
     /// Folder into which CRIU is unpacked [default: /opt/soulbox/criu, else the host's own]
     #[arg(long, value_name = "DIRECTORY")]
     pub criu: Option<String>,
+    /// Directory of sealed snapshots [default: none, nothing can be sealed]
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<String>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -104,9 +110,11 @@ impl ServeFlags {
             (Setting::MaxSandboxHours, self.max_sandbox_hours),
             (Setting::MaxSandboxes, self.max_sandboxes),
             (Setting::MaxRequests, self.max_requests),
+            (Setting::TemplateImages, self.template_images),
             (Setting::RateLimits, self.rate_limits),
             (Setting::AdminListen, self.admin_listen),
             (Setting::Criu, self.criu),
+            (Setting::Store, self.store),
             (Setting::LogFormat, self.log_format),
             (Setting::Log, self.log),
         ]

@@ -157,6 +157,7 @@ impl World {
             guests: "digest".to_owned(),
             memory_reserve: MiB(0),
             snapshot_key: [7; 32],
+            store: None,
         };
         Host::start(self.clone(), Arc::new(FakePool(self.clone())), settings)
             .await
@@ -430,6 +431,18 @@ impl Pool for FakePool {
         Ok(Self::upper(name))
     }
 
+    fn create_step_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError> {
+        self.create_upper(name, quota)
+    }
+
+    fn find_layer(&self, name: &LayerDigest) -> Result<Option<LayerDigest>, PoolError> {
+        Ok(Some(name.clone()).filter(|name| self.has_layer(name)))
+    }
+
+    fn name_layer(&self, _: &LayerDigest, _: &LayerDigest) -> Result<(), PoolError> {
+        self.0.pool_step("name_layer")
+    }
+
     fn set_quota(&self, _: &str, _: MiB) -> Result<(), PoolError> {
         self.0.pool_step("set_quota")
     }
@@ -502,6 +515,18 @@ impl Pool for FakePool {
         let mut state = self.0.state();
         state.builds.retain(|build| build.build_id != build_id);
         Ok(())
+    }
+
+    fn builds(&self) -> Result<Vec<TemplateManifest>, PoolError> {
+        Ok(self.0.state().builds.clone())
+    }
+
+    fn list_layers(&self) -> Result<Vec<(LayerDigest, std::time::SystemTime)>, PoolError> {
+        Ok(Vec::new())
+    }
+
+    fn delete_layer(&self, _: &LayerDigest) -> Result<(), PoolError> {
+        self.0.pool_step("delete_layer")
     }
 
     fn commit_upper(&self, upper: &str, digest: &LayerDigest) -> Result<(), PoolError> {

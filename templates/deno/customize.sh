@@ -1,0 +1,11 @@
+#!/bin/sh
+# Called by soulbox-build on the host, as root, in a mount namespace of its own:
+#   $1               the root, `base`
+#   SOULBOX_NPM_DIR  the recipe's npm packages, as `npm pack` names them
+set -eu
+umask 022
+root=$1
+tar -xzf "$SOULBOX_NPM_DIR"/deno-*.tgz -C "$root/usr/local/bin" --strip-components=1 --no-same-owner package/deno
+chmod 755 "$root/usr/local/bin/deno"
+# It must run here, on this host's processor.
+chroot "$root" deno --version

@@ -1,0 +1,466 @@
+"""Builds of templates over the API when something goes wrong around them: the server dies, a layer vanishes, others build the same, and
+what is uploaded is not what it says. And what an installation is set to: images by name, start commands without snapshots of processes.
+"""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import threading
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import BINARY, DATA, Server, until
+from e2b import Sandbox
+from test_admin import call
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+POOL = DATA / "pool"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The server of this module; a test that ends it starts it again."""
+    made = Server()
+    try:
+        yield made.start()
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def named(server):
+    """Names of templates of one test, deleted after it."""
+    names = []
+
+    def make() -> str:
+        names.append(f"e-{uuid.uuid4().hex[:12]}")
+        return names[-1]
+
+    yield make
+    for name in names:
+        ask(server, "DELETE", f"/templates/{name}")
+
+
+def ask(server: Server, method: str, path: str, body: dict | None = None) -> tuple[int, dict]:
+    return call(server, os.environ["E2B_API_KEY"], method, path, body)
+
+
+def requested(server: Server, name: str) -> str:
+    """The path of a new build."""
+    status, made = ask(server, "POST", "/v3/templates", {"name": name})
+    assert status == 202, made
+    return f"/templates/{made['templateID']}/builds/{made['buildID']}"
+
+
+def begin(server: Server, path: str, *commands: str, **more) -> None:
+    steps = [{"type": "RUN", "args": [command]} for command in commands]
+    body = {"fromImage": "e2bdev/base", "steps": steps} | more
+    status, said = ask(server, "POST", f"/v2{path}", body)
+    assert status == 202, said
+
+
+def status(server: Server, path: str) -> dict:
+    found, said = ask(server, "GET", f"{path}/status?logsOffset=0")
+    assert found == 200, said
+    return said
+
+
+def ended(server: Server, path: str, within: float = 60) -> dict:
+    until("the build ends", lambda: status(server, path)["status"] in ("ready", "error"), within)
+    return status(server, path)
+
+
+def says(server: Server, path: str, text: str) -> None:
+    """Waits for a line of the log."""
+    until(text, lambda: any(text in line for line in status(server, path)["logs"]), 30)
+
+
+def layers() -> set[str]:
+    return set(os.listdir(POOL / "layers"))
+
+
+def drafts() -> list[str]:
+    return os.listdir(POOL / "drafts")
+
+
+def test_cp_119_a_build_is_started_once(server, named):
+    path = requested(server, named())
+    begin(server, path, "true")
+    found, said = ask(server, "POST", f"/v2{path}", {"fromImage": "e2bdev/base", "steps": []})
+    assert found == 400 and "build is not in waiting state" in said["message"], said
+    assert ended(server, path)["status"] == "ready"
+
+
+def test_cp_120_a_log_grows_and_is_read_in_pages(server, named):
+    path = requested(server, named())
+    assert status(server, path)["status"] == "waiting"
+    begin(server, path, "echo first; sleep 2; for i in $(seq 250); do echo line $i; done")
+    says(server, path, "first")
+    assert status(server, path)["status"] == "building"
+    assert ended(server, path)["status"] == "ready"
+    lines, offset = [], 0
+    while True:
+        page = ask(server, "GET", f"{path}/status?logsOffset={offset}")[1]["logEntries"]
+        assert len(page) <= 100
+        if not page:
+            break
+        lines += [entry["message"] for entry in page]
+        offset += len(page)
+    assert [line for line in lines if "[base]" in line] and [line for line in lines if "[builder 1/1]" in line]
+    told = [line.rsplit(": ", 1)[1] for line in lines if "]: line " in line]
+    assert told == [f"line {number}" for number in range(1, 251)]
+
+
+def test_cp_121_the_step_that_failed_is_named(server, named):
+    path = requested(server, named())
+    begin(server, path, "true", "echo reason >&2; exit 5")
+    reason = ended(server, path)["reason"]
+    assert reason["step"] == "2" and "exit status 5" in reason["message"], reason
+    assert any("reason" in entry["message"] for entry in reason["logEntries"]), reason
+
+
+def test_cp_126_an_image_that_is_missing_is_the_bases_fault(server, named):
+    path = requested(server, named())
+    begin(server, path, fromImage="nobody/nothing:1")
+    reason = ended(server, path)["reason"]
+    assert reason["step"] == "base" and "image 'nobody/nothing:1' not found" in reason["message"], reason
+
+
+def test_a_build_of_a_server_that_is_killed_has_failed(server, named):
+    name, mark = named(), uuid.uuid4().hex
+    path = requested(server, name)
+    begin(server, path, f"echo {mark} > ~/kept", "echo under way; sleep 300")
+    says(server, path, "under way")
+    server.kill()
+    server.start()
+    after = ended(server, path, 20)
+    assert after["status"] == "error", after
+    assert Sandbox.list().next_items() == []
+    # Its sandboxes have no front that holds them: the host ends them, and nothing is left in the making.
+    until("nothing is left", lambda: not os.listdir(POOL / "uppers") or no_step(server), 150)
+    assert drafts() == []
+    # Its whole layers are found by the next one.
+    again = requested(server, name)
+    begin(server, again, f"echo {mark} > ~/kept", "test -e ~/kept")
+    assert ended(server, again)["status"] == "ready"
+    assert any(line.startswith("CACHED ") and mark in line for line in status(server, again)["logs"])
+
+
+def no_step(server: Server) -> bool:
+    """Whether no program of a step runs."""
+    return subprocess.run(["pgrep", "-f", "^sleep 300$"], stdout=subprocess.DEVNULL).returncode == 1
+
+
+def test_a_deleted_template_ends_its_build(server, named):
+    name = named()
+    path = requested(server, name)
+    begin(server, path, "echo under way; sleep 300")
+    says(server, path, "under way")
+    assert ask(server, "DELETE", f"/templates/{name}")[0] == 204
+    until("its program has ended", lambda: no_step(server), 20)
+    assert drafts() == []
+
+
+def test_a_newer_build_of_a_tag_ends_the_older(server, named):
+    name = named()
+    first = requested(server, name)
+    begin(server, first, "echo under way; sleep 300")
+    says(server, first, "under way")
+    second = requested(server, name)
+    begin(server, second, "true")
+    assert ended(server, second)["status"] == "ready"
+    failed = ended(server, first)
+    assert failed["status"] == "error", failed
+    until("its program has ended", lambda: no_step(server), 20)
+    # Who asked last has the tag.
+    with Sandbox.create(name, timeout=60) as sandbox:
+        assert sandbox.files.read("/.e2b").splitlines()[2].endswith(second.rsplit("/", 1)[1])
+
+
+def test_two_builds_race_for_a_tag(server, named):
+    """Whatever the order, one of them has it in the end and it is whole."""
+    name = named()
+    paths = [requested(server, f"{name}:one"), requested(server, f"{name}:two")]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda path: begin(server, path, "sleep 0.5; echo done > ~/done"), paths))
+        tags = [f"{name}:one", f"{name}:two"]
+        for path in paths:
+            assert ended(server, path)["status"] == "ready"
+        assigned = list(
+            pool.map(lambda tag: ask(server, "POST", "/templates/tags", {"target": tag, "tags": ["both"]}), tags * 4)
+        )
+    assert {found for found, _ in assigned} == {201}, assigned
+    with Sandbox.create(f"{name}:both", timeout=60) as sandbox:
+        assert sandbox.commands.run("cat ~/done").stdout == "done\n"
+
+
+def test_builds_of_the_same_steps_share_their_work(server, named):
+    mark = uuid.uuid4().hex
+    before = layers()
+    paths = [requested(server, named()) for _ in range(4)]
+    for path in paths:
+        begin(server, path, f"echo {mark}; sleep 2; date +%N > ~/when")
+    assert [ended(server, path)["status"] for path in paths] == ["ready"] * 4
+    ran = [path for path in paths if any(f"stdout]: {mark}" in line for line in status(server, path)["logs"])]
+    assert len(ran) == 1, "the step ran more than once"
+    # One layer of the step, and the last layer of each.
+    assert len(layers() - before) == 5
+
+
+def test_a_layer_that_vanishes_under_a_build_is_made_again(server, named):
+    mark = uuid.uuid4().hex
+    name, before = named(), layers()
+    first = requested(server, name)
+    begin(server, first, f"echo {mark} > ~/first", "echo two > ~/second")
+    assert ended(server, first)["status"] == "ready"
+    for layer in layers() - before:
+        subprocess.run(["btrfs", "property", "set", "-ts", POOL / "layers" / layer, "ro", "false"], check=True)
+        subprocess.run(["btrfs", "subvolume", "delete", POOL / "layers" / layer], check=True, stdout=subprocess.DEVNULL)
+    with pytest.raises(Exception):
+        Sandbox.create(name, timeout=60)
+    second = requested(server, name)
+    begin(server, second, f"echo {mark} > ~/first", "echo two > ~/second")
+    assert ended(server, second)["status"] == "ready"
+    with Sandbox.create(name, timeout=60) as sandbox:
+        assert sandbox.commands.run("cat ~/first ~/second").stdout == f"{mark}\ntwo\n"
+    # While a step runs, what it stands on goes away: that build fails and says so, and the server goes on.
+    third = requested(server, named())
+    begin(server, third, f"echo {mark}-3 > ~/first", "echo under way; sleep 4", "true")
+    says(server, third, "under way")
+    for layer in layers() - before:
+        subprocess.run(["btrfs", "property", "set", "-ts", POOL / "layers" / layer, "ro", "false"], check=True)
+        subprocess.run(["btrfs", "subvolume", "delete", POOL / "layers" / layer], check=False, capture_output=True)
+    assert ended(server, third)["status"] == "error"
+    fourth = requested(server, named())
+    begin(server, fourth, "true")
+    assert ended(server, fourth)["status"] == "ready"
+
+
+def upload(server: Server, path: str, packed: bytes) -> str:
+    """Uploads an archive; returns its name."""
+    files_hash = uuid.uuid4().hex * 2
+    found, given = ask(server, "GET", f"/{path.split('/')[1]}/{path.split('/')[2]}/files/{files_hash}")
+    assert found == 201, given
+    request = urllib.request.Request(given["url"], method="PUT", data=packed)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 201
+    return files_hash
+
+
+def archive(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+        for entry, content in entries:
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+def entry(name: str, **more) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    for key, value in more.items():
+        setattr(made, key, value)
+    return made
+
+
+def copied(server: Server, name: str, packed: bytes, source: str = ".") -> dict:
+    path = requested(server, name)
+    step = {"type": "COPY", "args": [source, "/srv/copied/", "", ""], "filesHash": upload(server, path, packed)}
+    found, said = ask(server, "POST", f"/v2{path}", {"fromImage": "e2bdev/base", "steps": [step]})
+    assert found == 202, said
+    return ended(server, path, 120)
+
+
+def test_archives_cannot_lead_out_of_their_step(server, named):
+    """What is unpacked is unpacked inside, where only the template itself can be written to."""
+    canary = DATA / "canary"
+    canary.write_text("host")
+    hostile = [
+        (entry("../../../../canary"), b"x"),
+        (entry("/canary"), b"x"),
+        (entry("link", type=tarfile.SYMTYPE, linkname="/"), b""),
+        (entry("link/canary-by-link"), b"x"),
+        (entry("device", type=tarfile.CHRTYPE, devmajor=1, devminor=1), b""),
+        (entry("plain"), b"plain"),
+    ]
+    for first in range(len(hostile) - 1):
+        outcome = copied(server, named(), archive(hostile[first], hostile[-1]))
+        assert outcome["status"] in ("ready", "error"), outcome
+    assert canary.read_text() == "host" and not Path("/canary").exists() and not Path("/canary-by-link").exists()
+    assert not list(DATA.parent.glob("canary*")) and drafts() == []
+    canary.unlink()
+    # A source that leads out names what is not in the archive.
+    outcome = copied(server, named(), archive((entry("f"), b"x")), "../etc/passwd")
+    assert outcome["status"] == "error" and "leads out of the archive" in outcome["reason"]["message"], outcome
+
+
+@pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="unpacks 12 GB; SOULBOX_LONG_TESTS=1 asks for it")
+def test_a_bomb_fills_nothing_but_its_step(server, named):
+    """Twelve gigabytes of zeroes in twelve megabytes of archive: the quota of the step's sandbox ends it."""
+    free = shutil.disk_usage(POOL).free
+    # One entry of 12 GiB, written as a stream so that nothing here holds it.
+    header = entry("bomb")
+    header.size = 12 << 30
+    packer = subprocess.Popen(["gzip", "-1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def feed() -> None:
+        packer.stdin.write(header.tobuf(tarfile.GNU_FORMAT))
+        block = bytes(1 << 20)
+        for _ in range(12 << 10):
+            packer.stdin.write(block)
+        packer.stdin.write(bytes(1024))
+        packer.stdin.close()
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    packed = packer.stdout.read()
+    feeding.join()
+    outcome = copied(server, named(), packed)
+    assert outcome["status"] == "error", outcome
+    message = outcome["reason"]["message"]
+    assert "No space left" in message or "quota exceeded" in message, message
+    until("its disk is free again", lambda: shutil.disk_usage(POOL).free > free - (1 << 30), 60)
+
+
+def test_names_and_kinds_of_files_are_kept(server, named):
+    names = ["ü" * 60, "new\nline", "tab\there", "-rf", "'quote'", "\\back", "日本語", " space "]
+    packed = archive(*[(entry(f"tree/{name}"), name.encode()) for name in names])
+    name = named()
+    outcome = copied(server, name, packed, "tree")
+    assert outcome["status"] == "ready", outcome
+    with Sandbox.create(name, timeout=60) as sandbox:
+        for one in names:
+            assert sandbox.files.read(f"/srv/copied/{one}") == one
+
+
+@pytest.mark.parametrize("count", [100_000 if "SOULBOX_LONG_TESTS" in os.environ else 20_000])
+def test_many_small_files(server, named, count):
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz", compresslevel=1) as tar:
+        for number in range(count):
+            file = entry(f"tree/{number % 100}/{number}")
+            file.size = 5
+            tar.addfile(file, io.BytesIO(b"hello"))
+    name = named()
+    assert copied(server, name, made.getvalue(), "tree")["status"] == "ready"
+    with Sandbox.create(name, timeout=60) as sandbox:
+        found = sandbox.commands.run("find /srv/copied -type f | wc -l", timeout=60)
+        assert int(found.stdout) == count
+
+
+@pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="writes 5 GB; SOULBOX_LONG_TESTS=1 asks for it")
+def test_a_file_of_five_gigabytes(server, named):
+    path = requested(server, named())
+    begin(server, path, "head -c 5G /dev/urandom > ~/big && sha256sum < ~/big > ~/sum", "sha256sum < ~/big | cmp - ~/sum")
+    assert ended(server, path, 600)["status"] == "ready"
+
+
+def built(server: Server, name: str, start: str, ready: str) -> list[str]:
+    path = requested(server, name)
+    begin(server, path, startCmd=start, readyCmd=ready)
+    outcome = ended(server, path)
+    assert outcome["status"] == "ready", outcome
+    return outcome["logs"]
+
+
+SERVE = "cd /tmp && date +%s%N > started && exec python3 -m http.server 8127"
+ANSWERS = "curl -s localhost:8127/started > /dev/null"
+
+
+def started_at(name: str) -> str:
+    with Sandbox.create(name, timeout=60) as sandbox:
+        return sandbox.commands.run("curl -s localhost:8127/started").stdout
+
+
+def snapshots() -> list[str]:
+    return [name for name in os.listdir(POOL / "snapshots") if name.startswith("build-")]
+
+
+def test_a_start_command_runs_once_where_processes_can_be_saved(server, named):
+    if not os.environ.get("SOULBOX_CRIU"):
+        pytest.fail("CRIU is missing: scripts/setup.sh criu")
+    name = named()
+    lines = built(server, name, SERVE, ANSWERS)
+    assert not any("Every sandbox will run" in line for line in lines), lines
+    assert started_at(name) == started_at(name) != ""
+    assert len(snapshots()) == 1
+    # A server that is started anew, and one whose front is, know it still.
+    server.stop()
+    server.start()
+    assert len(snapshots()) == 1 and started_at(name) == started_at(name)
+    # Builds on top of it have a snapshot of their own.
+    child = named()
+    path = requested(server, child)
+    status_, said = ask(server, "POST", f"/v2{path}", {"fromTemplate": name, "steps": [{"type": "RUN", "args": ["echo x > ~/x"]}]})
+    assert status_ == 202, said
+    assert ended(server, path)["status"] == "ready"
+    assert started_at(child) == started_at(child) != started_at(name)
+    # A snapshot that is damaged is not used: the command is run instead.
+    for snapshot in snapshots():
+        image = max((POOL / "snapshots" / snapshot / "images").iterdir(), key=lambda it: it.stat().st_size)
+        with open(image, "r+b") as file:
+            file.seek(100)
+            file.write(b"damaged")
+    assert started_at(name) != started_at(name)
+    for one in (name, child):
+        assert ask(server, "DELETE", f"/templates/{one}")[0] == 204
+    until("the snapshots are gone", lambda: snapshots() == [], 20)
+
+
+def test_a_start_command_runs_in_every_sandbox_where_they_cannot(server, named, tmp_path):
+    server.stop()
+    server.start("--criu", str(tmp_path))
+    try:
+        name = named()
+        lines = built(server, name, SERVE, ANSWERS)
+        assert any("Every sandbox will run the start command" in line for line in lines), lines
+        first, second = started_at(name), started_at(name)
+        assert first and second and first != second
+    finally:
+        server.stop()
+        server.start()
+
+
+def test_a_strict_installation_has_no_image_that_is_only_near(server, named):
+    server.stop()
+    server.start("--template-images", "strict")
+    try:
+        near, same = requested(server, named()), requested(server, named())
+        begin(server, near, fromImage="ubuntu:22.04")
+        begin(server, same, fromImage="debian:12")
+        reason = ended(server, near)["reason"]
+        assert reason["step"] == "base" and "image 'ubuntu:22.04' not found" in reason["message"], reason
+        assert ended(server, same)["status"] == "ready"
+    finally:
+        server.stop()
+        server.start()
+
+
+VERSIONS = {
+    "node22": ("node:22", "node --version", "v22."),
+    "bun": ("oven/bun", "bun --version", "1."),
+    "deno": ("denoland/deno:latest", "deno --version", "deno 2."),
+}
+
+
+@pytest.mark.parametrize("template", VERSIONS)
+def test_ci_071_languages_of_recipes(server, named, template):
+    """Recipes that come along are built beside a running server; images of their names begin with them."""
+    image, command, version = VERSIONS[template]
+    recipe = REPOSITORY / "templates" / template
+    made = subprocess.run(
+        [BINARY, "template", "build", recipe, "--data-dir", DATA], capture_output=True, text=True, timeout=300
+    )
+    assert made.returncode == 0, made.stderr
+    with Sandbox.create(template, timeout=60) as sandbox:
+        assert sandbox.commands.run(command).stdout.startswith(version)
+    path = requested(server, named())
+    begin(server, path, f"{command} | grep -F '{version}'", fromImage=image)
+    outcome = ended(server, path)
+    assert outcome["status"] == "ready" and not any("local store" in line for line in outcome["logs"]), outcome
