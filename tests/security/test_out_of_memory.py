@@ -4,6 +4,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import exit_code
@@ -14,17 +15,18 @@ from server import until
 KILLED = 137
 TAKE = "python3 -c 'x = bytearray(600 << 20); x[::4096] = bytes(len(x[::4096]))'; exit $?"
 
-# Segments of System V live without a process, so that each that the kernel ends leaves memory behind that nothing can give back.
+# Segments of System V live without a process. So what the kernel ends leaves memory behind that nothing can give back, to the last page.
 HOARD = """
-import ctypes, os
-libc = ctypes.CDLL(None)
-libc.shmat.restype = ctypes.c_void_p
-while True:
-    segment = libc.shmget(0, 8 << 20, 0o1600)
-    if os.fork() == 0:
-        ctypes.memset(libc.shmat(segment, None, 0), 1, 8 << 20)
-        os._exit(0)
-    os.wait()
+#include <string.h>
+#include <sys/shm.h>
+int main(void) {
+    for (size_t size = 8 << 20;;) {
+        int segment = shmget(IPC_PRIVATE, size, IPC_CREAT | 0600);
+        char *at = segment < 0 ? (char *)-1 : shmat(segment, 0, 0);
+        if (at == (char *)-1) { if (size > 1 << 16) size >>= 3; else return 1; continue; }
+        for (size_t page = 0; page < size; page += 4096) at[page] = 1;
+    }
+}
 """
 
 
@@ -46,16 +48,25 @@ def said(sandbox: Sandbox, start: str) -> list[dict]:
 
 def use_up(sandbox: Sandbox) -> None:
     """All of its memory, for good. Then whatever the daemon does is too much, and there is nobody else to end."""
-    sandbox.files.write("/tmp/hoard.py", HOARD)
+    sandbox.files.write("/tmp/hoard.c", HOARD)
+    sandbox.commands.run("gcc -O1 -static -o /tmp/hoard /tmp/hoard.c")
+    for _ in range(3):
+        attempt(lambda: sandbox.commands.run("exec /tmp/hoard", user="root", timeout=10, request_timeout=10))
 
     def over() -> bool:
-        try:
-            sandbox.commands.run("python3 /tmp/hoard.py", user="root", timeout=10, request_timeout=10)
-        except Exception:  # whatever the package makes of a daemon that fails, and then is gone
-            pass
+        with ThreadPoolExecutor(32) as callers:
+            work = lambda number: attempt(lambda: sandbox.files.write(f"/tmp/{number}", b"x" * (1 << 20), request_timeout=5))
+            list(callers.map(work, range(32)))
         return not sandbox.is_running()
 
     until("it has ended", over, 60)
+
+
+def attempt(work) -> None:
+    try:
+        work()
+    except Exception:  # whatever the package makes of a daemon that fails, and then is gone
+        pass
 
 
 def test_programs_that_were_ended_for_it_are_in_the_log(own, neighbour):
