@@ -18,11 +18,11 @@ use crate::ArchiveError;
 
 /// Bytes of a chunk. Smaller ones find more that is equal in memory that has changed here and there, and cost more objects; the figures
 /// are in docs/pause.md.
-const LEAST: usize = 16 << 10;
-const AVERAGE: usize = 64 << 10;
-const MOST: usize = 256 << 10;
+const LEAST: usize = 4 << 10;
+const AVERAGE: usize = 16 << 10;
+const MOST: usize = 64 << 10;
 /// Chunks that are worked on at once; bounds the memory of a seal to a few MiB.
-const UNDER_WAY: usize = 16;
+const UNDER_WAY: usize = 64;
 /// More costs more time than it saves bytes.
 const COMPRESSION: i32 = 1;
 const FOLDER: &str = "chunks";

@@ -1,5 +1,8 @@
 //! All live sandboxes of a host. Each has one task ([`crate::sandbox`]); this map leads to it.
 
+mod collect;
+mod rollback;
+mod sealing;
 mod snapshots;
 
 use std::collections::HashMap;
@@ -10,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use soulbox_archive::{Archive, ArchiveError};
 use soulbox_pool::{Growth, PoolError, Snapshot, SnapshotPool, TemplateManifest};
 use soulbox_types::{DeathCause, Egress, Epoch, Limits, MiB, MilliCpu, UnixMillis};
 use soulbox_wire::host::{
@@ -24,15 +28,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::chain;
 use crate::clock::{self, now};
+use crate::copies::Copies;
 use crate::layers;
 use crate::lifecycle::{self, Answer, AtDeadline, Effect, Fences, Machine};
 use crate::memory::{self, MemoryError};
 use crate::record::{Record, Records};
 use crate::runtime::{DialError, ProcessName, RestoreError, Runtime, RuntimeError};
-use crate::sandbox::{self, Ended, Owned, Reply, Request, answer_as_result};
+use crate::sandbox::{self, Current, Ended, Owned, Reply, Request, answer_as_result};
 use crate::saves::{Job, Saves};
 use crate::slots::Slots;
 use crate::snapshot::{Key, RootBasis};
+use crate::substitutes::Substitutes;
 use crate::warm::{Booted, Warm, WarmTargets, default_limits};
 use crate::workshop::{Made, MakeError, Workshop};
 use snapshots::Origin;
@@ -59,6 +65,8 @@ pub struct HostSettings {
     pub memory_reserve: MiB,
     /// What the mark of snapshots is made with.
     pub snapshot_key: [u8; 32],
+    /// Where sealed snapshots are kept, if anywhere.
+    pub store: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +77,8 @@ pub enum StartError {
     Clock(#[source] io::Error),
     #[error("failed to look through the pool")]
     Pool(#[source] PoolError),
+    #[error("failed to open the store of sealed snapshots")]
+    Store(#[source] ArchiveError),
     #[error("failed to clear what an earlier agent left")]
     Sweep(#[source] RuntimeError),
     #[error("failed to start a thread")]
@@ -99,6 +109,8 @@ struct Inner<R: Runtime> {
     workshop: Arc<Workshop<R>>,
     warm: Arc<Warm<R>>,
     saves: Saves<R>,
+    copies: Arc<Copies>,
+    substitutes: Substitutes<R>,
     records: Records,
     sandboxes: Mutex<HashMap<String, Entry<R>>>,
     /// Locked after `sandboxes` where both are.
@@ -128,7 +140,8 @@ struct Starting {
 }
 
 struct Live<R: Runtime> {
-    running: Arc<R::Running>,
+    /// A rollback changes them.
+    running: Current<R>,
     inbox: mpsc::Sender<Request>,
     record: Arc<Mutex<Record>>,
 }
@@ -149,6 +162,12 @@ impl<R: Runtime> Host<R> {
         let records = Records::open(&settings.data).map_err(StartError::Records)?;
         clock::set(&settings.data).map_err(StartError::Clock)?;
         let key = Key::derive(&settings.snapshot_key);
+        let archive = settings
+            .store
+            .as_deref()
+            .map(|root| Archive::open(root, &settings.snapshot_key, Handle::current()))
+            .transpose()
+            .map_err(StartError::Store)?;
         pool.sweep_restores().map_err(StartError::Pool)?;
         let paused = snapshots::paused(&*pool, &key).map_err(StartError::Pool)?;
         let mut adopted = Vec::new();
@@ -193,6 +212,7 @@ impl<R: Runtime> Host<R> {
 
         let templates: Arc<[TemplateManifest]> = pool.templates().map_err(StartError::Pool)?.into();
         let default = find_default(&templates, &settings.default_template);
+        let copies = Arc::new(Copies::new(Arc::clone(&pool), key.clone(), archive));
         let slots = Slots::new(runtime.slots(), kept);
         let workshop = Arc::new(Workshop::new(runtime, pool, slots));
         let warm = Warm::new(settings.warm, default);
@@ -202,6 +222,8 @@ impl<R: Runtime> Host<R> {
                 workshop: Arc::clone(&workshop),
                 warm: Arc::clone(&warm),
                 saves: Saves::new(Arc::clone(&workshop), key, tasks.clone()),
+                copies,
+                substitutes: Substitutes::default(),
                 records,
                 sandboxes: Mutex::new(HashMap::new()),
                 fences: Mutex::default(),
@@ -337,7 +359,7 @@ impl<R: Runtime> Host<R> {
     pub async fn dial(&self, sandbox_id: &str, port: u16) -> Result<OwnedFd, HostError> {
         let running = self
             .inner
-            .live(sandbox_id, |live| Arc::clone(&live.running))?;
+            .live(sandbox_id, |live| Arc::clone(&lock(&live.running)))?;
         self.inner
             .workshop
             .runtime
@@ -440,8 +462,12 @@ impl<R: Runtime> Host<R> {
         // Without their senders the owners of the sandboxes end.
         lock(&inner.sandboxes).clear();
         let (booted, parked) = inner.warm.drain();
+        let substitutes = inner.substitutes.drain();
         let (warm, workshop) = (Arc::clone(&inner.warm), Arc::clone(&inner.workshop));
         inner.tasks.spawn_blocking(move || {
+            for substitute in substitutes {
+                workshop.discard(substitute.made);
+            }
             for booted in booted {
                 workshop.discard(booted.made);
             }
@@ -583,7 +609,7 @@ impl<R: Runtime> Inner<R> {
         let sandboxes = lock(&self.sandboxes);
         let live = sandboxes.values().filter_map(|entry| match entry {
             Entry::Starting(_) => None,
-            Entry::Live(live) => Some((Arc::clone(&live.running), Arc::clone(&live.record))),
+            Entry::Live(live) => Some((Arc::clone(&lock(&live.running)), Arc::clone(&live.record))),
         });
         live.filter(|(_, record)| !lock(record).step).collect()
     }
@@ -830,6 +856,7 @@ impl<R: Runtime> Inner<R> {
         let sandbox_id = record.sandbox_id.clone();
         let record = Arc::new(Mutex::new(record));
         let (inbox, requests) = mpsc::channel(16);
+        let running: Current<R> = Arc::new(Mutex::new(running));
         let live = Live {
             running: Arc::clone(&running),
             inbox,
@@ -845,8 +872,12 @@ impl<R: Runtime> Inner<R> {
         };
         let inner = Arc::clone(self);
         self.tasks.spawn(async move {
-            let saves = &inner.saves;
-            match sandbox::own(saves, Arc::clone(&running), ended, &inner.records, owned).await {
+            let (saves, substitutes) = (&inner.saves, &inner.substitutes);
+            let current = Arc::clone(&running);
+            let owner = sandbox::own(saves, substitutes, current, ended, &inner.records, owned);
+            let outcome = owner.await;
+            let running = Arc::clone(&lock(&running));
+            match outcome {
                 Ok(None) => {
                     inner.left.fetch_add(1, Ordering::SeqCst);
                 }
@@ -882,6 +913,9 @@ impl<R: Runtime> Inner<R> {
             epoch,
             waiting,
         } = ended;
+        if let Some(unwanted) = self.substitutes.take(&record.sandbox_id) {
+            self.discard_later(unwanted.made);
+        }
         // Before the ID is free: its next user has a record of the same name.
         self.records.delete(&record.sandbox_id);
         let mut sandboxes = lock(&self.sandboxes);

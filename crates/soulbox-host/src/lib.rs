@@ -5,8 +5,10 @@
 //! | [`host`] | the map of live sandboxes; create, dial, list; start and stop of it all |
 //! | [`lifecycle`] | what is decided of one sandbox, purely |
 //! | [`sandbox`] | one sandbox: performs what is decided |
+//! | `copies` | sealed snapshots in the store, and local copies made of them |
 //! | [`saves`] | snapshots in the making |
 //! | [`snapshot`] | what a snapshot says of itself, and whether it is believed |
+//! | `substitutes` | what was prepared to take the place of a live sandbox |
 //! | [`warm`] | slots made ahead |
 //! | [`workshop`] | the order of steps that makes and unmakes a sandbox |
 //! | `layers` | what template builds ask for: layers of what sandboxes wrote, manifests of builds |
@@ -20,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+mod copies;
 pub mod dns;
 pub mod host;
 pub mod instance;
@@ -33,6 +36,7 @@ mod sandbox;
 mod saves;
 mod slots;
 pub mod snapshot;
+mod substitutes;
 mod warm;
 mod workshop;
 

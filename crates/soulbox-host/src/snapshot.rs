@@ -9,9 +9,8 @@ mod fingerprint;
 
 use std::path::Path;
 
-use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
+use soulbox_archive::mark::{self, MarkError};
 use soulbox_pool::Snapshot;
 use soulbox_wire::host::{After, HostSnapshot};
 
@@ -55,22 +54,11 @@ pub struct Memory {
     pub fingerprint: Fingerprint,
 }
 
-/// A manifest with its mark, as it lies on disk.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Sealed {
-    /// Hex of the HMAC of `manifest`, byte by byte.
-    mark: String,
-    manifest: String,
-}
-
 /// Why a snapshot is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum RefusedError {
-    #[error("its manifest is damaged")]
-    Damaged(#[source] serde_json::Error),
-    #[error("its manifest does not carry this installation's mark")]
-    Foreign,
+    #[error(transparent)]
+    Mark(#[from] MarkError),
     #[error("its manifest has form {0}, this version knows {VERSION}")]
     Version(u32),
     #[error("its manifest is that of snapshot {0}")]
@@ -86,19 +74,14 @@ pub enum RefusedError {
 }
 
 /// The key of an installation.
-#[derive(Clone)]
-pub struct Key([u8; 32]);
+#[derive(Debug, Clone)]
+pub struct Key(mark::Key);
 
 impl Key {
     /// Derives it from the installation's secret.
     #[must_use]
     pub fn derive(secret: &[u8]) -> Self {
-        Self(
-            authenticated(secret, PURPOSE)
-                .finalize()
-                .into_bytes()
-                .into(),
-        )
+        Self(mark::Key::derive(secret, PURPOSE))
     }
 
     /// The manifest and its mark, in one text.
@@ -106,12 +89,7 @@ impl Key {
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn seal(&self, manifest: &Manifest) -> Result<String, serde_json::Error> {
-        let manifest = serde_json::to_string(manifest)?;
-        let mark = authenticated(&self.0, manifest.as_bytes()).finalize();
-        serde_json::to_string(&Sealed {
-            mark: hex::encode(mark.into_bytes()),
-            manifest,
-        })
+        self.0.seal(serde_json::to_string(manifest)?)
     }
 
     /// The manifest of a snapshot, when it is this installation's and this snapshot's. Its images are not looked at.
@@ -119,41 +97,22 @@ impl Key {
     /// # Errors
     /// See [`RefusedError`].
     pub fn open(&self, snapshot: &Snapshot) -> Result<Manifest, RefusedError> {
-        let sealed: Sealed =
-            serde_json::from_str(&snapshot.manifest).map_err(RefusedError::Damaged)?;
-        let mark = hex::decode(&sealed.mark).map_err(|_| RefusedError::Foreign)?;
-        authenticated(&self.0, sealed.manifest.as_bytes())
-            .verify_slice(&mark)
-            .map_err(|_| RefusedError::Foreign)?;
+        let text = self.0.open(&snapshot.manifest)?;
         // Before its form: another version may have other fields.
         #[derive(Deserialize)]
         struct Form {
             version: u32,
         }
-        let form: Form = serde_json::from_str(&sealed.manifest).map_err(RefusedError::Damaged)?;
+        let form: Form = serde_json::from_str(&text).map_err(MarkError::Damaged)?;
         if form.version != VERSION {
             return Err(RefusedError::Version(form.version));
         }
-        let manifest: Manifest =
-            serde_json::from_str(&sealed.manifest).map_err(RefusedError::Damaged)?;
+        let manifest: Manifest = serde_json::from_str(&text).map_err(MarkError::Damaged)?;
         if manifest.snapshot_id != snapshot.name {
             return Err(RefusedError::Misplaced(manifest.snapshot_id));
         }
         Ok(manifest)
     }
-}
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Key")
-    }
-}
-
-fn authenticated(key: &[u8], text: &[u8]) -> Hmac<Sha256> {
-    #[expect(clippy::expect_used, reason = "an HMAC takes keys of every length")]
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key");
-    mac.update(text);
-    mac
 }
 
 impl Manifest {
@@ -219,7 +178,23 @@ impl Memory {
     /// # Errors
     /// See [`RefusedError`].
     pub fn verify(&self, images: &Path, here: &Fingerprint) -> Result<(), RefusedError> {
-        self.fingerprint.compare(here)?;
+        self.fits(here)?;
+        self.check(images)
+    }
+
+    /// Whether this host is like the one that made it.
+    ///
+    /// # Errors
+    /// [`RefusedError::OtherHost`].
+    pub fn fits(&self, here: &Fingerprint) -> Result<(), RefusedError> {
+        self.fingerprint.compare(here)
+    }
+
+    /// Whether its images are what they were. Reads all of them.
+    ///
+    /// # Errors
+    /// [`RefusedError::Images`].
+    pub fn check(&self, images: &Path) -> Result<(), RefusedError> {
         let found = digest::all(images)?;
         Ok(digest::compare(&self.images, &found)?)
     }

@@ -111,7 +111,7 @@ fn format(image: &Path) -> Result<(), PoolError> {
     })
 }
 
-fn search_path() -> std::ffi::OsString {
+pub(crate) fn search_path() -> std::ffi::OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
     path

@@ -176,6 +176,23 @@ impl SnapshotDraft {
         Ok(())
     }
 
+    /// Where all of it lies.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.path
+    }
+
+    /// The upper has come from elsewhere.
+    pub(crate) fn received(&mut self, disk_bytes: u64) -> Result<(), PoolError> {
+        let upper = self.path.join("upper");
+        if !upper.is_dir() {
+            return Err(PoolError::NothingCaptured {
+                name: self.name.clone(),
+            });
+        }
+        self.disk_bytes = Some(disk_bytes);
+        Ok(())
+    }
+
     /// Makes it whole: when this returns, all of it is on disk.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
-//! `soulbox admin`: teams and their API keys. Works on the database itself, so it needs no running server; one that runs hears of a change
-//! within a second. A key is shown once, when it is made; kept is its hash.
+//! `soulbox admin`: teams and their API keys, and copies of snapshots. For teams and keys it works on the database itself, so it needs no
+//! running server; one that runs hears of a change within a second. A key is shown once, when it is made; kept is its hash.
+
+mod snapshot;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use soulbox_control::{
 use super::db::Records;
 use super::{Installation, require_root};
 use crate::failure::Failure;
+use snapshot::SnapshotCommand;
 
 /// Manage teams and API keys
 #[derive(Debug, clap::Subcommand)]
@@ -23,6 +26,9 @@ pub enum Command {
     /// API keys of a team: create, list, revoke
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Snapshots: list, seal, drop the local copy, collect the store
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
 }
 
 /// What all of these commands take.
@@ -145,7 +151,23 @@ impl Limit {
 
 pub fn run(command: Command) -> Result<(), Failure> {
     require_root("admin")?;
-    let common = common(&command).clone();
+    match command {
+        Command::Snapshot(command) => snapshot::run(&command),
+        Command::Team(command) => {
+            let common = team_common(&command).clone();
+            on_records(common, async |store| team(store, command).await)
+        }
+        Command::Key(command) => {
+            let common = key_common(&command).clone();
+            on_records(common, async |store| key(store, command).await)
+        }
+    }
+}
+
+fn on_records(
+    common: Common,
+    work: impl AsyncFnOnce(&dyn Store) -> Result<Shown, Failure>,
+) -> Result<(), Failure> {
     let settings = common.installation.settings(None)?;
     super::block_on(async {
         let records = Records::open_as_is(&settings).await?;
@@ -153,10 +175,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
             Records::Here(store) => Arc::new(store.clone()),
             Records::Elsewhere(store) => Arc::new(store.clone()),
         };
-        let shown = match command {
-            Command::Team(command) => team(&*store, command).await,
-            Command::Key(command) => key(&*store, command).await,
-        };
+        let shown = work(&*store).await;
         // PostgreSQL told of it with the change.
         let announced = match (&records, &shown) {
             (Records::Here(store), Ok(_)) => store.announce().await,
@@ -169,21 +188,22 @@ pub fn run(command: Command) -> Result<(), Failure> {
     })
 }
 
-fn common(command: &Command) -> &Common {
+fn team_common(command: &TeamCommand) -> &Common {
     match command {
-        Command::Team(TeamCommand::Create { common, .. } | TeamCommand::List { common }) => common,
-        Command::Team(
-            TeamCommand::Ban(team)
-            | TeamCommand::Unban(team)
-            | TeamCommand::Unblock(team)
-            | TeamCommand::Block { team, .. }
-            | TeamCommand::Limit { team, .. },
-        )
-        | Command::Key(
-            KeyCommand::Create { team, .. }
-            | KeyCommand::List(team)
-            | KeyCommand::Revoke { team, .. },
-        ) => &team.common,
+        TeamCommand::Create { common, .. } | TeamCommand::List { common } => common,
+        TeamCommand::Ban(team)
+        | TeamCommand::Unban(team)
+        | TeamCommand::Unblock(team)
+        | TeamCommand::Block { team, .. }
+        | TeamCommand::Limit { team, .. } => &team.common,
+    }
+}
+
+fn key_common(command: &KeyCommand) -> &Common {
+    match command {
+        KeyCommand::Create { team, .. }
+        | KeyCommand::List(team)
+        | KeyCommand::Revoke { team, .. } => &team.common,
     }
 }
 

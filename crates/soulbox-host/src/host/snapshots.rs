@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use soulbox_archive::mark::MarkError;
 use soulbox_pool::{Inherited, LayerDigest, PoolError, Snapshot, SnapshotPool, TemplateManifest};
 use soulbox_types::{Epoch, Limits};
 use soulbox_wire::host::{
@@ -17,7 +18,7 @@ use crate::lifecycle;
 use crate::runtime::Runtime;
 use crate::sandbox::Request;
 use crate::saves::Wanted;
-use crate::snapshot::{Key, Manifest, Memory, RefusedError, RootBasis};
+use crate::snapshot::{Fingerprint, Key, Manifest, Memory, RefusedError, RootBasis};
 use crate::workshop::{Made, MakeError};
 
 /// What a sandbox begins from.
@@ -80,19 +81,21 @@ impl<R: Runtime> Host<R> {
             });
         }
         self.inner
-            .with_snapshots(move |pool| match pool.delete_snapshot(&snapshot_id) {
-                // What cannot be a snapshot's name is none that is here.
-                Err(PoolError::BadName { .. }) => Ok(()),
-                other => other,
-            })
+            .with_copies(move |copies| copies.delete(&snapshot_id))
             .await
     }
 
-    /// Every whole snapshot of this installation. One that was tampered with is not listed; it can be deleted by its name.
+    /// Every whole snapshot of this installation, local or sealed. One that was tampered with is not listed; it can be deleted by its
+    /// name.
     ///
     /// # Errors
     /// Kind `Failed`.
     pub async fn snapshots(&self) -> Result<Vec<HostSnapshot>, HostError> {
+        let copies = self.snapshot_copies().await?;
+        Ok(copies.into_iter().map(|copy| copy.snapshot).collect())
+    }
+
+    pub(super) async fn local_snapshots(&self) -> Result<Vec<HostSnapshot>, HostError> {
         let found = self
             .inner
             .with_snapshots(|pool| pool.list_snapshots())
@@ -108,13 +111,7 @@ impl<R: Runtime> Host<R> {
                     None
                 }
             });
-        let listed: Vec<_> = listed.collect();
-        let unfinished =
-            |snapshot: &HostSnapshot| self.inner.saves.is_unfinished(&snapshot.snapshot_id);
-        Ok(listed
-            .into_iter()
-            .filter(|snapshot| !unfinished(snapshot))
-            .collect())
+        Ok(listed.collect())
     }
 }
 
@@ -148,14 +145,19 @@ impl<R: Runtime> Inner<R> {
                 other => other.map(|snapshot| Some(Ok(snapshot))),
             })
             .await?
-            .ok_or_else(missing)?;
-        let snapshot =
-            found.map_err(|source| refused(&from.snapshot_id, &RefusedError::Damaged(source)))?;
-        let manifest = self
-            .saves
-            .key()
-            .open(&snapshot)
-            .map_err(|error| refused(&from.snapshot_id, &error))?;
+            .transpose()
+            .map_err(|source| refused(&from.snapshot_id, &MarkError::Damaged(source).into()))?;
+        let manifest = match &found {
+            Some(snapshot) => {
+                let opened = self.saves.key().open(snapshot);
+                opened.map_err(|error| refused(&from.snapshot_id, &error))?
+            }
+            None => {
+                let name = from.snapshot_id.clone();
+                let sealed = self.with_copies(move |copies| copies.sealed(&name)).await?;
+                sealed.ok_or_else(missing)?
+            }
+        };
         if manifest.build_id != request.build_id {
             return Err(HostError {
                 kind: HostErrorKind::SnapshotRefused,
@@ -171,13 +173,39 @@ impl<R: Runtime> Inner<R> {
                 message: format!("snapshot `{}` was made without memory", from.snapshot_id),
             });
         }
+        let memory = manifest.memory.clone().filter(|_| from.memory);
+        let snapshot = match found {
+            Some(snapshot) => snapshot,
+            None => self.fetched(&from.snapshot_id, memory.as_ref()).await?,
+        };
         let layers: Result<Vec<LayerDigest>, _> =
             manifest.layers.iter().map(|layer| layer.parse()).collect();
         Ok(Origin {
             template: template(request, &manifest, layers.map_err(|error| failed(&error))?),
             snapshot: Some(snapshot),
-            memory: manifest.memory.filter(|_| from.memory),
+            memory,
         })
+    }
+
+    /// The local copy of a snapshot that is only in the store, which is of use here.
+    async fn fetched(
+        &self,
+        snapshot_id: &str,
+        memory: Option<&Memory>,
+    ) -> Result<Snapshot, HostError> {
+        if let Some(memory) = memory {
+            // Before gigabytes are fetched for nothing.
+            let criu = self.workshop.runtime.checkpoints();
+            let criu = criu.map_err(|missing| HostError {
+                kind: HostErrorKind::Unsupported,
+                message: missing,
+            })?;
+            let here = Fingerprint::of_this_host(criu).map_err(|error| failed(&error))?;
+            let fits = memory.fits(&here);
+            fits.map_err(|error| refused(snapshot_id, &error))?;
+        }
+        let name = snapshot_id.to_owned();
+        self.with_copies(move |copies| copies.fetch(&name)).await
     }
 
     /// A sandbox as its origin wants it. Blocks.

@@ -38,7 +38,10 @@ fn only_what_this_installation_sealed_is_opened() {
     assert_eq!(opened, manifest());
     let other = Key::derive(b"another secret");
     let foreign = other.open(&snapshot(text.clone()));
-    assert!(matches!(foreign, Err(RefusedError::Foreign)), "{foreign:?}");
+    assert!(
+        matches!(foreign, Err(RefusedError::Mark(MarkError::Foreign))),
+        "{foreign:?}"
+    );
     let moved = Snapshot {
         name: "elsewhere".to_owned(),
         ..snapshot(text)

@@ -118,6 +118,7 @@ impl Place {
             guests: "digest".to_owned(),
             memory_reserve: MiB(0),
             snapshot_key: key,
+            store: None,
         };
         let pool = Arc::clone(&self.pool) as Arc<dyn SnapshotPool>;
         Host::start(runtime, pool, settings)
@@ -141,6 +142,12 @@ impl Place {
             .as_i64()
             .and_then(|pid| i32::try_from(pid).ok())
             .expect("a pid")
+    }
+
+    /// Where its next record is written before it is renamed.
+    pub fn draft_of_record(&self, sandbox_id: &str) -> PathBuf {
+        let records = self.data.path().join("host/sandboxes");
+        records.join(format!("{sandbox_id}.new"))
     }
 
     /// The uppers and links of restores that are left.
