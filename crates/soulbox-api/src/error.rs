@@ -309,6 +309,19 @@ fn sandbox(error: &SandboxError) -> ApiError {
         SandboxError::NotSnapshotted { sandbox_id, state } => conflict(format!(
             "Sandbox '{sandbox_id}' cannot be snapshotted while in '{state}' state"
         )),
+        SandboxError::NotRolledBack { sandbox_id, state } => conflict(format!(
+            "Sandbox '{sandbox_id}' cannot be rolled back while in '{state}' state"
+        )),
+        SandboxError::NoSnapshot { reference } => {
+            ApiError::not_found(format!("snapshot '{reference}' not found"))
+        }
+        SandboxError::SnapshotOfAnother {
+            reference,
+            sandbox_id,
+        } => ApiError::bad_request(format!(
+            "snapshot '{reference}' is not one of sandbox '{sandbox_id}'"
+        )),
+        SandboxError::RollbackFailed(failure) => not_rolled_back(failure),
         SandboxError::TooManyForks { limit } => ApiError::bad_request(format!(
             "Count must be lower than the maximum number of concurrent sandboxes ({limit})"
         )),
@@ -323,6 +336,11 @@ fn sandbox(error: &SandboxError) -> ApiError {
             format!("the sandbox cannot be saved and goes on: {why}"),
         )
         .code("sandbox_cannot_be_saved"),
+        SandboxError::NotSaved(HostFailure::Lost(why)) => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the sandbox was lost while it was being saved: {why}"),
+        )
+        .code("sandbox_lost"),
         SandboxError::NotSaved(_) => ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the sandbox was not saved and goes on",
@@ -333,6 +351,10 @@ fn sandbox(error: &SandboxError) -> ApiError {
             "the agent in the sandbox does not answer; the sandbox goes on",
         )
         .code("sandbox_guest_unresponsive"),
+        SandboxError::SilentWhenPaused { sandbox_id } => conflict(format!(
+            "The agent in sandbox '{sandbox_id}' did not answer when it was paused; resume it without memory, which boots it from its disk"
+        ))
+        .code("sandbox_snapshot_guest_agent_unresponsive"),
         SandboxError::NotResumed(why) => not_resumed(why),
         SandboxError::TimeoutTooLong { hours } => too_long(*hours),
         SandboxError::LifetimeExceeded => ApiError::bad_request("Max instance length exceeded"),
@@ -380,6 +402,37 @@ fn not_resumed(error: &CreateError) -> ApiError {
         )
         .code("sandbox_resume_failed"),
         other => create(other),
+    }
+}
+
+/// It goes on.
+fn not_rolled_back(failure: &HostFailure) -> ApiError {
+    match failure {
+        HostFailure::CannotSave(why) => conflict(why.clone()),
+        HostFailure::SnapshotMissing => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "no host has the snapshot; the sandbox goes on",
+        )
+        .code("sandbox_snapshot_missing"),
+        HostFailure::SnapshotRefused(why) => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the snapshot cannot be used and the sandbox goes on: {why}"),
+        )
+        .code("sandbox_snapshot_refused"),
+        HostFailure::Unsupported(why) => {
+            ApiError::new(StatusCode::NOT_IMPLEMENTED, why.clone()).code("not_implemented")
+        }
+        HostFailure::NoCapacity(_) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the host has no room for a second copy of the sandbox now, which goes on",
+        )
+        .code("sandbox_capacity_unavailable")
+        .retry_after(1),
+        _ => ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the sandbox was not rolled back and goes on",
+        )
+        .code("sandbox_rollback_failed"),
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(snapshots::create))
         .routes(routes!(snapshots::list))
         .routes(routes!(snapshots::fork))
+        .routes(routes!(snapshots::rollback))
         .routes(routes!(sandboxes::set_timeout))
         .routes(routes!(sandboxes::refresh))
         .routes(routes!(sandboxes::set_network))
@@ -62,6 +63,7 @@ pub(crate) fn all() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
             template_builds::old_rebuild
         ))
         .routes(routes!(templates::update))
+        .routes(routes!(templates::contents))
         .routes(routes!(templates::defaults))
         .routes(routes!(template_builds::request))
         .routes(routes!(template_builds::start))

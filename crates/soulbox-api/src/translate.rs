@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use soulbox_control::{
-    AtDeadline, BuildRow, BuildStatus, Lifecycle, LimitOverrides, Network, SandboxSpec,
-    SandboxView, TemplateView,
+    AtDeadline, BuildRow, BuildStatus, Lifecycle, LimitOverrides, Network, Package, PackageKind,
+    SandboxSpec, SandboxView, TemplateView,
 };
 use soulbox_types::{HttpsPorts, Inbound, SandboxState, UnixMillis};
 use soulbox_wire::rest;
@@ -272,6 +272,11 @@ pub(crate) fn listed(view: &SandboxView) -> rest::ListedSandbox {
         state,
         envd_version: row.envd_version.clone(),
         volume_mounts: Vec::new(),
+        envd_unresponsive_at_pause: view
+            .progress
+            .pause
+            .filter(|_| view.progress.state == SandboxState::Paused)
+            .and_then(|pause| pause.silent_guest.then_some(true)),
     }
 }
 
@@ -341,6 +346,19 @@ pub(crate) fn template(view: &TemplateView) -> rest::Template {
                 .first()
                 .map_or(BuildStatus::Waiting, |it| it.status),
         ),
+    }
+}
+
+pub(crate) fn package(package: Package) -> rest::TemplatePackage {
+    let kind = match package.kind {
+        PackageKind::Debian => "debian",
+        PackageKind::Python => "python",
+        PackageKind::Node => "node",
+    };
+    rest::TemplatePackage {
+        kind: kind.to_owned(),
+        name: package.name,
+        version: package.version,
     }
 }
 

@@ -6,6 +6,7 @@ pub mod clean;
 pub mod db;
 pub mod doctor;
 pub mod env;
+pub mod sandbox;
 pub mod serve;
 pub mod template;
 

@@ -41,6 +41,9 @@ enum Command {
     Front(front::Arguments),
     Env(commands::env::Arguments),
     Doctor(commands::doctor::Arguments),
+    /// Take sandboxes back to their snapshots
+    #[command(subcommand)]
+    Sandbox(commands::sandbox::Command),
     /// Build and list templates
     #[command(subcommand)]
     Template(commands::template::Command),
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Front(arguments) => front::main(&arguments)?,
         Command::Env(arguments) => commands::env::run(arguments)?,
         Command::Doctor(arguments) => return commands::doctor::run(arguments),
+        Command::Sandbox(command) => commands::sandbox::run(command)?,
         Command::Template(command) => commands::template::run(command)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) installed: RwLock<HashSet<TemplateId>>,
     /// Serialises readings of the hosts' templates, and says when the last one was.
     pub(crate) refreshed: tokio::sync::Mutex<Option<tokio::time::Instant>>,
+    /// One search through the rows of paused sandboxes at a time.
+    pub(crate) paused_search: tokio::sync::Mutex<()>,
 }
 
 /// A sandbox as the API shows it.
@@ -116,6 +118,7 @@ impl Control {
                 building: Building::default(),
                 installed: RwLock::default(),
                 refreshed: tokio::sync::Mutex::default(),
+                paused_search: tokio::sync::Mutex::default(),
             }),
         }
     }

@@ -85,6 +85,7 @@ impl Control {
             snapshot: snapshot.map(|snapshot| FromSnapshot {
                 snapshot_id: snapshot.snapshot_name.clone(),
                 memory: snapshot.memory,
+                is_copy: true,
             }),
             claim: spec.idempotency,
         };

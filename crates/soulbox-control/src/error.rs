@@ -91,6 +91,21 @@ pub enum SandboxError {
         sandbox_id: SandboxId,
         state: &'static str,
     },
+    #[error("sandbox {sandbox_id} cannot be rolled back while it is {state}")]
+    NotRolledBack {
+        sandbox_id: SandboxId,
+        state: &'static str,
+    },
+    #[error("there is no snapshot {reference} of the team")]
+    NoSnapshot { reference: String },
+    #[error("snapshot {reference} is not one of sandbox {sandbox_id}")]
+    SnapshotOfAnother {
+        reference: String,
+        sandbox_id: SandboxId,
+    },
+    /// It goes on.
+    #[error("the sandbox was not rolled back")]
+    RollbackFailed(#[source] HostFailure),
     #[error("a fork has to make fewer than the {limit} sandboxes that the team may have")]
     TooManyForks { limit: u32 },
     #[error("the name of a snapshot is none of the team's: {0}")]
@@ -101,6 +116,9 @@ pub enum SandboxError {
     /// It goes on.
     #[error("the agent in the sandbox does not answer")]
     GuestUnresponsive,
+    /// It can be booted from its disk.
+    #[error("the agent in sandbox {sandbox_id} did not answer when it was paused")]
+    SilentWhenPaused { sandbox_id: SandboxId },
     /// It is paused as before.
     #[error("the sandbox was not resumed")]
     NotResumed(#[source] Box<CreateError>),

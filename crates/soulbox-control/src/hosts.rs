@@ -44,6 +44,8 @@ pub struct FromSnapshot {
     pub snapshot_id: SnapshotName,
     /// Its processes go on where they were; else it boots from what was on disk.
     pub memory: bool,
+    /// Others go on from the same moment, or did so: programs inside are told, so that they draw other random numbers.
+    pub is_copy: bool,
 }
 
 /// A snapshot to be made of a live sandbox.
@@ -183,9 +185,11 @@ pub enum HostFailure {
     NotFound,
     #[error("the host has seen a later epoch of the sandbox")]
     StaleEpoch,
-    /// It is being started, is ending or is being paused.
+    /// It is being started or is ending.
     #[error("the sandbox is not live any more, or not yet")]
     NotLive,
+    #[error("the host is pausing the sandbox")]
+    BeingPaused,
     #[error("the host already has a sandbox of this ID")]
     AlreadyExists,
     #[error("nothing listens on the port")]
@@ -204,6 +208,9 @@ pub enum HostFailure {
     /// The sandbox goes on.
     #[error("the sandbox cannot be saved: {0}")]
     CannotSave(String),
+    /// The sandbox is being ended: its processes may be damaged.
+    #[error("the sandbox is lost: {0}")]
+    Lost(String),
     #[error("the host does not have the snapshot")]
     SnapshotMissing,
     /// It is another installation's, was changed, or is of a machine that the host is not like.
@@ -246,7 +253,8 @@ pub trait Hosts: Send + Sync + 'static {
     /// Moves the moment at which the host ends the sandbox by itself, in either direction.
     ///
     /// # Errors
-    /// [`HostFailure::NotFound`] when it is already over, [`HostFailure::NotLive`] when its end or pause has begun.
+    /// [`HostFailure::NotFound`] when it is already over, [`HostFailure::NotLive`] or [`HostFailure::BeingPaused`] when its end or pause
+    /// has begun.
     async fn set_deadline(
         &self,
         sandbox_id: &SandboxId,
@@ -268,7 +276,8 @@ pub trait Hosts: Send + Sync + 'static {
     /// Makes a snapshot; returns when all of it is on disk and, where the sandbox is to end, no process of it is left.
     ///
     /// # Errors
-    /// [`HostFailure::CannotSave`] when it goes on, [`HostFailure::Unsupported`], [`HostFailure::NotFound`] when it is over.
+    /// [`HostFailure::CannotSave`] when it goes on, [`HostFailure::Unsupported`], [`HostFailure::NotFound`] when it is over,
+    /// [`HostFailure::Lost`].
     async fn save(&self, _save: &HostSave) -> Result<HostSnapshot, HostFailure> {
         Err(HostFailure::Unsupported(
             "this host makes no snapshots".to_owned(),
@@ -291,6 +300,35 @@ pub trait Hosts: Send + Sync + 'static {
     /// [`HostFailure::Unreachable`] and [`HostFailure::Failed`].
     async fn snapshots(&self) -> Result<Vec<HostSnapshot>, HostFailure> {
         Ok(Vec::new())
+    }
+
+    /// Makes a second sandbox from a snapshot of a live one, to take its place; returns when its envd has answered `/init`. The live one
+    /// goes on. What is prepared and then left ends by itself within a minute.
+    ///
+    /// # Errors
+    /// [`HostFailure::CannotSave`] when one is prepared already; otherwise as [`Hosts::create`], and nothing is left.
+    async fn prepare(&self, _sandbox: &HostCreate) -> Result<(), HostFailure> {
+        Err(HostFailure::Unsupported(
+            "this host makes no snapshots".to_owned(),
+        ))
+    }
+
+    /// Lets what was prepared take the place of the live sandbox, whose processes end.
+    ///
+    /// # Errors
+    /// [`HostFailure::NotFound`] when that is over, [`HostFailure::StaleEpoch`] (both are as before); otherwise the live one goes on.
+    async fn replace(&self, _sandbox: &HostCreate) -> Result<(), HostFailure> {
+        Err(HostFailure::Unsupported(
+            "this host makes no snapshots".to_owned(),
+        ))
+    }
+
+    /// Ends what was prepared; what is not there is ended already.
+    ///
+    /// # Errors
+    /// [`HostFailure::Unreachable`].
+    async fn abandon(&self, _sandbox_id: &SandboxId) -> Result<(), HostFailure> {
+        Ok(())
     }
 
     /// Every live sandbox.

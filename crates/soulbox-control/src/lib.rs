@@ -12,6 +12,7 @@ mod building;
 mod builds;
 mod catalog;
 pub mod clock;
+mod contents;
 mod control;
 mod create;
 mod error;
@@ -31,6 +32,7 @@ mod random;
 pub mod reconcile;
 mod recovery;
 mod registry;
+mod rollback;
 mod settings;
 mod sharing;
 mod snapshots;
@@ -49,9 +51,10 @@ pub use building::{BuildError, BuildStart, BuildView};
 pub use builds::{
     BuildFailure, BuildJob, BuildLogLine, BuildReporter, BuildSource, BuildSpecification,
     BuildStep, Builder, FilesHash, FilesHashError, FinishedBuild, LONGEST_MESSAGE, ParentBuild,
-    RegistryLogin, StepRules,
+    RegistryLogin, StepRules, snapshot_of_build,
 };
 pub use catalog::{ResolveError, TemplateView};
+pub use contents::{Contents, ContentsError, Package, PackageKind};
 pub use control::{Connected, Control, HostEvent, PauseWish, SandboxView};
 pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};
 pub use hosts::{

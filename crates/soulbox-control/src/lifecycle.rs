@@ -136,7 +136,7 @@ pub struct Machine {
     pub pause: Option<Pause>,
     pub at_deadline: AtDeadline,
     /// What it was resumed from is still on the host.
-    resumed: bool,
+    resumed: Option<Pause>,
     /// When the create or the resume was asked for.
     asked_at: UnixMillis,
     /// When the host or the store must have answered in `Reserving` and `Starting`.
@@ -164,8 +164,8 @@ pub enum Event {
     DeadlineTaken { epoch: Epoch },
     /// The host did not answer to the deadline of that epoch.
     DeadlineFailed { epoch: Epoch },
-    /// The deadline of that epoch came too late: the one that the host had was first.
-    DeadlineTooLate { epoch: Epoch },
+    /// The deadline of that epoch came too late: the host was ending it already, or pausing it.
+    DeadlineTooLate { epoch: Epoch, pausing: bool },
     /// Its end was decided.
     Kill { cause: DeathCause },
     /// The host says that no process is left.
@@ -254,7 +254,7 @@ impl Machine {
             cause: None,
             pause: None,
             at_deadline: AtDeadline::Kill,
-            resumed: false,
+            resumed: None,
             asked_at: now,
             give_up_at: now
                 .plus_millis(start_within_millis)
@@ -289,7 +289,8 @@ impl Machine {
             cause: None,
             pause: row.pause,
             at_deadline: AtDeadline::Kill,
-            resumed: row.pause.is_some(),
+            // Should what it was resumed from be there, it is found when snapshots are compared.
+            resumed: None,
             asked_at: now,
             give_up_at: now,
             save_again_at: None,
@@ -315,7 +316,7 @@ impl Machine {
             cause: row.cause,
             pause: row.pause,
             at_deadline: AtDeadline::Kill,
-            resumed: false,
+            resumed: None,
             asked_at: now,
             give_up_at: now,
             save_again_at: None,
@@ -342,7 +343,7 @@ impl Machine {
             cause: row.cause,
             pause: row.pause,
             at_deadline: AtDeadline::Kill,
-            resumed: false,
+            resumed: None,
             asked_at: now,
             give_up_at: now,
             save_again_at: None,
@@ -538,23 +539,26 @@ impl Machine {
         match self.at_deadline {
             AtDeadline::Kill => self.kill(now, DeathCause::Expired, false, effects),
             // The host does it by itself at this very moment, so it is not asked as well.
-            AtDeadline::Pause { memory } => {
-                self.epoch = self.epoch.next();
-                self.phase = Phase::Pausing {
-                    memory,
-                    saving: Saving::Watched,
-                    look_at: now.plus_millis(LOOK_MILLIS),
-                    until: now.plus_millis(PAUSE_WITHIN_MILLIS),
-                };
-                effects.extend([Effect::Cut, Effect::Save]);
-            }
+            AtDeadline::Pause { memory } => self.watch(now, memory, effects),
         }
+    }
+
+    /// The host pauses it by itself.
+    fn watch(&mut self, now: UnixMillis, memory: bool, effects: &mut Vec<Effect>) {
+        self.epoch = self.epoch.next();
+        self.phase = Phase::Pausing {
+            memory,
+            saving: Saving::Watched,
+            look_at: now.plus_millis(LOOK_MILLIS),
+            until: now.plus_millis(PAUSE_WITHIN_MILLIS),
+        };
+        effects.extend([Effect::Cut, Effect::Save]);
     }
 
     fn rest(&mut self, now: UnixMillis, pause: Pause, effects: &mut Vec<Effect>) {
         self.pause = Some(pause);
         self.epoch = self.epoch.max(pause.epoch);
-        self.resumed = false;
+        self.resumed = None;
         self.phase = Phase::Paused {
             rests_at: Some(now.plus_millis(REST_MILLIS)),
         };
@@ -673,10 +677,8 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
                 effects.extend([Effect::Cut, Effect::HostSave { epoch, memory }]);
             }
             // The row says that it runs: what it was resumed from is of no use any more.
-            if let (Phase::Running { .. }, true, Some(pause)) =
-                (phase, machine.resumed, machine.pause)
-            {
-                next.resumed = false;
+            if let (Phase::Running { .. }, Some(pause)) = (phase, machine.resumed) {
+                next.resumed = None;
                 effects.push(Effect::DropSnapshot { pause });
             }
             if let (Phase::Dead, Some(pause)) = (phase, machine.pause) {
@@ -752,13 +754,19 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
                 deadline: Told::Again { at },
             };
         }
-        // The host ends it, or pauses it, and nothing leads back from that.
+        // Nothing leads back from that. A pause shows by its snapshot, whether it was begun by the host or by a command given up on.
         (
             Phase::Running {
                 deadline: Told::Asked,
             },
-            Event::DeadlineTooLate { epoch },
-        ) if epoch == machine.epoch => next.expire(now, &mut effects),
+            Event::DeadlineTooLate { epoch, pausing },
+        ) if epoch == machine.epoch => {
+            if pausing {
+                next.watch(now, true, &mut effects);
+            } else {
+                next.expire(now, &mut effects);
+            }
+        }
         (Phase::Running { .. }, Event::Kill { cause }) => {
             next.kill(now, cause, false, &mut effects)
         }
@@ -957,7 +965,12 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             Event::Started { started_at },
         ) => {
             next.started_at = Some(started_at);
-            next.resumed = true;
+            // Snapshots that an earlier resume left, of which nobody was told, count no more than the one it came from.
+            next.resumed = machine.pause;
+            next.pause = machine.pause.map(|pause| Pause {
+                epoch: Epoch(machine.epoch.0.saturating_sub(1)),
+                ..pause
+            });
             next.phase = Phase::Running {
                 deadline: Told::Taken,
             };
@@ -1173,6 +1186,7 @@ mod tests {
             by: PausedBy::Control,
             at: at(20),
             memory: true,
+            silent_guest: false,
         }
     }
 
@@ -1459,15 +1473,24 @@ mod tests {
         };
         let (machine, _) = step(&running(), at(59_990), set);
         let (machine, _) = step(&machine, at(59_991), Event::Saved);
-        let late = Event::DeadlineTooLate { epoch: E2 };
+        let late = Event::DeadlineTooLate {
+            epoch: E2,
+            pausing: false,
+        };
         let (ends, effects) = step(&machine, at(60_001), late);
         assert_eq!(ends.state(), SandboxState::Killing);
         assert_eq!(ends.cause, Some(DeathCause::Expired));
         assert!(effects.contains(&Effect::HostKill { epoch: Epoch(3) }));
-        let pauses = machine.ending_by(AtDeadline::Pause { memory: true });
-        let (pauses, effects) = step(&pauses, at(60_001), late);
-        assert_eq!(pauses.state(), SandboxState::Pausing);
-        assert_eq!(effects, [Effect::Cut, Effect::Save]);
+        let at_deadline = machine.ending_by(AtDeadline::Pause { memory: true });
+        let pausing = Event::DeadlineTooLate {
+            epoch: E2,
+            pausing: true,
+        };
+        for (machine, event) in [(machine, pausing), (at_deadline, late)] {
+            let (pauses, effects) = step(&machine, at(60_001), event);
+            assert_eq!(pauses.state(), SandboxState::Pausing);
+            assert_eq!(effects, [Effect::Cut, Effect::Save]);
+        }
         // An older one's answer means nothing: the host heard of a later one since, or will.
         let (newer, _) = step(&machine, at(59_999), set);
         assert_eq!(step(&newer, at(60_001), late), (newer, vec![]));
@@ -1567,7 +1590,10 @@ mod tests {
             27 => Event::NotReclaimed {
                 unknown: random.next(2) == 0,
             },
-            28 => Event::DeadlineTooLate { epoch },
+            28 => Event::DeadlineTooLate {
+                epoch,
+                pausing: random.next(2) == 0,
+            },
             _ => Event::Tick,
         }
     }
@@ -1578,6 +1604,7 @@ mod tests {
             by: PausedBy::Control,
             at,
             memory: true,
+            silent_guest: false,
         }
     }
 

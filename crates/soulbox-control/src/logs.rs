@@ -98,6 +98,8 @@ struct Book {
     guest_bytes: usize,
     /// The number of the last line that the daemon told.
     last: u64,
+    /// Lines of before were read, or are of a time that was undone.
+    since: UnixMillis,
     /// Whether a client has used the daemon since it was read.
     used: Arc<AtomicBool>,
     ever_used: bool,
@@ -130,6 +132,7 @@ impl Logs {
             guest_bytes: 0,
             last: 0,
             used: Arc::default(),
+            since: UnixMillis(0),
             ever_used: false,
             oom_kills: 0,
             ended: false,
@@ -203,6 +206,14 @@ impl Logs {
         }
     }
 
+    /// Its daemon counts anew, or from an earlier number.
+    pub(crate) fn restarted(&self, id: &SandboxId) {
+        if let Some(book) = self.lock().books.get_mut(id) {
+            book.last = 0;
+            book.since = clock::wall();
+        }
+    }
+
     /// Takes in what a daemon told.
     fn told(&self, id: &SandboxId, lines: Vec<HostLogLine>) {
         let mut shelf = self.lock();
@@ -211,7 +222,7 @@ impl Logs {
         };
         let before = book.guest_bytes;
         for HostLogLine { number, line } in lines {
-            if number <= book.last {
+            if number <= book.last || line.at < book.since {
                 continue;
             }
             book.last = number;

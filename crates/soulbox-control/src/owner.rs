@@ -54,6 +54,8 @@ pub(crate) enum Request {
     /// Answered when it is a snapshot; a pause that is under way is joined.
     Pause {
         memory: bool,
+        /// The agent inside does not answer just now.
+        silent_guest: bool,
         reply: oneshot::Sender<Result<(), SandboxError>>,
     },
     /// Answered when it answers again.
@@ -62,6 +64,10 @@ pub(crate) enum Request {
         order: Box<ResumeOrder>,
         reply: oneshot::Sender<Result<Resumed, SandboxError>>,
     },
+    /// The row says something else of what is done at the deadline.
+    EndBy { row: Arc<SandboxRow> },
+    /// A rollback has ended its processes and put others in their place. Answered when no stream of before is left.
+    Replaced { reply: oneshot::Sender<()> },
     /// The host told of its end, or does not know it.
     Ended(Event),
     /// The row as it was read from shared records. Answered when it is taken up.
@@ -135,6 +141,8 @@ pub(crate) struct Owner {
     refusal: Option<Refusal>,
     /// Why the host did not make the snapshot.
     unsaved: Option<HostFailure>,
+    /// Whether the agent inside answered before the latest pause.
+    silent_guest: bool,
     waiters: HashMap<Ticket, Waiter>,
     last_ticket: Ticket,
 }
@@ -214,6 +222,7 @@ impl Owner {
             order,
             refusal: None,
             unsaved: None,
+            silent_guest: false,
             waiters,
             last_ticket,
         }
@@ -273,7 +282,26 @@ impl Owner {
                 self.ownership.kill(now, cause, ticket);
             }
             Request::Ended(event) => self.ownership.feed(now, event),
-            Request::Pause { memory, reply } => {
+            Request::EndBy { row } => {
+                self.ownership.end_by(row.lifecycle.at_deadline);
+                self.row = row;
+                return;
+            }
+            Request::Replaced { reply } => {
+                self.live.gone.cancel();
+                self.around.logs.restarted(&self.row.sandbox_id);
+                // Streams from now on have an end of their own.
+                self.publish();
+                // Whoever has gone away needs no answer.
+                let _gone = reply.send(());
+                return;
+            }
+            Request::Pause {
+                memory,
+                silent_guest,
+                reply,
+            } => {
+                self.silent_guest = silent_guest;
                 let ticket = self.wait(Waiter::Pause(reply));
                 self.unsaved = None;
                 self.ownership.pause(now, memory, ticket);
@@ -415,9 +443,13 @@ impl Owner {
                         Some(failure) => SandboxError::NotSaved(failure),
                         None => SandboxError::TimedOut,
                     }),
-                    _ => Err(SandboxError::NotFound {
-                        sandbox_id,
-                        cause: None,
+                    // Over: whoever asked for the pause is told when that was the reason.
+                    _ => Err(match self.unsaved.clone() {
+                        Some(failure @ HostFailure::Lost(_)) => SandboxError::NotSaved(failure),
+                        _ => SandboxError::NotFound {
+                            sandbox_id,
+                            cause: self.ownership.machine().cause,
+                        },
                     }),
                 }));
             }
@@ -565,12 +597,16 @@ impl Owner {
         let Some(order) = &self.order else {
             return;
         };
+        if !memory {
+            self.around.logs.restarted(&self.row.sandbox_id);
+        }
         let mut command = order.command.clone();
         command.epoch = epoch;
         command.deadline = self.ownership.machine().deadline;
         command.snapshot = Some(FromSnapshot {
             snapshot_id: pause.snapshot_id(&self.row.sandbox_id),
             memory,
+            is_copy: false,
         });
         self.start(command);
     }
@@ -607,6 +643,7 @@ impl Owner {
             by: PausedBy::Control,
             at: clock::now(),
             memory,
+            silent_guest: self.silent_guest,
         };
         let save = HostSave {
             sandbox_id: self.row.sandbox_id.clone(),
@@ -618,7 +655,10 @@ impl Owner {
         let within = self.around.settings.save_within;
         let call = async move {
             let answer = timeout(within, hosts.save(&save)).await.ok();
-            let event = after_save(epoch, answer.as_ref());
+            let mut event = after_save(epoch, answer.as_ref());
+            if let Event::Paused { pause: made } = &mut event {
+                made.silent_guest = pause.silent_guest && made.memory;
+            }
             let unsaved = match answer {
                 Some(Ok(_)) => None,
                 Some(Err(failure)) => Some(failure),

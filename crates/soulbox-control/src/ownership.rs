@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use soulbox_types::{DeathCause, Epoch, SandboxId, SandboxState, UnixMillis};
 
-use crate::hosts::{HostFailure, HostSnapshot, Started};
+use crate::hosts::{AtDeadline, HostFailure, HostSnapshot, Started};
 use crate::lifecycle::{Effect, Event, Machine, Phase, Restoring, Told, step};
 use crate::store::{Pause, PausedBy, Progress};
 
@@ -139,6 +139,11 @@ pub struct Ownership {
 }
 
 impl Ownership {
+    /// From now on this is done at the deadline.
+    pub fn end_by(&mut self, at_deadline: AtDeadline) {
+        self.machine = self.machine.ending_by(at_deadline);
+    }
+
     /// A sandbox that is being created for `creator`; `kept` when others may ask for the outcome as well.
     #[must_use]
     pub fn create((machine, first): (Machine, Vec<Effect>), creator: Ticket, kept: bool) -> Self {
@@ -666,6 +671,7 @@ pub fn after_save(epoch: Epoch, answer: Option<&Result<HostSnapshot, HostFailure
                 by: PausedBy::Control,
                 at: saved.created_at,
                 memory: saved.memory,
+                silent_guest: false,
             },
         },
         Some(Err(HostFailure::CannotSave(_) | HostFailure::Unsupported(_))) => Event::PauseFailed,
@@ -701,6 +707,7 @@ pub fn pause_of(snapshot: &HostSnapshot) -> Option<Pause> {
             by,
             at: snapshot.created_at,
             memory: snapshot.memory,
+            silent_guest: false,
         })
         .find(|pause| {
             snapshot.ended && pause.snapshot_id(&snapshot.sandbox_id) == snapshot.snapshot_id
@@ -736,7 +743,12 @@ pub fn after_deadline(epoch: Epoch, answer: Option<&Result<(), HostFailure>>) ->
     match answer {
         Some(Ok(())) => Event::DeadlineTaken { epoch },
         Some(Err(HostFailure::NotFound)) => Event::Lost,
-        Some(Err(HostFailure::NotLive)) => Event::DeadlineTooLate { epoch },
+        Some(Err(failure @ (HostFailure::NotLive | HostFailure::BeingPaused))) => {
+            Event::DeadlineTooLate {
+                epoch,
+                pausing: *failure == HostFailure::BeingPaused,
+            }
+        }
         Some(Err(_)) | None => Event::DeadlineFailed { epoch },
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::control::{Connected, Control, PauseWish, SandboxView, longest, missing, over};
 use crate::error::{CreateError, SandboxError};
-use crate::hosts::HostCreate;
+use crate::hosts::{AtDeadline, HostCreate};
 use crate::owner::{Request, ResumeOrder, Resumed};
 use crate::ownership::{DeadlineChange, ResumeWish};
 use crate::reconcile;
@@ -80,6 +80,7 @@ impl Control {
         id: &SandboxId,
         timeout: Duration,
         memory: bool,
+        auto_pause: Option<bool>,
     ) -> Result<SandboxView, SandboxError> {
         self.check_timeout(team, timeout)?;
         self.catch_up(id).await?;
@@ -87,13 +88,19 @@ impl Control {
             sandbox_id: id.clone(),
         };
         for _ in 0..ATTEMPTS {
-            let handle = self.reach(team, id).await?;
+            let mut handle = self.reach(team, id).await?;
             match handle.state() {
                 SandboxState::Running => return Err(running()),
                 SandboxState::Killing | SandboxState::Creating | SandboxState::Dead => {
                     return Err(missing(id));
                 }
-                SandboxState::Pausing | SandboxState::Paused | SandboxState::Resuming => {}
+                // The host knows of it already.
+                SandboxState::Resuming => {}
+                SandboxState::Pausing | SandboxState::Paused => {
+                    if let Some(auto_pause) = auto_pause {
+                        self.end_by(&mut handle, auto_pause).await?;
+                    }
+                }
             }
             match self.wake(team, &handle, timeout, memory).await? {
                 Some(Resumed::Now(progress)) => return Ok(self.view(handle.row, progress)),
@@ -118,8 +125,12 @@ impl Control {
         for _ in 0..ATTEMPTS {
             let handle = self.reach(team, id).await?;
             // What is on disk only is of use when the agent has written all that it was given.
-            if handle.state() == SandboxState::Running && (wish.healthy_guest || !wish.memory) {
-                self.check_guest(&handle).await?;
+            let mut silent_guest = false;
+            if handle.state() == SandboxState::Running {
+                match self.check_guest(&handle).await {
+                    Err(silent) if wish.healthy_guest || !wish.memory => return Err(silent),
+                    health => silent_guest = health.is_err(),
+                }
             }
             self.last_words(id).await;
             // A snapshot that is being made is waited for.
@@ -129,7 +140,11 @@ impl Control {
             };
             let (reply, done) = oneshot::channel();
             let memory = wish.memory;
-            let request = Request::Pause { memory, reply };
+            let request = Request::Pause {
+                memory,
+                silent_guest,
+                reply,
+            };
             if handle.requests.send(request).await.is_err() {
                 continue;
             }
@@ -209,6 +224,26 @@ impl Control {
         Ok((wakes || waits).then(|| self.view(row, progress)))
     }
 
+    /// The paused sandbox that traffic resumes, whose access token is the one sought. All rows are read, for one who asks at a time.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    pub async fn whose_paused(
+        &self,
+        is_sought: impl Fn(&str) -> bool,
+    ) -> Result<Option<SandboxId>, SandboxError> {
+        let _turn = self.shared.paused_search.lock().await;
+        let rows = self.store().live_sandboxes(None).await?;
+        let waits = |row: &&SandboxRow| {
+            is_resting(row.progress.state)
+                && row.lifecycle.auto_resume.is_some()
+                && row.progress.pause.is_none_or(|pause| pause.memory)
+        };
+        let sought = |row: &&SandboxRow| self.access_token(row).is_some_and(|it| is_sought(&it));
+        let found = rows.iter().filter(waits).find(sought);
+        Ok(found.map(|row| row.sandbox_id.clone()))
+    }
+
     /// Makes a sandbox running because of traffic, if it is so configured. False when that cannot be: it is not there, or wants to be
     /// left alone.
     ///
@@ -272,6 +307,28 @@ impl Control {
         self.handle(team, id)
     }
 
+    /// Changes what is done at the deadline of one that does not run.
+    async fn end_by(&self, handle: &mut Handle, auto_pause: bool) -> Result<(), SandboxError> {
+        let at_deadline = match (auto_pause, handle.row.lifecycle.at_deadline) {
+            (false, _) => AtDeadline::Kill,
+            (true, AtDeadline::Kill) => AtDeadline::Pause { memory: true },
+            (true, kept) => kept,
+        };
+        if at_deadline == handle.row.lifecycle.at_deadline {
+            return Ok(());
+        }
+        let id = handle.row.sandbox_id.clone();
+        self.store().set_at_deadline(&id, at_deadline).await?;
+        let mut row = (*handle.row).clone();
+        row.lifecycle.at_deadline = at_deadline;
+        handle.row = Arc::new(row);
+        self.registry().replace_row(&id, handle.row.clone());
+        let row = handle.row.clone();
+        // One that has just left read the row before: the next one reads it anew.
+        let _left = handle.requests.send(Request::EndBy { row }).await;
+        Ok(())
+    }
+
     /// Asks the owner for a resume; nothing when the owner has just left.
     async fn wake(
         &self,
@@ -281,6 +338,14 @@ impl Control {
         memory: bool,
     ) -> Result<Option<Resumed>, SandboxError> {
         let settings = self.settings();
+        let progress = *handle.progress.borrow();
+        let paused = progress
+            .pause
+            .filter(|_| progress.state == SandboxState::Paused);
+        if memory && paused.is_some_and(|pause| pause.silent_guest) {
+            let sandbox_id = handle.row.sandbox_id.clone();
+            return Err(SandboxError::SilentWhenPaused { sandbox_id });
+        }
         if self.registry().stopping().is_cancelled() {
             let stopping = Box::new(CreateError::Stopping);
             return Err(SandboxError::NotResumed(stopping));

@@ -168,6 +168,7 @@ impl Control {
             snapshot: Some(FromSnapshot {
                 snapshot_id: saved.snapshot_id.clone(),
                 memory: true,
+                is_copy: true,
             }),
             claim: None,
         };
@@ -212,7 +213,9 @@ impl Control {
             };
             match tokio::time::timeout(within, self.hosts().save(&save)).await {
                 Ok(Ok(saved)) => return Ok((handle, saved)),
-                Ok(Err(HostFailure::NotFound | HostFailure::NotLive)) => return Err(missing(id)),
+                Ok(Err(
+                    HostFailure::NotFound | HostFailure::NotLive | HostFailure::BeingPaused,
+                )) => return Err(missing(id)),
                 // Another decision went out meanwhile; the next epoch is here or comes at once.
                 Ok(Err(HostFailure::StaleEpoch)) => tokio::task::yield_now().await,
                 Ok(Err(failure)) => return Err(SandboxError::NotSaved(failure)),

@@ -172,7 +172,8 @@ pub struct Progress {
     pub deadline: UnixMillis,
     pub ended_at: Option<UnixMillis>,
     pub cause: Option<DeathCause>,
-    /// The last pause. While it runs, that is what it was resumed from.
+    /// The last pause. While it runs, what it was resumed from, with the epoch before that of the resume: whatever was saved up to then
+    /// is of the past.
     pub pause: Option<Pause>,
 }
 
@@ -185,6 +186,8 @@ pub struct Pause {
     pub at: UnixMillis,
     /// Whether the snapshot has processes and memory, not only what is on disk.
     pub memory: bool,
+    /// The agent inside did not answer right before it, so it would not after a resume with memory either.
+    pub silent_guest: bool,
 }
 
 /// Who decided on a pause.
@@ -382,6 +385,12 @@ pub trait Store: TemplateStore {
         &self,
         sandbox_id: &SandboxId,
         network: &Network,
+    ) -> Result<(), StoreError>;
+    /// Changes what is done at the deadline of a row that is not dead.
+    async fn set_at_deadline(
+        &self,
+        sandbox_id: &SandboxId,
+        at_deadline: AtDeadline,
     ) -> Result<(), StoreError>;
     /// The row of this ID, dead or alive.
     async fn sandbox(&self, sandbox_id: &SandboxId) -> Result<Option<SandboxRow>, StoreError>;

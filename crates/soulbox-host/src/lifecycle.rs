@@ -118,6 +118,10 @@ pub enum Event {
         /// It is the very snapshot that is being made, by its name and all else.
         same: bool,
     },
+    /// What was prepared is to take its place.
+    Replace {
+        epoch: Epoch,
+    },
     /// The snapshot is whole and on disk.
     Saved,
     /// It was not made, and nothing of it is left.
@@ -138,8 +142,10 @@ pub enum Event {
 pub enum Answer {
     Done,
     StaleEpoch,
-    /// It is being made, is ending or is being paused, so there is nothing to change; it is not over.
+    /// It is being made or is ending, so there is nothing to change; it is not over.
     NotLive,
+    /// As [`Answer::NotLive`]: it ends with its snapshot.
+    BeingPaused,
     /// Another snapshot of it is being made.
     Busy,
     NotFound,
@@ -158,6 +164,8 @@ pub enum Effect {
     Record,
     /// Change where it may connect to; whether that succeeded is the answer.
     Egress,
+    /// Let what was prepared take its place, record and all; whether that succeeded is the answer.
+    Replace,
     /// Write the epoch to its record and begin the snapshot: that of the command, or the deadline's own.
     Save,
     /// Tell those who wait for the snapshot that it is there.
@@ -268,6 +276,7 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             Phase::Live | Phase::Saving(_),
             Event::SetDeadline { epoch, .. }
             | Event::SetEgress { epoch }
+            | Event::Replace { epoch }
             | Event::Save { epoch, .. },
         ) if epoch < machine.epoch => {
             vec![Effect::Answer(Answer::StaleEpoch)]
@@ -304,6 +313,10 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             vec![Effect::Record]
         }
         (Phase::Live, Event::SetEgress { .. }) => vec![Effect::Egress],
+        (Phase::Live, Event::Replace { epoch }) => {
+            next.epoch = epoch;
+            vec![Effect::Replace]
+        }
         (Phase::Live, Event::Exited { out_of_memory }) => {
             next.exit(out_of_memory);
             vec![Effect::Bury]
@@ -348,13 +361,21 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         // Not over: whoever heard that it is unknown would take it for ended.
         (
             Phase::Starting { .. } | Phase::Ending { .. },
-            Event::SetDeadline { .. } | Event::SetEgress { .. } | Event::Save { .. },
-        ) => vec![Effect::Answer(Answer::NotLive)],
+            Event::SetDeadline { .. }
+            | Event::SetEgress { .. }
+            | Event::Replace { .. }
+            | Event::Save { .. },
+        ) => vec![Effect::Answer(if machine.saved {
+            Answer::BeingPaused
+        } else {
+            Answer::NotLive
+        })],
         (
             _,
             Event::Kill { .. }
             | Event::SetDeadline { .. }
             | Event::SetEgress { .. }
+            | Event::Replace { .. }
             | Event::Save { .. },
         ) => vec![Effect::Answer(Answer::NotFound)],
         _ => Vec::new(),

@@ -17,6 +17,7 @@ use crate::lifecycle::{Answer, Effect, Event, Machine, Phase, step};
 use crate::record::{Record, Records};
 use crate::runtime::Runtime;
 use crate::saves::{Job, SaveReply, Saves, Wanted};
+use crate::substitutes::{Substitute, Substitutes};
 
 /// The clock of the host may be set while a task sleeps; deadlines are looked at again after so long.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -44,7 +45,14 @@ pub(crate) enum Request {
         wanted: Wanted,
         reply: SaveReply,
     },
+    Replace {
+        epoch: Epoch,
+        reply: Reply,
+    },
 }
+
+/// The processes that a sandbox has now.
+pub(crate) type Current<R> = Arc<Mutex<Arc<<R as Runtime>::Running>>>;
 
 /// How it ended.
 pub(crate) struct Ended {
@@ -97,8 +105,12 @@ impl Caller {
 struct Owner<'a, R: Runtime> {
     runtime: &'a R,
     running: Arc<R::Running>,
+    /// Readable when no process of it is left.
+    ended: AsyncFd<OwnedFd>,
+    current: Current<R>,
     records: &'a Records,
     saves: &'a Saves<R>,
+    substitutes: &'a Substitutes<R>,
     machine: Machine,
     waiting: Vec<Reply>,
     record: Arc<Mutex<Record>>,
@@ -113,16 +125,14 @@ struct Owner<'a, R: Runtime> {
 /// Waits for the end of a sandbox, or for the end of all its handles (`None`: the agent stops and the sandbox goes on).
 pub(crate) async fn own<R: Runtime>(
     saves: &Saves<R>,
-    running: Arc<R::Running>,
+    substitutes: &Substitutes<R>,
+    current: Current<R>,
     ended: OwnedFd,
     records: &Records,
     owned: Owned,
 ) -> io::Result<Option<Ended>> {
-    #[expect(
-        deprecated,
-        reason = "unsound only for types whose descriptor may change; an OwnedFd keeps its own"
-    )]
-    let ended = AsyncFd::with_interest(ended, Interest::READABLE)?;
+    let ended = watched(ended)?;
+    let running = Arc::clone(&current.lock().unwrap_or_else(PoisonError::into_inner));
     let Owned {
         machine,
         first,
@@ -133,8 +143,11 @@ pub(crate) async fn own<R: Runtime>(
     let mut owner = Owner {
         runtime: saves.runtime(),
         running,
+        ended,
+        current,
         records,
         saves,
+        substitutes,
         machine,
         waiting,
         record,
@@ -152,7 +165,7 @@ pub(crate) async fn own<R: Runtime>(
         });
         tokio::select! {
             biased;
-            _ = ended.readable(), if !exited => {
+            _ = owner.ended.readable(), if !exited => {
                 exited = true;
                 let out_of_memory = owner.runtime.is_out_of_memory(&owner.running);
                 owner.feed(Event::Exited { out_of_memory }, None);
@@ -221,6 +234,7 @@ impl<R: Runtime> Owner<'_, R> {
                 };
                 (event, Caller::Save(wanted, reply))
             }
+            Request::Replace { epoch, reply } => (Event::Replace { epoch }, Caller::Plain(reply)),
         };
         self.feed(event, Some(caller));
     }
@@ -327,6 +341,12 @@ impl<R: Runtime> Owner<'_, R> {
                         Caller::Plain(reply).answer(result);
                     }
                 }
+                Effect::Replace => {
+                    let result = self.replace();
+                    if let Some(caller) = caller.take() {
+                        caller.answer(result);
+                    }
+                }
                 Effect::Save => self.begin_save(),
                 Effect::SaveDone => {
                     if let Some(outcome) = self.outcome.take() {
@@ -352,6 +372,76 @@ impl<R: Runtime> Owner<'_, R> {
                 Effect::Forget | Effect::Bury => {}
             }
         }
+    }
+
+    /// Lets what was prepared take the place of what runs. The record decides: an agent that starts adopts whichever it names and ends
+    /// the other one.
+    fn replace(&mut self) -> Result<(), HostError> {
+        let sandbox_id = self.lock().sandbox_id.clone();
+        let Some(substitute) = self.substitutes.take(&sandbox_id) else {
+            return Err(HostError {
+                kind: HostErrorKind::Failed,
+                message: format!("nothing was prepared to take the place of sandbox {sandbox_id}"),
+            });
+        };
+        match self.try_replace(&substitute) {
+            Ok(ended) => {
+                let Substitute { made, .. } = substitute;
+                let old = std::mem::replace(&mut self.running, Arc::clone(&made.running));
+                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = made.running;
+                let old_ended = std::mem::replace(&mut self.ended, ended.watch);
+                self.saves
+                    .retire(old, old_ended.into_inner(), ended.upper, ended.slot);
+                tracing::info!(sandbox_id, "a sandbox was rolled back");
+                Ok(())
+            }
+            Err(error) => {
+                self.saves.discard(substitute.made);
+                Err(error)
+            }
+        }
+    }
+
+    /// The steps that may fail; without the last of them nothing has changed. Its processes are ended.
+    fn try_replace(&mut self, substitute: &Substitute<R>) -> Result<Replaced, HostError> {
+        let made = &substitute.made;
+        let process = self
+            .runtime
+            .process(&made.running)
+            .ok_or_else(|| failed(&crate::workshop::MakeError::EndedEarly))?;
+        let watch = made
+            .ended
+            .try_clone()
+            .and_then(watched)
+            .map_err(|error| failed(&error))?;
+        let before = self.lock().clone();
+        let egress = Egress::try_from(&before.egress).map_err(|error| failed(&error))?;
+        self.runtime
+            .set_egress(&made.running, &egress)
+            .map_err(|error| failed(&error))?;
+        let (epoch, deadline) = (self.machine.epoch.0, self.machine.deadline.0);
+        let written = self.write(|record| {
+            record.epoch = epoch;
+            record.deadline = deadline;
+            record.slot = made.slot;
+            record.pid = process.pid;
+            record.start_time = process.start_time;
+            record.upper.clone_from(&made.upper);
+            record.inherited = made.inherited;
+            record.basis = substitute.basis.clone();
+            record.guests.clone_from(&substitute.guests);
+            record.init_secret.clone_from(&made.init_secret);
+        });
+        if let Err(error) = written {
+            *self.lock() = before;
+            return Err(error);
+        }
+        self.runtime.kill(&self.running);
+        Ok(Replaced {
+            watch,
+            upper: before.upper,
+            slot: before.slot,
+        })
     }
 
     /// A kill, or an end, has overtaken the save.
@@ -406,6 +496,21 @@ impl<R: Runtime> Owner<'_, R> {
     }
 }
 
+/// What a replacement leaves: how the new processes are watched, and what the old ones had.
+struct Replaced {
+    watch: AsyncFd<OwnedFd>,
+    upper: String,
+    slot: u16,
+}
+
+fn watched(ended: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(
+        deprecated,
+        reason = "unsound only for types whose descriptor may change; an OwnedFd keeps its own"
+    )]
+    AsyncFd::with_interest(ended, Interest::READABLE)
+}
+
 /// What a caller gets to hear.
 pub(crate) fn answer_as_result(
     answer: Answer,
@@ -423,7 +528,11 @@ pub(crate) fn answer_as_result(
         ),
         Answer::NotLive => (
             HostErrorKind::NotLive,
-            format!("sandbox {sandbox_id} is being started, is ending or is being paused"),
+            format!("sandbox {sandbox_id} is being started or is ending"),
+        ),
+        Answer::BeingPaused => (
+            HostErrorKind::BeingPaused,
+            format!("sandbox {sandbox_id} is being paused"),
         ),
         Answer::Busy => (
             HostErrorKind::CannotSave,

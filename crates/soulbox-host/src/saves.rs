@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::future::pending;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -22,7 +23,7 @@ use crate::lifecycle::After;
 use crate::record::Record;
 use crate::runtime::{Runtime, SaveError};
 use crate::snapshot::{Fingerprint, Key, Manifest, Memory, Subject};
-use crate::workshop::Workshop;
+use crate::workshop::{Made, Workshop};
 
 const CONCURRENT_SAVES: usize = 4;
 
@@ -86,10 +87,7 @@ impl Job {
         *job = None;
         outcome.unwrap_or_else(|_| {
             Err(Failure {
-                error: HostError {
-                    kind: HostErrorKind::Failed,
-                    message: "the thread that made the snapshot had panicked".to_owned(),
-                },
+                error: lost("the thread that made the snapshot had panicked".to_owned()),
                 harmed: true,
             })
         })
@@ -184,6 +182,25 @@ impl<R: Runtime> Saves<R> {
             });
         });
         job
+    }
+
+    /// Gives back, soon, what the processes had that a rollback has ended.
+    pub(crate) fn retire(
+        &self,
+        running: Arc<R::Running>,
+        ended: OwnedFd,
+        upper: String,
+        slot: u16,
+    ) {
+        let workshop = Arc::clone(&self.workshop);
+        self.tasks
+            .spawn_blocking(move || workshop.retire(running, &ended, upper, slot));
+    }
+
+    /// Ends, soon, a sandbox that nobody owns.
+    pub(crate) fn discard(&self, made: Made<R>) {
+        let workshop = Arc::clone(&self.workshop);
+        self.tasks.spawn_blocking(move || workshop.discard(made));
     }
 
     /// From now on the snapshot counts.
@@ -299,7 +316,7 @@ impl<R: Runtime> Work<R> {
                     SaveError::Unsupported(missing) => failure(unsupported(missing)),
                     SaveError::Refused(error) => failure(cannot_save(chain(&error))),
                     SaveError::Harmed(error) => Failure {
-                        error: failed(chain(&error)),
+                        error: lost(chain(&error)),
                         harmed: true,
                     },
                 })
@@ -396,6 +413,13 @@ fn cannot_save(message: String) -> HostError {
 fn unsupported(message: String) -> HostError {
     HostError {
         kind: HostErrorKind::Unsupported,
+        message,
+    }
+}
+
+fn lost(message: String) -> HostError {
+    HostError {
+        kind: HostErrorKind::Lost,
         message,
     }
 }

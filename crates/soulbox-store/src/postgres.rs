@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, CatalogRows, Changes, IdempotencyClaim, KeyKind, KeyRow,
-    ListQuery, Network, Page, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns,
-    Store, StoreError, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, AtDeadline, BuildRow, CatalogRows, Changes, IdempotencyClaim, KeyKind,
+    KeyRow, ListQuery, Network, Page, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow,
+    Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
 use soulbox_types::{BuildId, Epoch, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
@@ -520,6 +520,16 @@ impl Store for PostgresStore {
         sandboxes::set_network(&self.pool, &self.origin, sandbox_id, network)
             .await
             .map_err(failed("change the network of a sandbox"))
+    }
+
+    async fn set_at_deadline(
+        &self,
+        sandbox_id: &SandboxId,
+        at_deadline: AtDeadline,
+    ) -> Result<(), StoreError> {
+        sandboxes::set_at_deadline(&self.pool, &self.origin, sandbox_id, at_deadline)
+            .await
+            .map_err(failed("change the deadline of a sandbox"))
     }
 
     async fn sandbox(&self, sandbox_id: &SandboxId) -> Result<Option<SandboxRow>, StoreError> {

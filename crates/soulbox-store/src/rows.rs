@@ -253,6 +253,9 @@ pub(crate) fn at_deadline_name(at_deadline: AtDeadline) -> &'static str {
     }
 }
 
+/// `pause_memory` of a pause with memory whose guest's agent did not answer; 1 where it did, 0 without memory.
+const MEMORY_OF_SILENT_GUEST: u64 = 2;
+
 /// The columns of a pause: epoch, who, when, and whether with memory.
 pub(crate) type PauseColumns = (Option<i64>, Option<&'static str>, Option<i64>, Option<i64>);
 
@@ -265,7 +268,10 @@ pub(crate) fn pause_columns(pause: Option<Pause>) -> PauseColumns {
         pause.map(|it| number(it.epoch.0)),
         pause.map(by),
         pause.map(|it| number(it.at.0)),
-        pause.map(|it| i64::from(it.memory)),
+        pause.map(|it| match (it.memory, it.silent_guest) {
+            (true, true) => number(MEMORY_OF_SILENT_GUEST),
+            (memory, _) => i64::from(memory),
+        }),
     )
 }
 
@@ -273,6 +279,7 @@ fn pause(row: &impl Columns) -> Result<Option<Pause>, sqlx::Error> {
     if row.optional_integer("pause_epoch")?.is_none() {
         return Ok(None);
     }
+    let memory = unsigned(row, "pause_memory")?;
     Ok(Some(Pause {
         epoch: Epoch(unsigned(row, "pause_epoch")?),
         by: named(row, "pause_by", |name| match name {
@@ -281,7 +288,8 @@ fn pause(row: &impl Columns) -> Result<Option<Pause>, sqlx::Error> {
             _ => None,
         })?,
         at: moment(row, "paused_at")?,
-        memory: flag(row, "pause_memory")?,
+        memory: memory != 0,
+        silent_guest: memory == MEMORY_OF_SILENT_GUEST,
     }))
 }
 

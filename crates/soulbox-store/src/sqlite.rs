@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, CatalogRows, Change, Changes, IdempotencyClaim, KeyKind,
-    KeyRow, ListQuery, Network, Page, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow,
-    Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, AtDeadline, BuildRow, CatalogRows, Change, Changes, IdempotencyClaim,
+    KeyKind, KeyRow, ListQuery, Network, Page, Progress, Reclaim, Reservation, SandboxRow,
+    SnapshotRow, Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
 };
 use soulbox_types::{
     BuildId, DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis,
@@ -750,6 +750,22 @@ impl Store for SqliteStore {
         .execute(&self.fast)
         .await
         .map_err(failed("change the network of a sandbox"))?;
+        Ok(())
+    }
+
+    async fn set_at_deadline(
+        &self,
+        sandbox_id: &SandboxId,
+        at_deadline: AtDeadline,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE sandboxes SET at_deadline = ? WHERE sandbox_id = ? AND state <> 'dead'",
+        )
+        .bind(rows::at_deadline_name(at_deadline))
+        .bind(sandbox_id.as_str())
+        .execute(&self.fast)
+        .await
+        .map_err(failed("change the deadline of a sandbox"))?;
         Ok(())
     }
 

@@ -506,6 +506,8 @@ pub enum HostErrorKind {
     Unsupported,
     /// The snapshot cannot be made, for the reason in the message; the sandbox goes on.
     CannotSave,
+    /// There is no snapshot and the sandbox is ended, since its processes may be damaged; the message says by what.
+    Lost,
     /// No such snapshot here.
     SnapshotMissing,
     /// The snapshot is not this installation's, was changed, or is of a machine that this one is not like.

@@ -20,7 +20,7 @@ pub use templates::{
     AssignTags, AssignedTags, BuildLogEntry, BuildLogs, BuildReason, BuildState, BuildStep,
     CancelledBuilds, FilesLink, NewTemplate, RegistryLogin, RemoveTags, RequestedTemplate,
     StartBuild, TagAssignment, TagAssignments, TagCount, TagExists, TagGroup, TagGroups,
-    TemplateNames, TemplateTag, UpdateTemplate,
+    TemplateContents, TemplateNames, TemplatePackage, TemplateTag, UpdateTemplate,
 };
 
 /// Every error. `code` is the HTTP status: clients look at it rather than at the status line.
@@ -160,6 +160,15 @@ pub struct SnapshotInfo {
     pub names: Vec<String>,
 }
 
+/// `POST /sandboxes/{id}/rollback`, an extension of SoulBox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RollbackSandbox {
+    /// Of a snapshot of this sandbox.
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: Option<String>,
+}
+
 /// `POST /sandboxes/{id}/fork`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -243,6 +252,9 @@ pub struct ListedSandbox {
     pub state: SandboxState,
     pub envd_version: String,
     pub volume_mounts: Vec<Value>,
+    /// True of a paused one whose agent did not answer then; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envd_unresponsive_at_pause: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

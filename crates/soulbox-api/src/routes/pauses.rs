@@ -42,12 +42,12 @@ pub(crate) async fn pause(
 }
 
 #[utoipa::path(post, path = "/sandboxes/{sandbox_id}/resume", tag = "sandboxes", summary = "Resume a paused sandbox (old form)",
-    description = "For `timeout` (15 s). The body may be absent.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    description = "For `timeout` (15 s). `autoPause` says whether it is paused at its deadline from now on, else killed; absent, that stays as it is. The body may be absent.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = Option<rest::ResumeSandbox>,
     responses((status = 201, body = rest::Sandbox, description = "It runs again"),
         (status = 404, body = rest::Error, description = "No such sandbox of the team"),
         (status = 409, body = rest::Error, description = "It is running"),
-        (status = 501, body = rest::Error, description = "The body asks for something that is not there yet")))]
+        (status = 501, body = rest::Error, description = "The host cannot restore it")))]
 pub(crate) async fn resume(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -56,11 +56,12 @@ pub(crate) async fn resume(
 ) -> Result<Response, ApiError> {
     let body: rest::ResumeSandbox = body.optional()?;
     let timeout = translate::seconds("timeout", body.timeout.unwrap_or(DEFAULT_TIMEOUT))?;
-    if body.auto_pause.is_some() {
-        return Err(ApiError::not_implemented("field \"autoPause\" of a resume"));
-    }
     let memory = body.memory.unwrap_or(true);
-    let view = app.control.resume(&team, &id, timeout, memory).await?;
+    let auto_pause = body.auto_pause;
+    let view = app
+        .control
+        .resume(&team, &id, timeout, memory, auto_pause)
+        .await?;
     let answer = translate::sandbox(&view, app.domain.as_ref());
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }

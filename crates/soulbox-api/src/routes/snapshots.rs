@@ -1,4 +1,4 @@
-//! Snapshots of running sandboxes, and forks.
+//! Snapshots of running sandboxes, forks and rollbacks.
 
 use std::sync::Arc;
 
@@ -121,6 +121,31 @@ pub(crate) async fn fork(
         })
         .collect();
     Ok((StatusCode::CREATED, Json(forks)).into_response())
+}
+
+#[utoipa::path(post, path = "/sandboxes/{sandbox_id}/rollback", tag = "snapshots", summary = "Take a running sandbox back to a snapshot of itself",
+    description = "An extension of SoulBox. The sandbox keeps its ID, tokens, deadline, network and metadata; its processes and files are those of the snapshot. The present ones end when the agent in the new ones has answered.", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    params(("sandbox_id" = String, Path, description = "The ID, also in its legacy form `<sandboxID>-<clientID>`")), request_body = rest::RollbackSandbox,
+    responses((status = 204, description = "It goes on from the snapshot, and is usable at once"),
+        (status = 400, body = rest::Error, description = "The snapshot is of another sandbox"),
+        (status = 404, body = rest::Error, description = "No such sandbox or snapshot of the team"),
+        (status = 409, body = rest::Error, description = "It is paused or being killed, or a snapshot or another rollback of it is under way"),
+        (status = 500, body = rest::Error, description = "The snapshot cannot be used; the sandbox goes on"),
+        (status = 501, body = rest::Error, description = "The host makes no snapshots"),
+        (status = 503, body = rest::Error, description = "The host has no room for a second copy now; the sandbox goes on")))]
+pub(crate) async fn rollback(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    SandboxPath(id): SandboxPath,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    let body: rest::RollbackSandbox = body.required()?;
+    let Some(reference) = body.snapshot_id.filter(|it| !it.is_empty()) else {
+        return Err(ApiError::invalid("property \"snapshotID\" is missing"));
+    };
+    let reference: TemplateReference = reference.parse()?;
+    app.control.rollback(&team, &id, &reference).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn info(view: SnapshotView) -> rest::SnapshotInfo {

@@ -50,6 +50,14 @@ pub(crate) struct HostState {
     pub(crate) fail_saves: Vec<HostFailure>,
     pub(crate) slow_save: Duration,
     pub(crate) saved: Vec<HostSave>,
+    /// What was made to take the place of live ones, which did, and which was given up.
+    pub(crate) prepared: Vec<HostCreate>,
+    pub(crate) replaced: Vec<HostCreate>,
+    pub(crate) abandoned: Vec<SandboxId>,
+    /// Answers of the next preparations, and of the next replacements.
+    pub(crate) fail_rollbacks: Vec<HostFailure>,
+    pub(crate) fail_replacements: Vec<HostFailure>,
+    pub(crate) slow_rollback: Duration,
     pub(crate) snapshots: HashMap<String, HostSnapshot>,
     pub(crate) deleted_snapshots: Vec<String>,
     /// Of every daemon.
@@ -185,6 +193,38 @@ impl Hosts for FakeHosts {
         let id = save.snapshot_id.clone();
         state.snapshots.insert(id, snapshot.clone());
         Ok(snapshot)
+    }
+
+    async fn prepare(&self, sandbox: &HostCreate) -> Result<(), HostFailure> {
+        let slow = self.state().slow_rollback;
+        tokio::time::sleep(slow).await;
+        let mut state = self.state();
+        if let Some(failure) = state.fail_rollbacks.pop() {
+            return Err(failure);
+        }
+        state.prepared.push(sandbox.clone());
+        Ok(())
+    }
+
+    async fn replace(&self, sandbox: &HostCreate) -> Result<(), HostFailure> {
+        let mut state = self.state();
+        if let Some(failure) = state.fail_replacements.pop() {
+            return Err(failure);
+        }
+        let Some(live) = state.live.get_mut(&sandbox.sandbox_id) else {
+            return Err(HostFailure::NotFound);
+        };
+        if sandbox.epoch < live.epoch {
+            return Err(HostFailure::StaleEpoch);
+        }
+        live.epoch = sandbox.epoch;
+        state.replaced.push(sandbox.clone());
+        Ok(())
+    }
+
+    async fn abandon(&self, id: &SandboxId) -> Result<(), HostFailure> {
+        self.state().abandoned.push(id.clone());
+        Ok(())
     }
 
     async fn delete_snapshot(&self, id: &str) -> Result<(), HostFailure> {

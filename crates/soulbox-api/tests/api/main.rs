@@ -16,6 +16,7 @@ mod nodes;
 mod pause;
 mod rate;
 mod recovery;
+mod rollback;
 mod routes;
 mod tags;
 mod templates;

@@ -632,3 +632,63 @@ async fn forks_inherit_and_fail_each_for_itself() {
         .await
         .status(404);
 }
+
+#[tokio::test]
+async fn a_resume_may_say_what_its_deadline_does() {
+    let server = fixture().await;
+    let id = create_with(
+        &server,
+        json!({"autoPause": true, "autoPauseMemory": false}),
+    )
+    .await;
+    let path = format!("/sandboxes/{id}/resume");
+    let on_timeout = async || {
+        let detail = server.get(&format!("/sandboxes/{id}")).await.status(200);
+        detail.body["lifecycle"]["onTimeout"].clone()
+    };
+    let told = || {
+        let state = server.hosts.state();
+        state.created.last().expect("it was created").at_deadline
+    };
+    for (body, shown, expected) in [
+        (json!({}), "pause", AtDeadline::Pause { memory: false }),
+        (
+            json!({"autoPause": true}),
+            "pause",
+            AtDeadline::Pause { memory: false },
+        ),
+        (json!({"autoPause": false}), "kill", AtDeadline::Kill),
+        (json!({}), "kill", AtDeadline::Kill),
+        (
+            json!({"autoPause": true}),
+            "pause",
+            AtDeadline::Pause { memory: true },
+        ),
+    ] {
+        pause(&server, &id).await.status(204);
+        server.post(&path, body.clone()).await.status(201);
+        assert_eq!(on_timeout().await, shown, "{body}");
+        assert_eq!(told(), expected, "{body}");
+    }
+    server
+        .post(&path, json!({"autoPause": false}))
+        .await
+        .status(409);
+    assert_eq!(on_timeout().await, "pause", "what runs is left alone");
+    pause(&server, &id).await.status(204);
+    server
+        .post(&path, json!({"autoPause": "no"}))
+        .await
+        .status(400);
+    // The store has it, not only whoever changed it.
+    server
+        .post(&path, json!({"autoPause": false}))
+        .await
+        .status(201);
+    pause(&server, &id).await.status(204);
+    let after = restart(&server).await;
+    let resumed = after.post(&path, json!({"timeout": 1})).await.status(201);
+    assert_eq!(resumed.id(), id);
+    let detail = after.get(&format!("/sandboxes/{id}")).await.status(200);
+    assert_eq!(detail.body["lifecycle"]["onTimeout"], "kill");
+}

@@ -46,7 +46,7 @@ fn line(settings: &Settings, credentials: &Credentials) -> String {
 }
 
 /// With a domain and our own TLS the names of the certificate count; else the listener's address is enough.
-fn urls(settings: &Settings) -> (String, String) {
+pub(super) fn urls(settings: &Settings) -> (String, String) {
     match (&settings.domain, &settings.tls) {
         (Some(domain), Some(_)) => {
             let port = match settings.listen.port() {

@@ -430,6 +430,7 @@ fn failure(error: RpcError) -> HostFailure {
             HostErrorKind::Failed => HostFailure::Failed(error.message),
             HostErrorKind::Unsupported => HostFailure::Unsupported(error.message),
             HostErrorKind::CannotSave => HostFailure::CannotSave(error.message),
+            HostErrorKind::Lost => HostFailure::Lost(error.message),
             HostErrorKind::SnapshotMissing => HostFailure::SnapshotMissing,
             HostErrorKind::SnapshotRefused => HostFailure::SnapshotRefused(error.message),
         },

@@ -25,7 +25,7 @@ pub(super) fn step(
         }
         // Its record stays as the snapshot has it: the next agent tells by the epoch that it is not to be adopted.
         Event::SetDeadline { .. } | Event::SetEgress { .. } if saving.after == After::End => {
-            vec![Effect::Answer(Answer::NotLive)]
+            vec![Effect::Answer(Answer::BeingPaused)]
         }
         Event::SetDeadline { epoch, deadline } => {
             next.epoch = epoch;
@@ -33,6 +33,7 @@ pub(super) fn step(
             vec![Effect::Record]
         }
         Event::SetEgress { .. } => vec![Effect::Egress],
+        Event::Replace { .. } => vec![Effect::Answer(Answer::Busy)],
         Event::Save { same: true, .. } => vec![Effect::JoinSave],
         Event::Save { same: false, .. } => vec![Effect::Answer(Answer::Busy)],
 

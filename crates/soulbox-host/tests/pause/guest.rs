@@ -29,11 +29,19 @@ impl Guest {
         let sandbox_id = request.sandbox_id.clone();
         let (created, envd) = host.create(request).await.expect("created");
         init(&created, envd);
-        let pid = place.init(&sandbox_id);
+        Self::found(place, host, &sandbox_id)
+    }
+
+    /// One that was told who it is.
+    pub fn found(
+        place: &crate::place::Place,
+        host: &Host<NativeRuntime>,
+        sandbox_id: &str,
+    ) -> Self {
         Self {
             host: host.clone(),
-            sandbox_id,
-            pid,
+            sandbox_id: sandbox_id.to_owned(),
+            pid: place.init(sandbox_id),
         }
     }
 
@@ -90,7 +98,7 @@ impl Guest {
     }
 }
 
-fn init(created: &Created, envd: OwnedFd) {
+pub fn init(created: &Created, envd: OwnedFd) {
     let secret = hex::decode(&created.init_secret).expect("hex");
     let body = "{}";
     let signature = sign_init(&secret, body.as_bytes());

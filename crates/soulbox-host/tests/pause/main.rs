@@ -2,6 +2,7 @@
 
 mod guest;
 mod place;
+mod rollback;
 
 use std::collections::BTreeSet;
 use std::fs;

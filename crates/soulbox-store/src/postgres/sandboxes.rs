@@ -1,7 +1,7 @@
 //! Rows of sandboxes: reservations, compare-and-swap, idempotency claims.
 
 use soulbox_control::{
-    IdempotencyClaim, Network, Progress, Reclaim, Reservation, SandboxRow, Swap,
+    AtDeadline, IdempotencyClaim, Network, Progress, Reclaim, Reservation, SandboxRow, Swap,
 };
 use soulbox_types::{DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis};
 use sqlx::postgres::PgPool;
@@ -228,6 +228,25 @@ pub(super) async fn set_network(
     .bind(network.internet_access().map(i64::from))
     .bind(rows::list_text(network.allow_out()))
     .bind(rows::list_text(network.deny_out()))
+    .bind(sandbox_id.as_str())
+    .bind(changes::channel())
+    .bind(changes::of_sandbox(origin, sandbox_id))
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+pub(super) async fn set_at_deadline(
+    pool: &PgPool,
+    origin: &str,
+    sandbox_id: &SandboxId,
+    at_deadline: AtDeadline,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "WITH changed AS (UPDATE sandboxes SET at_deadline = $1 WHERE sandbox_id = $2 AND state <> 'dead' RETURNING 1) \
+         SELECT pg_notify($3, $4) FROM changed",
+    )
+    .bind(rows::at_deadline_name(at_deadline))
     .bind(sandbox_id.as_str())
     .bind(changes::channel())
     .bind(changes::of_sandbox(origin, sandbox_id))
