@@ -45,6 +45,10 @@ pub struct InitRequest {
     /// SoulBox: becomes `E2B_TEMPLATE_ID`.
     #[serde(rename = "templateID", skip_serializing_if = "Option::is_none")]
     pub template_id: Option<String>,
+    /// SoulBox: its processes go on from a moment from which others go on too. Random, and of this copy alone: it is written where programs
+    /// find it, and the template's hooks run before the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<String>,
     /// SoulBox: the totals that `/metrics` reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<SandboxLimits>,
@@ -65,6 +69,19 @@ pub struct SandboxLimits {
 pub struct VolumeMount {
     pub nfs_target: String,
     pub path: String,
+}
+
+/// What `/etc/machine-id` says in a sandbox: 32 lower-case hex digits, of this sandbox alone and the same for as long as it is.
+/// Source: machine-id(5)
+#[must_use]
+pub fn machine_id(sandbox_id: &str) -> String {
+    let mut id = hex::encode(
+        mac(b"machine-id", sandbox_id.as_bytes())
+            .finalize()
+            .into_bytes(),
+    );
+    id.truncate(32);
+    id
 }
 
 /// The value of [`INIT_SIGNATURE_HEADER`] for `body`: lower-case hex.

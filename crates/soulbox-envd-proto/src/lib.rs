@@ -13,7 +13,8 @@ mod signature;
 mod usage;
 
 pub use init::{
-    INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, VolumeMount, sign_init, verify_init,
+    INIT_SIGNATURE_HEADER, InitRequest, SandboxLimits, VolumeMount, machine_id, sign_init,
+    verify_init,
 };
 pub use log::{LogLevel, LogLine, LogQuery, MAX_LOG_BYTES, MAX_LOG_LINES};
 pub use route::{HOST_ONLY_ROUTES, is_host_only};

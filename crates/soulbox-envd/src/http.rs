@@ -48,6 +48,10 @@ pub fn router(settings: Arc<Settings>) -> Router {
         processes: Arc::clone(&processes),
     };
     let log = Arc::clone(&processes);
+    let introduction = init::Introduction {
+        settings: Arc::clone(&settings),
+        processes: Arc::clone(&processes),
+    };
     let rpc = rpc_service(&settings, processes);
     let rpc = service_fn(move |request: Request| {
         let mut rpc = rpc.clone();
@@ -64,7 +68,7 @@ pub fn router(settings: Arc<Settings>) -> Router {
             reflection,
         )
         .route("/health", get(health))
-        .route("/init", post(init::init))
+        .route("/init", post(init::init).with_state(introduction))
         .route("/envs", get(envs))
         .route("/metrics", get(metrics::metrics))
         .route("/logs", get(logs).with_state(log))

@@ -8,7 +8,9 @@
 pub mod arguments;
 pub mod cause;
 mod descriptor;
+mod environment;
 mod filesystem;
+mod fork;
 pub mod http;
 mod log;
 mod path;

@@ -124,6 +124,16 @@ impl Settings {
         all
     }
 
+    /// Variables that users set, for a daemon that was told none since it began. False: it was told some.
+    pub(crate) fn recall(&self, variables: BTreeMap<String, String>) -> bool {
+        let mut state = self.lock();
+        let untold = state.variables.is_empty();
+        if untold {
+            state.variables = variables;
+        }
+        untold
+    }
+
     /// Whether `offered` opens a daemon whose token is set; everything opens one without.
     pub fn token_matches(&self, offered: Option<&str>) -> bool {
         match (&self.lock().access_token, offered) {
@@ -264,6 +274,20 @@ mod tests {
             variables.get("E2B_SANDBOX_ID").map(String::as_str),
             Some("real")
         );
+    }
+
+    #[test]
+    fn variables_of_an_earlier_boot_give_way() {
+        let settings = Settings::new(Startup::default());
+        let kept = BTreeMap::from([("A".to_owned(), "kept".to_owned())]);
+        assert!(settings.recall(kept.clone()));
+        assert_eq!(settings.variables().get("A"), kept.get("A"));
+        settings
+            .apply(&request(r#"{"envVars":{"A":"told"}}"#))
+            .expect("applies");
+        assert!(!settings.recall(kept));
+        let told = settings.variables();
+        assert_eq!(told.get("A").map(String::as_str), Some("told"));
     }
 
     #[test]

@@ -9,10 +9,15 @@ use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use soulbox_envd_proto::{ENVD_VERSION, INIT_SIGNATURE_HEADER, InitRequest, verify_init};
+use soulbox_envd_proto::{
+    ENVD_VERSION, INIT_SIGNATURE_HEADER, InitRequest, LogLevel, machine_id, verify_init,
+};
 
 use super::answer::{HttpError, no_content};
 use crate::cause::chain;
+use crate::environment::{self, KEPT};
+use crate::fork;
+use crate::process::Processes;
 use crate::service;
 use crate::settings::{Applied, InitError, Settings};
 
@@ -22,8 +27,20 @@ const RUN_DIR: &str = "/run/e2b";
 const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const OWN_BUNDLE: &str = "/usr/local/share/ca-certificates/e2b-ca.crt";
 
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// What the host's word changes.
+#[derive(Clone)]
+pub(crate) struct Introduction {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) processes: Arc<Processes>,
+}
+
 pub(crate) async fn init(
-    State(settings): State<Arc<Settings>>,
+    State(Introduction {
+        settings,
+        processes,
+    }): State<Introduction>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, HttpError> {
@@ -52,6 +69,13 @@ pub(crate) async fn init(
     if applied == Applied::Yes {
         publish(&settings, &request)
             .map_err(|error| HttpError::internal(format!("cannot write {RUN_DIR}: {error}")))?;
+        let kept = remember(&settings, &request);
+        if let Err(error) = kept {
+            // Of files that are the sandbox's own: it goes on, and its log says so.
+            let fields = [("error", error.to_string())];
+            let message = "environment_not_kept";
+            processes.log.note(LogLevel::Warn, "init", message, fields);
+        }
         if let Some(bundle) = request
             .ca_bundle
             .as_deref()
@@ -61,6 +85,14 @@ pub(crate) async fn init(
                 HttpError::internal(format!("cannot install the CA bundle: {error}"))
             })?;
         }
+    }
+    if let Some(generation) = request.generation.as_deref()
+        && let Err(error) = fork::tell(&settings, &processes.log, generation).await
+    {
+        // Of files that are the sandbox's own: it goes on, and its log says so.
+        let fields = [("error", error.to_string())];
+        let message = "fork_hooks_failed";
+        processes.log.note(LogLevel::Warn, "fork", message, fields);
     }
     // After the certificates and variables, which the service is to have.
     service::start(&settings).map_err(|error| HttpError::internal(chain(&error)))?;
@@ -109,7 +141,30 @@ fn publish(settings: &Settings, request: &InitRequest) -> io::Result<()> {
             write_fact(name, value)?;
         }
     }
+    fork::prepare()?;
+    if let Some(sandbox_id) = &request.sandbox_id {
+        // A template may have made something else of it: that is its own affair.
+        _ = fork::write(Path::new(MACHINE_ID), &machine_id(sandbox_id));
+    }
     Ok(())
+}
+
+/// Keeps variables for a boot from disk, or has those again that were kept.
+fn remember(settings: &Settings, request: &InitRequest) -> io::Result<()> {
+    if request.sandbox_id.is_none() {
+        // It is no sandbox, so its disk is somebody else's.
+        return Ok(());
+    }
+    let told = request.env_vars.as_ref().filter(|all| !all.is_empty());
+    match told {
+        Some(variables) => environment::keep(Path::new(KEPT), variables),
+        None => {
+            if let Some(variables) = environment::kept(Path::new(KEPT)) {
+                settings.recall(variables);
+            }
+            Ok(())
+        }
+    }
 }
 
 /// With mode 0444, which does not stop root.
