@@ -26,7 +26,7 @@ mod stream;
 mod tls;
 mod upstream;
 
-pub use locate::{DialError, Found, Live, Locate, WakeError};
+pub use locate::{DialError, Found, IsSought, Live, Locate, WakeError};
 pub use proxy::Ingress;
 pub use refusal::Refusal;
 pub use route::{Route, Target, route};

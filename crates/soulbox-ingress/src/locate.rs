@@ -54,6 +54,9 @@ pub enum DialError {
     Failed(String),
 }
 
+/// Whether an access token is the one sought.
+pub type IsSought<'a> = &'a (dyn for<'token> Fn(&'token str) -> bool + Sync);
+
 /// Finds sandboxes.
 #[async_trait]
 pub trait Locate: Send + Sync + 'static {
@@ -74,8 +77,9 @@ pub trait Locate: Send + Sync + 'static {
     /// Told of each request that goes to a sandbox's envd. Cheap, from memory.
     fn used(&self, _sandbox_id: &SandboxId) {}
 
-    /// The sandbox, of those that requests may go to, whose access token is the one sought. Looks at all of them.
-    fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId>;
+    /// The sandbox, of those that requests may go to, or else of those that traffic resumes, whose access token is the one sought. Looks at
+    /// all of them, in bounded time.
+    async fn whose(&self, is_sought: IsSought<'_>) -> Option<SandboxId>;
 
     /// Connects to a TCP port inside, once, in bounded time.
     async fn dial(&self, sandbox_id: &SandboxId, port: u16) -> Result<TcpStream, DialError>;

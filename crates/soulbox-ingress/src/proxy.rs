@@ -120,12 +120,17 @@ impl Ingress {
     /// The envd whose file it is, as the signature says.
     ///
     /// # Errors
-    /// No live sandbox made the signature, or the client asked too often.
-    pub(crate) fn find_signed(&self, file: &SignedFile, client: IpAddr) -> Result<Target, Refusal> {
+    /// No sandbox made the signature, or the client asked too often.
+    pub(crate) async fn find_signed(
+        &self,
+        file: &SignedFile,
+        client: IpAddr,
+    ) -> Result<Target, Refusal> {
         if !self.rations.take(client) {
             return Err(Refusal::SignatureGuessing);
         }
-        let found = self.locate.whose(&|token| file.is_signed_with(token));
+        let is_sought = |token: &str| file.is_signed_with(token);
+        let found = self.locate.whose(&is_sought).await;
         Ok(Target {
             sandbox_id: found.ok_or(Refusal::SignatureInvalid)?,
             port: ENVD_PORT,
@@ -413,10 +418,13 @@ async fn tunnel(
     Ok(())
 }
 
-/// Whether a request has the token of envd.
+/// Whether a request has the token of envd, or a signature of it that envd would take.
 fn has_access(request: &Request<Lingering<Incoming>>, token: &str) -> bool {
-    let given = request.headers().get("x-access-token");
-    given.is_some_and(|given| bool::from(given.as_bytes().ct_eq(token.as_bytes())))
+    if let Some(given) = request.headers().get("x-access-token") {
+        return given.as_bytes().ct_eq(token.as_bytes()).into();
+    }
+    let signed = SignedFile::read(request.method(), request.uri());
+    matches!(signed, Ok(Some(file)) if !file.has_expired() && file.is_signed_with(token))
 }
 
 fn check_traffic_token(

@@ -241,10 +241,12 @@ impl Server {
         match route {
             Ok(Route::Sandbox(target)) => self.shared.ingress.handle(target, request).await,
             Ok(Route::Preflight(preflight)) => preflight.granted(),
-            Ok(Route::SignedFile(file)) => match self.shared.ingress.find_signed(&file, client) {
-                Ok(target) => self.shared.ingress.handle(target, request).await,
-                Err(refusal) => refusal.response(Audience::of(request.headers())),
-            },
+            Ok(Route::SignedFile(file)) => {
+                match self.shared.ingress.find_signed(&file, client).await {
+                    Ok(target) => self.shared.ingress.handle(target, request).await,
+                    Err(refusal) => refusal.response(Audience::of(request.headers())),
+                }
+            }
             Ok(Route::Api) => match self.shared.api.clone().call(request.map(Body::new)).await {
                 Ok(response) => response,
                 Err(never) => match never {},

@@ -1,16 +1,16 @@
 //! Signed `/files` URLs on the shared host. Whoever got one from an SDK sends no header that names the sandbox, so the signature itself says whose
-//! file it is: the one live sandbox whose access token makes it.
+//! file it is: the one sandbox, live or paused until traffic comes, whose access token makes it.
 //!
 //! A search costs a digest for each sandbox, so it is rationed by the client's address. envd checks the signature again, and its expiration.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::Query;
-use http::Method;
 use http::request::Parts;
+use http::{Method, Uri};
 use serde::Deserialize;
 use soulbox_envd_proto::{FileOperation, sign_file};
 use subtle::ConstantTimeEq;
@@ -54,16 +54,21 @@ impl SignedFile {
     /// # Errors
     /// [`Refusal::SignatureInvalid`]: it has a signature that nobody can have made.
     pub(crate) fn of(request: &Parts) -> Result<Option<Self>, Refusal> {
-        let operation = match request.method {
+        Self::read(&request.method, &request.uri)
+    }
+
+    /// [`SignedFile::of`] a request of this method and target.
+    pub(crate) fn read(method: &Method, uri: &Uri) -> Result<Option<Self>, Refusal> {
+        let operation = match *method {
             Method::GET | Method::HEAD => FileOperation::Read,
             Method::POST => FileOperation::Write,
             _ => return Ok(None),
         };
-        let text = request.uri.query().unwrap_or_default();
-        if request.uri.path() != "/files" || !text.contains("signature") {
+        let text = uri.query().unwrap_or_default();
+        if uri.path() != "/files" || !text.contains("signature") {
             return Ok(None);
         }
-        let Ok(Query(query)) = Query::<FilesQuery>::try_from_uri(&request.uri) else {
+        let Ok(Query(query)) = Query::<FilesQuery>::try_from_uri(uri) else {
             return Err(Refusal::SignatureInvalid);
         };
         let Some(signature) = query.signature else {
@@ -81,6 +86,13 @@ impl SignedFile {
             expiration: query.signature_expiration,
             signature,
         }))
+    }
+
+    /// Whether envd would refuse it for its age.
+    pub(crate) fn has_expired(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_secs().cast_signed());
+        self.expiration.is_some_and(|expiration| expiration < now)
     }
 
     /// Whether this token made the signature.
@@ -187,6 +199,22 @@ mod tests {
                 .unwrap()
                 .is_signed_with("token")
         );
+    }
+
+    #[test]
+    fn a_signature_has_an_end() {
+        for (expiration, expired) in [
+            ("", false),
+            ("&signature_expiration=7", true),
+            ("&signature_expiration=99999999999", false),
+        ] {
+            let target = format!("/files?path=a&signature=v1_x{expiration}");
+            assert_eq!(
+                parse("GET", &target).unwrap().unwrap().has_expired(),
+                expired,
+                "{target}"
+            );
+        }
     }
 
     #[test]

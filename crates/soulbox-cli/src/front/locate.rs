@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use soulbox_control::{Control, CreateError, SandboxError, Traffic};
 use soulbox_envd_proto::SandboxUsage;
-use soulbox_ingress::{DialError, Found, Live, Locate, WakeError};
+use soulbox_ingress::{DialError, Found, IsSought, Live, Locate, WakeError};
 use soulbox_types::{SandboxId, SandboxState};
 use soulbox_wire::host::{HostErrorKind, HostUsage, Reply, Request};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::hosts::connected;
@@ -21,6 +22,9 @@ use crate::rpc::{Client, RpcError};
 const USAGE_LIFE: Duration = Duration::from_secs(1);
 /// How long the host is waited for; without its word the daemon inside says less.
 const USAGE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long all paused sandboxes may be looked through, and others who want that waited for.
+const SEARCH_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) struct Located {
     pub(super) control: Control,
@@ -90,8 +94,21 @@ impl Locate for Located {
         }
     }
 
-    fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId> {
-        self.control.whose(is_sought)
+    async fn whose(&self, is_sought: IsSought<'_>) -> Option<SandboxId> {
+        if let Some(live) = self.control.whose(is_sought) {
+            return Some(live);
+        }
+        match timeout(SEARCH_WITHIN, self.control.whose_paused(is_sought)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                warn!(
+                    error = crate::failure::chain(&error),
+                    "failed to look through paused sandboxes"
+                );
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     async fn dial(&self, sandbox_id: &SandboxId, port: u16) -> Result<TcpStream, DialError> {
@@ -118,7 +135,7 @@ impl Locate for Located {
         let mut counted = self.counted.lock().await;
         if counted.at.is_none_or(|at| at.elapsed() >= USAGE_LIFE) {
             let asked = self.client.request(Request::Usage);
-            let all = match tokio::time::timeout(USAGE_PATIENCE, asked).await {
+            let all = match timeout(USAGE_PATIENCE, asked).await {
                 Ok(Ok((Reply::Usage(all), _))) => all,
                 // Also that is an answer to all who ask now: one after the other they would each wait as long.
                 _ => Vec::new(),

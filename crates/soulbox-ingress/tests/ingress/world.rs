@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use soulbox_envd_proto::SandboxUsage;
-use soulbox_ingress::{DialError, Ingress, Live, Locate, Server};
+use soulbox_ingress::{DialError, Ingress, IsSought, Live, Locate, Server};
 use soulbox_types::{Inbound, SandboxId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -61,7 +61,7 @@ impl Locate for Fake {
             .map(|sandbox| sandbox.live.clone())
     }
 
-    fn whose(&self, is_sought: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId> {
+    async fn whose(&self, is_sought: IsSought<'_>) -> Option<SandboxId> {
         let sandboxes = self.sandboxes.lock().unwrap();
         let found = sandboxes.keys().find(|_| is_sought(TOKEN));
         found.cloned()

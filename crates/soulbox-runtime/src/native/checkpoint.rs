@@ -125,7 +125,15 @@ impl Native {
         let mut all_is_written = false;
         loop {
             // A kill reaches what CRIU holds only when CRIU is gone; afterwards the end is CRIU's own work.
-            let response = session.receive_while(&|| all_is_written || !is_ending(running.pid))?;
+            let response =
+                match session.receive_while(&|| all_is_written || !is_ending(running.pid)) {
+                    // What is left is to let the tree go, or to end it: the kernel lets go of what a dead CRIU held, and the caller
+                    // ends what is to end.
+                    Err(CriuError::Ended | CriuError::TimedOut(_)) if all_is_written => {
+                        return copied.map_err(CheckpointError::Copy);
+                    }
+                    received => received?,
+                };
             if response.kind != i32::from(RequestKind::Notify) {
                 copied.map_err(CheckpointError::Copy)?;
                 return if response.success {
@@ -155,7 +163,7 @@ impl Native {
             let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
                 continue;
             };
-            if let Some(obstacle) = obstacle(&status) {
+            if let Some(obstacle) = obstacle(&status, namespace_apart(pid, running.pid)) {
                 return Err(CheckpointError::Unsupported(obstacle));
             }
         }
@@ -432,8 +440,19 @@ fn external(mountinfo: &str) -> Result<Vec<String>, String> {
     Ok(external)
 }
 
-/// What in a /proc/PID/status keeps the process from being saved.
-fn obstacle(status: &str) -> Option<String> {
+/// The kind of a namespace that a process has for itself, of those that CRIU cannot make again. Seccomp lets no program make one; this says
+/// so where that should change.
+fn namespace_apart(pid: i32, init: i32) -> Option<&'static str> {
+    let of = |pid: i32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    ["user", "mnt"].into_iter().find(|kind| {
+        let (own, inits) = (of(pid, kind), of(init, kind));
+        // One that has just ended is no obstacle.
+        own.is_some() && inits.is_some() && own != inits
+    })
+}
+
+/// What in a /proc/PID/status keeps the process from being saved, or a namespace that it has for itself.
+fn obstacle(status: &str, namespace: Option<&str>) -> Option<String> {
     let field = |name: &str| {
         status
             .lines()
@@ -443,6 +462,11 @@ fn obstacle(status: &str) -> Option<String> {
     let name = field("Name").unwrap_or("?");
     // Its pid inside stands last.
     let pid = field("NSpid")?.split_whitespace().last()?;
+    if let Some(kind) = namespace {
+        return Some(format!(
+            "process {pid} ({name}) has a namespace of its own ({kind})"
+        ));
+    }
     match field("TracerPid") {
         None | Some("0") => None,
         Some(_) => Some(format!("process {pid} ({name}) is being traced")),
@@ -480,10 +504,36 @@ mod tests {
     #[test]
     fn a_traced_process_is_named_by_its_pid_inside() {
         let status = |tracer: i32| format!("Name:\tcat\nTracerPid:\t{tracer}\nNSpid:\t900\t17\n");
-        assert_eq!(obstacle(&status(0)), None);
+        assert_eq!(obstacle(&status(0), None), None);
         assert_eq!(
-            obstacle(&status(899)).unwrap(),
+            obstacle(&status(899), None).unwrap(),
             "process 17 (cat) is being traced"
         );
+    }
+
+    #[test]
+    fn a_process_in_a_namespace_of_its_own_is_named() {
+        let status = "Name:\tcat\nTracerPid:\t0\nNSpid:\t900\t17\n";
+        let init = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(namespace_apart(init, init), None);
+        for (flag, kind) in [("--user", "user"), ("--mount", "mnt")] {
+            let mut apart = std::process::Command::new("unshare")
+                .args([flag, "sleep", "60"])
+                .spawn()
+                .expect("root may make namespaces");
+            let pid = i32::try_from(apart.id()).unwrap();
+            let end = std::time::Instant::now() + Duration::from_secs(10);
+            let mut found = None;
+            while found.is_none() && std::time::Instant::now() < end {
+                found = namespace_apart(pid, init);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            apart.kill().unwrap();
+            apart.wait().unwrap();
+            assert_eq!(
+                obstacle(status, found).unwrap(),
+                format!("process 17 (cat) has a namespace of its own ({kind})")
+            );
+        }
     }
 }

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::routing::post;
 use soulbox_envd_proto::{SandboxUsage, verify_init};
-use soulbox_ingress::{DialError, Live, Locate};
+use soulbox_ingress::{DialError, IsSought, Live, Locate};
 use soulbox_wire::host::{Created, HostError};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::mpsc;
@@ -100,7 +100,7 @@ impl Locate for Nowhere {
         })
     }
 
-    fn whose(&self, _: &(dyn Fn(&str) -> bool + Sync)) -> Option<SandboxId> {
+    async fn whose(&self, _: IsSought<'_>) -> Option<SandboxId> {
         None
     }
 
