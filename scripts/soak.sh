@@ -13,6 +13,8 @@
 #   daemon      the daemon's load tests, ten times on one daemon (SOULBOX_SOAK)
 #   leaks       1,000 sandboxes, and a host as before (SOULBOX_LEAK_CYCLES)
 #   crashes     30 SIGKILLs of our processes amid a mixed load (SOULBOX_CRASH_ROUNDS)
+#   pauses      50 rounds of pauses, a heap of 1 GiB, 20 forks at once, 20 SIGKILLs amid pauses, PostgreSQL and others through a pause
+#               (SOULBOX_PAUSE_ROUNDS, SOULBOX_PAUSE_HEAP_MIB, SOULBOX_FORKS, SOULBOX_PAUSE_KILLS, SOULBOX_PAUSE_SOFTWARE)
 #   many        500 sandboxes at once (SOULBOX_MANY)
 #   fronts      300 s of callers that race on two fronts of one database (SOULBOX_RACE_SECONDS)
 #   openapi     schemathesis with 200 examples an operation (SOULBOX_FUZZ_EXAMPLES)
@@ -23,9 +25,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ALL=(simulation mutations churn daemon leaks crashes many fronts openapi builds older vm guards)
+ALL=(simulation mutations churn daemon leaks crashes pauses many fronts openapi builds older vm guards)
 # These run the release server with the base template.
-NEED_SERVER=' churn leaks crashes many fronts openapi builds older vm '
+NEED_SERVER=' churn leaks crashes pauses many fronts openapi builds older vm '
 
 simulation() {
     SOULBOX_SIM_SCHEDULES=${SOULBOX_SIM_SCHEDULES:-10000000} \
@@ -39,6 +41,11 @@ daemon() {
 }
 leaks() { SOULBOX_LEAK_CYCLES=${SOULBOX_LEAK_CYCLES:-1000} end_to_end test_leaks.py; }
 crashes() { SOULBOX_CRASH_ROUNDS=${SOULBOX_CRASH_ROUNDS:-30} end_to_end test_crashes.py; }
+pauses() {
+    export SOULBOX_PAUSE_ROUNDS=${SOULBOX_PAUSE_ROUNDS:-50} SOULBOX_PAUSE_HEAP_MIB=${SOULBOX_PAUSE_HEAP_MIB:-1024}
+    export SOULBOX_FORKS=${SOULBOX_FORKS:-20} SOULBOX_PAUSE_KILLS=${SOULBOX_PAUSE_KILLS:-20} SOULBOX_PAUSE_SOFTWARE=yes
+    end_to_end test_pause_{programs,software,rounds,crashes}.py test_forks.py
+}
 many() { SOULBOX_MANY=${SOULBOX_MANY:-500} end_to_end test_many.py; }
 fronts() { SOULBOX_RACE_SECONDS=${SOULBOX_RACE_SECONDS:-300} end_to_end test_two_fronts.py; }
 openapi() { SOULBOX_FUZZ_EXAMPLES=${SOULBOX_FUZZ_EXAMPLES:-200} end_to_end test_openapi.py; }
@@ -54,11 +61,11 @@ older() {
 vm() { tests/vm/run.sh; }
 guards() { cargo xtask mutate; }
 
-end_to_end() { .cache/venv-latest/bin/pytest -q -s "tests/e2e/$1"; }
+end_to_end() { .cache/venv-latest/bin/pytest -q -s "${@/#/tests/e2e/}"; }
 
 parts=("$@")
 case ${1:-} in
---list) sed -n '2,24s/^# \{0,1\}//p' "$0"; exit ;;
+--list) sed -n '2,26s/^# \{0,1\}//p' "$0"; exit ;;
 '') parts=("${ALL[@]}") ;;
 esac
 for part in "${parts[@]}"; do
