@@ -28,6 +28,7 @@ const WRITE: c_ulong = 1;
 const READ: c_ulong = 2;
 
 const RESIZE: c_ulong = request::<VolumeArgs>(WRITE, 3);
+const SYNC: c_ulong = (MAGIC << 8) | 8; // takes no argument
 const SUBVOL_CREATE: c_ulong = request::<VolumeArgs>(WRITE, 14);
 const SNAP_CREATE_V2: c_ulong = request::<SnapshotArgs>(WRITE, 23);
 const SNAP_DESTROY: c_ulong = request::<VolumeArgs>(WRITE, 15);
@@ -205,6 +206,13 @@ pub fn limit_referenced(directory: BorrowedFd<'_>, bytes: u64) -> io::Result<()>
     };
     // SAFETY: `directory` is open for the borrow; QGROUP_LIMIT only reads the 48 bytes of `args`.
     check(unsafe { libc::ioctl(directory.as_raw_fd(), QGROUP_LIMIT, &raw const args) })
+}
+
+/// Writes everything back, and has the kernel begin at once to give back the space of deleted subvolumes, which else waits for its next
+/// round (30 s by default). Returns before that space is free.
+pub fn commit(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: `directory` is open for the borrow; BTRFS_IOC_SYNC takes no argument.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), SYNC, 0) })
 }
 
 /// Grows the file system to the size of its first device.
