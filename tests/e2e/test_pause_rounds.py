@@ -42,9 +42,18 @@ def test_rounds_keep_everything_and_cost_the_same(server: Server):
     sandbox.commands.run("mkdir kept && cd kept && for i in $(seq 50); do head -c 200k /dev/urandom > $i; done && sha256sum * > ../sums")
     pauses, resumes, measured = [], [], []
 
+    last: list[str] = []
+
     def settled() -> bool:
-        found = Objects.of(server.data)
-        return not found.differences(AHEAD, {sandbox.sandbox_id}) and not list((server.data / "pool/snapshots").iterdir())
+        last[:] = Objects.of(server.data).differences(AHEAD, {sandbox.sandbox_id})
+        last.extend(path.name for path in (server.data / "pool/snapshots").glob("pause-*"))
+        return not last
+
+    def after_a_while(what: str, condition, within: float) -> None:
+        try:
+            until("", condition, within)
+        except AssertionError:
+            raise AssertionError(f"{what}: {last}") from None
 
     for number in range(ROUNDS):
         began = time.monotonic()
@@ -58,23 +67,19 @@ def test_rounds_keep_everything_and_cost_the_same(server: Server):
         # As much is written as is deleted.
         sandbox.commands.run(f"head -c 5M /dev/urandom > round-{number}; rm -f round-{number - 1}")
         if number in (SETTLING - 1, ROUNDS - 1):
-            until("nothing of the round is left", settled, 20)
+            after_a_while("left over", settled, 20)
             measured.append((Footprint.of(server), used_mib(server), descriptors_inside(server, sandbox)))
     (before, disk_before, inside_before), (_, disk_after, inside_after) = measured[0], measured[-1]
     print(f"\npauses {' '.join(f'{it:.2f}' for it in pauses)}\nresumes {' '.join(f'{it:.2f}' for it in resumes)}")
     print(f"disk {disk_before} -> {disk_after} MiB, descriptors inside {inside_before} -> {inside_after}\n{before}\n{measured[-1][0]}")
     assert inside_after <= inside_before
     assert disk_after <= disk_before + 16, "the disk fills"
-    last: list[str] = []
 
     def as_before() -> bool:
         last[:] = Footprint.of(server).grown(before)
         return not last
 
-    try:
-        until("the processes are as before", as_before, 30)
-    except AssertionError:
-        raise AssertionError(f"grown: {last}") from None
+    after_a_while("grown", as_before, 30)
     for name, took in (("pauses", pauses), ("resumes", resumes)):
         early, late = statistics.median(took[:SETTLING]), statistics.median(took[-SETTLING:])
         assert late < 2 * early + 0.3, f"{name} take longer and longer: {took}"
