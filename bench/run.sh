@@ -25,7 +25,7 @@ export BENCH_AGENT=$server_pid
 exports=$(server_env)
 eval "$exports"
 export E2B_API_KEY E2B_API_URL E2B_SANDBOX_URL
-layer=$("$binary" template list --data-dir "$data" --json | jq -er '.[] | select(.name == "base") | .layers[0]')
+layer=$("$binary" template list --local --data-dir "$data" --json | jq -er '.[] | select(.name == "base") | .layers[0]')
 BENCH_ROOT=$(realpath "$data/pool/layers/$layer")
 export BENCH_ROOT
 

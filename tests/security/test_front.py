@@ -73,7 +73,7 @@ def test_a_shell_of_its_user_reaches_nothing(server, sandbox):
 def test_commands_of_the_binary_are_not_for_its_user(server, sandbox, tmp_path_factory):
     """The same program, run by the front's user: it must not find the key, nor clean up sandboxes, nor serve."""
     key = os.environ["E2B_API_KEY"]
-    for command in (["env"], ["clean"], ["serve", "--listen", "127.0.0.1:0"], ["template", "list"], ["doctor"]):
+    for command in (["env"], ["clean"], ["serve", "--listen", "127.0.0.1:0"], ["template", "list", "--local"], ["doctor"]):
         finished = as_front(BINARY, *command, "--data-dir", str(server.data))
         assert finished.returncode != 0, command
         assert key not in finished.stdout + finished.stderr

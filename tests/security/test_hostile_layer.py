@@ -269,7 +269,7 @@ def test_a_manifest_that_leads_elsewhere(server):
     try:
         for layer in ("../../../../etc", "/etc", "..", ""):
             manifest.write_text(json.dumps(base | {"name": "elsewhere", "template_id": secrets.token_hex(10), "layers": [layer]}))
-            listed = run("template", "list", "--data-dir", str(DATA))
+            listed = run("template", "list", "--local", "--data-dir", str(DATA))
             assert "elsewhere" not in listed.stdout or listed.returncode != 0
     finally:
         manifest.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use soulbox_control::{
-    BuildFailure, BuildJob, BuildReporter, BuildSource, BuildStep, Builder, Contents, FinishedBuild,
-    LogLevel, StepRules,
+    BuildFailure, BuildJob, BuildReporter, BuildSource, BuildStep, Builder, Contents,
+    FinishedBuild, LogLevel, StepRules,
 };
 use soulbox_types::{BuildId, Limits, MiB};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};

@@ -44,7 +44,7 @@ enum Command {
     /// Take sandboxes back to their snapshots
     #[command(subcommand)]
     Sandbox(commands::sandbox::Command),
-    /// Build and list templates
+    /// Build, show, share and delete templates
     #[command(subcommand)]
     Template(commands::template::Command),
 }

@@ -35,6 +35,17 @@ impl Client {
         self.get(&path(&["templates", id])).await
     }
 
+    /// The layers and packages of the build that a create from `reference` would take. An extension of SoulBox.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`].
+    pub async fn template_contents(
+        &self,
+        reference: &str,
+    ) -> Result<rest::TemplateContents, ClientError> {
+        self.get(&path(&["templates", reference, "contents"])).await
+    }
+
     /// Deletes a template, by its ID or name, with its builds.
     ///
     /// # Errors

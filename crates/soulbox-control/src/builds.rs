@@ -15,9 +15,9 @@ use soulbox_types::{BuildId, Limits, TeamId, TemplateId, UnixMillis};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::contents::Contents;
 use crate::archives::Archives;
 use crate::clock;
+use crate::contents::Contents;
 use crate::logs::LogLevel;
 use crate::store::BuildRow;
 

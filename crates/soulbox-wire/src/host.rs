@@ -344,6 +344,9 @@ pub struct Created {
     pub started_at: u64,
     /// Hex key: HMAC-SHA256 of an `/init` body with it authorises a change of the token.
     pub init_secret: String,
+    /// Whether its processes go on from a snapshot: the one that was asked for, or the one that its build has ended with.
+    #[serde(default)]
+    pub restored: bool,
 }
 
 /// A live sandbox as the host sees it.
@@ -454,7 +457,8 @@ pub struct Inherited {
     /// What is started in every new sandbox, and what then tells that it is ready.
     pub start_command: Option<String>,
     pub ready_command: Option<String>,
-    /// A snapshot of a sandbox of this build in which the start command runs and is ready; not handed on.
+    /// A snapshot of a sandbox of this build in which the start command runs and is ready; not handed on. Where it is of use, sandboxes of
+    /// the build go on from it.
     #[serde(default)]
     pub started: Option<String>,
 }

@@ -1,7 +1,9 @@
 //! Status and public text of what control says about templates, builds, tags and uploads.
 
 use http::StatusCode;
-use soulbox_control::{ArchiveError, BuildError, LimitError, TagError, TemplateError};
+use soulbox_control::{
+    ArchiveError, BuildError, ContentsError, LimitError, TagError, TemplateError,
+};
 
 use super::{ApiError, chain, limit};
 
@@ -93,6 +95,19 @@ impl From<BuildError> for ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "Service is unavailable").retry_after(2)
             }
             BuildError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ContentsError> for ApiError {
+    fn from(error: ContentsError) -> Self {
+        match error {
+            ContentsError::Resolve(error) => error.into(),
+            ContentsError::NoBuilder => Self::not_implemented("looking into templates"),
+            ContentsError::Failed { .. } => {
+                tracing::error!(error = %chain(&error), "failed to look into a template");
+                Self::internal()
+            }
         }
     }
 }

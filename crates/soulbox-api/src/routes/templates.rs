@@ -119,6 +119,29 @@ pub(crate) async fn by_alias(
     }))
 }
 
+#[utoipa::path(get, path = "/templates/{template_id}/contents", tag = "templates", summary = "What is in a template (extension)", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
+    description = "The layers of the build that a create would take, and the packages that are installed there, as a sandbox of it tells.",
+    params(("template_id" = String, Path, description = "An ID or a name, with or without a tag")),
+    responses((status = 200, body = rest::TemplateContents), (status = 404, body = rest::Error, description = "No such template")))]
+pub(crate) async fn contents(
+    State(app): State<Arc<App>>,
+    Caller(team): Caller,
+    Segment(text): Segment,
+) -> Result<Json<rest::TemplateContents>, ApiError> {
+    let reference: TemplateReference = text.parse()?;
+    let (template_id, build_id, contents) = app.control.contents(&team, &reference).await?;
+    Ok(Json(rest::TemplateContents {
+        template_id: template_id.to_string(),
+        build_id: build_id.to_string(),
+        layers: contents.layers,
+        packages: contents
+            .packages
+            .into_iter()
+            .map(translate::package)
+            .collect(),
+    }))
+}
+
 #[utoipa::path(get, path = "/default-templates", tag = "templates", summary = "Templates with a global name", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     description = "Those that come with the installation, and those that were published under a global name. What is told of the build is that of the one tagged `default`, if it is ready.",
     responses((status = 200, body = [rest::Template], description = "By ID")))]

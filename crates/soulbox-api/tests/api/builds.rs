@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use soulbox_control::{
-    BuildFailure, BuildJob, BuildReporter, BuildSource, Builder, ControlSettings, FinishedBuild,
-    LogLevel, StepRules, Store,
+    BuildFailure, BuildJob, BuildReporter, BuildSource, Builder, Contents, ControlSettings,
+    FinishedBuild, LogLevel, Package, PackageKind, StepRules, Store,
 };
 use soulbox_types::BuildId;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -47,6 +47,17 @@ impl Builder for FakeBuilder {
             outcome = ended => outcome.unwrap_or(gone),
             () = cancelled.cancelled() => gone,
         }
+    }
+
+    async fn contents(&self, build_id: &BuildId) -> Result<Contents, String> {
+        Ok(Contents {
+            layers: vec![format!("layer of {build_id}")],
+            packages: vec![Package {
+                kind: PackageKind::Python,
+                name: "requests".to_owned(),
+                version: "2.0".to_owned(),
+            }],
+        })
     }
 
     async fn forget(&self, builds: &[BuildId]) {
@@ -394,6 +405,32 @@ async fn a_build_goes_from_waiting_to_ready_with_its_log() {
         ),
         ("web", "/srv")
     );
+}
+
+#[tokio::test]
+async fn the_contents_of_a_template_are_those_of_the_build_that_is_meant() {
+    let built = with_builder(fixture().await);
+    let shown = built.server.get("/templates/base/contents").await;
+    let shown = shown.status(200).body;
+    assert_eq!(
+        shown["layers"],
+        json!([format!(
+            "layer of {}",
+            shown["buildID"].as_str().expect("an ID")
+        )])
+    );
+    let package = json!({"kind": "python", "name": "requests", "version": "2.0"});
+    assert_eq!(shown["packages"], json!([package]));
+    built
+        .server
+        .get("/templates/nothing/contents")
+        .await
+        .status(404);
+    built
+        .server
+        .get("/templates/base:nothing/contents")
+        .await
+        .status(404);
 }
 
 #[tokio::test]

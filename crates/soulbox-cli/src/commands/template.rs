@@ -1,163 +1,164 @@
-//! `soulbox template`: the templates in the pool.
+//! `soulbox template`: templates of a server, by its API, and the templates that come with an installation, in its pool.
 
-use std::io::{IsTerminal, Write};
+mod folder;
+mod pool;
+mod server;
+
+use std::io::Write;
 use std::path::PathBuf;
 
-use soulbox_build::{BuildOptions, build_template};
-use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+use soulbox_client::TemplateConfig;
 
-use super::{Installation, require_root};
-use crate::agent::DataDirLock;
+use super::sandbox::Server;
+use super::{Installation, block_on};
 use crate::failure::Failure;
-use crate::settings::Settings;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Build the template that a folder describes, unless the pool has it already
-    Build {
-        #[command(flatten)]
-        installation: Installation,
-        /// Folder with a recipe.toml
-        folder: PathBuf,
-    },
-    /// List the templates
+    /// Build the template that a folder describes
+    ///
+    /// A folder with a recipe.toml becomes one of the installation's own templates, in its pool, unless the pool has it already; that needs
+    /// root and no server. Any other folder needs a Dockerfile; it may have a soulbox.toml or an e2b.toml, and is built by the
+    /// server. stdout gets the name and the build's ID, stderr the log.
+    Build(Build),
+    /// List the team's templates
     List {
         #[command(flatten)]
-        installation: Installation,
+        server: Server,
+        /// Those in the pool of this machine's installation; needs root
+        #[arg(long)]
+        local: bool,
         /// One JSON array instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a folder with a soulbox.toml and a Dockerfile to begin from
+    Init {
+        /// A folder that is not there yet, or is empty
+        folder: PathBuf,
+        /// The template's name [default: the folder's]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Delete templates, with all their builds
+    Delete {
+        #[command(flatten)]
+        server: Server,
+        /// Names or IDs
+        #[arg(required = true)]
+        templates: Vec<String>,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Let every team use a template
+    Publish(One),
+    /// Let only the own team use a template
+    Unpublish(One),
+    /// Show a template: its builds, and the layers and packages of the newest one that is ready
+    Inspect(One),
+    /// Read a folder's soulbox.toml (or e2b.toml), Dockerfile and files as a build would, and name every mistake
+    Validate {
+        /// The folder, or a config file alone
+        path: PathBuf,
+    },
+    /// Print the JSON schema of soulbox.toml
+    Schema,
+    /// Delete layers that no build, sandbox or snapshot needs, such as what is left of deleted templates; needs root and a running server
+    Gc {
+        #[command(flatten)]
+        installation: Installation,
+        /// Only list them
+        #[arg(long)]
+        dry_run: bool,
+        /// Leave what is younger: a build that is under way may want it
+        #[arg(long, value_name = "SECONDS", default_value_t = 7200)]
+        older_than: u64,
+        /// One JSON object instead of lines
         #[arg(long)]
         json: bool,
     },
 }
 
+#[derive(Debug, clap::Args)]
+pub struct Build {
+    #[command(flatten)]
+    server: Server,
+    folder: PathBuf,
+    /// `name`, `team/name`, either with `:tag` [default: as soulbox.toml says]
+    #[arg(long)]
+    name: Option<String>,
+    /// A tag that the build gets when it is ready; may be given more than once
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// The Dockerfile, relative to the folder
+    #[arg(long, value_name = "FILE")]
+    dockerfile: Option<PathBuf>,
+    /// Build every step anew
+    #[arg(long)]
+    no_cache: bool,
+    /// One JSON object instead of a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct One {
+    #[command(flatten)]
+    server: Server,
+    /// A name, with or without a tag, or an ID
+    template: String,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Build {
+        Command::Build(build) if build.folder.join(folder::RECIPE).is_file() => {
+            pool::build(&build.server.settings()?, &build.folder)
+        }
+        Command::Build(build) => server::build(build),
+        Command::List {
+            server,
+            local: true,
+            json,
+        } => pool::list(&server.settings()?, json),
+        Command::List { server, json, .. } => {
+            let client = server.client()?;
+            block_on(server::list(client, json))
+        }
+        Command::Init { folder, name } => folder::init(&folder, name.as_deref()),
+        Command::Delete {
+            server,
+            templates,
+            yes,
+        } => {
+            let client = server.client()?;
+            server::confirm(&templates, yes)?;
+            block_on(server::delete(client, templates))
+        }
+        Command::Publish(one) => server::publish(one, true),
+        Command::Unpublish(one) => server::publish(one, false),
+        Command::Inspect(one) => server::inspect(one),
+        Command::Validate { path } => folder::validate(&path),
+        Command::Schema => print(&TemplateConfig::schema()),
+        Command::Gc {
             installation,
-            folder,
-        } => with_pool(&installation.settings(None)?, "build", |pool, settings| {
-            build(pool, settings, &folder)
-        }),
-        Command::List { installation, json } => {
-            with_pool(&installation.settings(None)?, "list", |pool, _| {
-                list(pool, json)
-            })
-        }
+            dry_run,
+            older_than,
+            json,
+        } => pool::collect(&installation.settings(None)?, dry_run, older_than, json),
     }
 }
 
-/// Opens (and at first makes) the pool of the installation, and gives the mount back unless a server or sandboxes need it.
-fn with_pool(
-    settings: &Settings,
-    command: &str,
-    work: impl FnOnce(&BtrfsPool, &Settings) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    require_root(&format!("template {command}"))?;
-    if command == "build" {
-        super::serve::prepare_data_dir(&settings.data_dir)?;
-    } else if !settings.data_dir.is_dir() {
-        return Err(Failure::new(anyhow::anyhow!(
-            "there is no data directory `{}`",
-            settings.data_dir.display()
-        ))
-        .hint("name it with --data-dir"));
-    }
-    let options = PoolOptions {
-        size: settings.pool_size,
-    };
-    let pool = BtrfsPool::open(&settings.data_dir, options).map_err(pool_failure)?;
-    let done = work(&pool, settings);
-    if let Ok(_lock) = DataDirLock::take(&settings.data_dir)
-        && !soulbox_host::record::any(&settings.data_dir)
-    {
-        match pool.unmount() {
-            // Another command of this kind uses it and will give it back.
-            Ok(()) | Err(PoolError::Busy { .. }) => {}
-            Err(error) => return done.and(Err(pool_failure(error))),
-        }
-    }
-    done
-}
-
-fn build(pool: &BtrfsPool, settings: &Settings, folder: &std::path::Path) -> Result<(), Failure> {
-    let options = BuildOptions::for_data_dir(&settings.data_dir).map_err(build_failure)?;
-    let talk = std::io::stderr().is_terminal();
-    let mut progress = |line: &str| {
-        // On a terminal lines overwrite each other; in a log each one stays.
-        let _ = if talk {
-            write!(std::io::stderr(), "\r\x1b[K{line}")
-        } else {
-            writeln!(std::io::stderr(), "{line}")
-        };
-    };
-    let built = build_template(pool, folder, &options, &mut progress);
-    if talk {
-        let _ = write!(std::io::stderr(), "\r\x1b[K");
-    }
-    let built = built.map_err(build_failure)?;
-    let state = if built.new.is_some() {
-        "built"
-    } else {
-        "unchanged"
-    };
-    print(&format!(
-        "{} {} {state}\n",
-        built.manifest.name, built.manifest.build_id
-    ))
-}
-
-fn list(pool: &BtrfsPool, json: bool) -> Result<(), Failure> {
-    let templates = pool.templates().map_err(pool_failure)?;
-    if json {
-        let text = serde_json::to_string_pretty(&templates)
-            .map_err(|error| Failure::new(error).hint("report this"))?;
-        return print(&format!("{text}\n"));
-    }
-    let mut text = format!(
-        "{:<24} {:<36} {:>4} {:>10} {:>10}\n",
-        "NAME", "BUILD", "CPUS", "MEMORY", "DISK"
-    );
-    for template in templates {
-        text.push_str(&format!(
-            "{:<24} {:<36} {:>4} {:>6} MiB {:>6} MiB\n",
-            template.name,
-            template.build_id,
-            template.cpu_count,
-            template.memory_mib,
-            template.disk_mib
-        ));
-    }
-    print(&text)
-}
-
-/// The failure that a pool's error is, with what helps against it.
-pub fn pool_failure(error: PoolError) -> Failure {
-    let hint = match &error {
-        PoolError::MkfsMissing => Some("apt-get install btrfs-progs"),
-        PoolError::DiskTooSmall { .. } => Some("free some disk, or choose a smaller --pool-size"),
-        PoolError::SizeTooSmall { .. } => Some("choose a bigger --pool-size"),
-        PoolError::LoopDevice { .. } | PoolError::Mount { .. } => {
-            Some("soulbox doctor says what the host lacks")
-        }
-        PoolError::ForeignMount { .. } => Some("unmount it, or choose another --data-dir"),
-        PoolError::NotASubvolume { .. } => Some("move it away, or choose another --data-dir"),
-        PoolError::ReserveReached { .. } => {
-            Some("end sandboxes, free disk of the host, or raise --pool-size")
-        }
-        PoolError::BadManifest { .. } => Some("remove that file and build the template again"),
-        PoolError::Busy { .. } => Some("end what uses it, then try again"),
-        _ => None,
-    };
-    Failure::new(error).hint_if(hint)
-}
-
-fn build_failure(error: soulbox_build::BuildError) -> Failure {
-    let hint = error.hint();
-    Failure::new(error).hint_if(hint)
-}
-
+/// stdout is data.
 fn print(text: &str) -> Result<(), Failure> {
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Failure::new(error).hint("stdout must be open"))
+}
+
+fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
+    print(&format!("{value:#}\n"))
 }

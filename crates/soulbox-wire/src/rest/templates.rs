@@ -183,6 +183,30 @@ pub struct TemplateNames {
     pub names: Vec<String>,
 }
 
+/// The answer to `GET /templates/{id}/contents`, an extension of SoulBox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TemplateContents {
+    #[serde(rename = "templateID")]
+    pub template_id: String,
+    #[serde(rename = "buildID")]
+    pub build_id: String,
+    /// Digests, lowest first.
+    pub layers: Vec<String>,
+    /// Sorted.
+    pub packages: Vec<TemplatePackage>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TemplatePackage {
+    /// `debian`, `python` or `node`.
+    pub kind: String,
+    pub name: String,
+    /// May be empty.
+    pub version: String,
+}
+
 /// `POST /templates/tags`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

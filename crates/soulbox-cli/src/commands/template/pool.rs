@@ -1,0 +1,204 @@
+//! The pool of this machine's installation: its own templates, and layers that nobody needs.
+
+use std::io::{IsTerminal, Write};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+
+use anyhow::anyhow;
+use soulbox_build::{BuildOptions, build_template};
+use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
+use soulbox_wire::host::{Reply, Request};
+use tokio::net::UnixStream;
+
+use super::{print, print_json};
+use crate::agent::{self, DataDirLock};
+use crate::commands::{block_on, require_root, serve};
+use crate::failure::Failure;
+use crate::rpc::Client;
+use crate::settings::Settings;
+
+/// Builds a recipe's folder, unless the pool has it.
+pub(super) fn build(settings: &Settings, folder: &Path) -> Result<(), Failure> {
+    with_pool(settings, "build", |pool, settings| {
+        made(pool, settings, folder)
+    })
+}
+
+pub(super) fn list(settings: &Settings, json: bool) -> Result<(), Failure> {
+    with_pool(settings, "list --local", |pool, _| listed(pool, json))
+}
+
+/// Asks the agent, which knows what sandboxes and snapshots stand on.
+pub(super) fn collect(
+    settings: &Settings,
+    dry_run: bool,
+    older_than: u64,
+    json: bool,
+) -> Result<(), Failure> {
+    require_root("template gc")?;
+    let path = settings.data_dir.join(agent::SOCKET);
+    let socket = StdUnixStream::connect(&path).map_err(|error| {
+        let cause = anyhow!(error).context(format!(
+            "no server runs on data directory `{}`",
+            settings.data_dir.display()
+        ));
+        Failure::new(cause).hint("start soulbox serve first, or name its directory with --data-dir")
+    })?;
+    let reply = block_on_reply(
+        socket,
+        Request::CollectLayers {
+            older_than,
+            dry_run,
+        },
+    )?;
+    let Reply::Layers(layers) = reply else {
+        let cause = anyhow!("the agent's answer is of another kind");
+        return Err(Failure::new(cause).hint("is the server of this version?"));
+    };
+    if json {
+        return print_json(&serde_json::json!({ "deleted": !dry_run, "layers": layers }));
+    }
+    eprintln!(
+        "{} layers that nobody needs {}",
+        layers.len(),
+        if dry_run {
+            "would be deleted"
+        } else {
+            "were deleted"
+        }
+    );
+    print(
+        &layers
+            .iter()
+            .map(|it| format!("{it}\n"))
+            .collect::<String>(),
+    )
+}
+
+fn block_on_reply(socket: StdUnixStream, request: Request) -> Result<Reply, Failure> {
+    let mut answer = None;
+    block_on(async {
+        let broken = |error: std::io::Error| Failure::new(anyhow!(error));
+        socket.set_nonblocking(true).map_err(broken)?;
+        let socket = UnixStream::from_std(socket).map_err(broken)?;
+        // Its events are the fronts' business.
+        let (client, _events) = Client::start(socket);
+        let (reply, _) = client
+            .request(request)
+            .await
+            .map_err(|error| Failure::new(error).hint("the server's log says more"))?;
+        answer = Some(reply);
+        Ok(())
+    })?;
+    answer.ok_or_else(|| Failure::new(anyhow!("the agent gave no answer")))
+}
+
+/// Opens (and at first makes) the pool of the installation, and gives the mount back unless a server or sandboxes need it.
+fn with_pool(
+    settings: &Settings,
+    command: &str,
+    work: impl FnOnce(&BtrfsPool, &Settings) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    require_root(&format!("template {command}"))?;
+    if command == "build" {
+        serve::prepare_data_dir(&settings.data_dir)?;
+    } else if !settings.data_dir.is_dir() {
+        return Err(Failure::new(anyhow!(
+            "there is no data directory `{}`",
+            settings.data_dir.display()
+        ))
+        .hint("name it with --data-dir"));
+    }
+    let options = PoolOptions {
+        size: settings.pool_size,
+    };
+    let pool = BtrfsPool::open(&settings.data_dir, options).map_err(pool_failure)?;
+    let done = work(&pool, settings);
+    if let Ok(_lock) = DataDirLock::take(&settings.data_dir)
+        && !soulbox_host::record::any(&settings.data_dir)
+    {
+        match pool.unmount() {
+            // Another command of this kind uses it and will give it back.
+            Ok(()) | Err(PoolError::Busy { .. }) => {}
+            Err(error) => return done.and(Err(pool_failure(error))),
+        }
+    }
+    done
+}
+
+fn made(pool: &BtrfsPool, settings: &Settings, folder: &Path) -> Result<(), Failure> {
+    let options = BuildOptions::for_data_dir(&settings.data_dir).map_err(build_failure)?;
+    let talk = std::io::stderr().is_terminal();
+    let mut progress = |line: &str| {
+        // On a terminal lines overwrite each other; in a log each one stays.
+        let _ = if talk {
+            write!(std::io::stderr(), "\r\x1b[K{line}")
+        } else {
+            writeln!(std::io::stderr(), "{line}")
+        };
+    };
+    let built = build_template(pool, folder, &options, &mut progress);
+    if talk {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    let built = built.map_err(build_failure)?;
+    let state = if built.new.is_some() {
+        "built"
+    } else {
+        "unchanged"
+    };
+    print(&format!(
+        "{} {} {state}\n",
+        built.manifest.name, built.manifest.build_id
+    ))
+}
+
+fn listed(pool: &BtrfsPool, json: bool) -> Result<(), Failure> {
+    let templates = pool.templates().map_err(pool_failure)?;
+    if json {
+        let text = serde_json::to_string_pretty(&templates)
+            .map_err(|error| Failure::new(error).hint("report this"))?;
+        return print(&format!("{text}\n"));
+    }
+    let mut text = format!(
+        "{:<24} {:<36} {:>4} {:>10} {:>10}\n",
+        "NAME", "BUILD", "CPUS", "MEMORY", "DISK"
+    );
+    for template in templates {
+        text.push_str(&format!(
+            "{:<24} {:<36} {:>4} {:>6} MiB {:>6} MiB\n",
+            template.name,
+            template.build_id,
+            template.cpu_count,
+            template.memory_mib,
+            template.disk_mib
+        ));
+    }
+    print(&text)
+}
+
+/// The failure that a pool's error is, with what helps against it.
+fn pool_failure(error: PoolError) -> Failure {
+    let hint = match &error {
+        PoolError::MkfsMissing => Some("apt-get install btrfs-progs"),
+        PoolError::DiskTooSmall { .. } => Some("free some disk, or choose a smaller --pool-size"),
+        PoolError::SizeTooSmall { .. } => Some("choose a bigger --pool-size"),
+        PoolError::LoopDevice { .. } | PoolError::Mount { .. } => {
+            Some("soulbox doctor says what the host lacks")
+        }
+        PoolError::ForeignMount { .. } => Some("unmount it, or choose another --data-dir"),
+        PoolError::NotASubvolume { .. } => Some("move it away, or choose another --data-dir"),
+        PoolError::ReserveReached { .. } => {
+            Some("end sandboxes, free disk of the host, or raise --pool-size")
+        }
+        PoolError::BadManifest { .. } => Some("remove that file and build the template again"),
+        PoolError::Busy { .. } => Some("end what uses it, then try again"),
+        _ => None,
+    };
+    Failure::new(error).hint_if(hint)
+}
+
+fn build_failure(error: soulbox_build::BuildError) -> Failure {
+    let hint = error.hint();
+    Failure::new(error).hint_if(hint)
+}
