@@ -413,6 +413,30 @@ def test_cp_143_the_most_of_a_team(one):
     assert one.call("GET", path + "x")[0] == 400
 
 
+def test_cp_074_another_team_resumes_nothing(one, other):
+    running, paused = one.create(), one.create()
+    assert one.call("POST", f"/sandboxes/{paused}/pause", {})[0] == 204
+    snapshot = one.call("POST", f"/sandboxes/{running}/snapshots", {})[1]["snapshotID"]
+    for sandbox_id in (running, paused):
+        for call, body in [
+            ("resume", {"timeout": 60}),
+            ("connect", {"timeout": 60}),
+            ("pause", {}),
+            ("snapshots", {}),
+            ("fork", {}),
+            ("rollback", {"snapshotID": snapshot}),
+        ]:
+            assert other.client.call("POST", f"/sandboxes/{sandbox_id}/{call}", body)[0] == 404, (sandbox_id, call)
+        assert other.client.call("POST", f"/v2/sandboxes/{sandbox_id}/connect", {})[0] == 404
+    states = {it["sandboxID"]: it["state"] for it in one.call("GET", "/v2/sandboxes")[1]}
+    assert states == {running: "running", paused: "paused"}
+    own = other.client.create()
+    # A snapshot of another team is none.
+    assert other.client.call("POST", f"/sandboxes/{own}/rollback", {"snapshotID": snapshot})[0] == 404
+    assert other.client.call("DELETE", f"/sandboxes/{own}")[0] == 204
+    assert one.call("DELETE", f"/sandboxes/{paused}")[0] == 204
+
+
 def test_cp_148_the_administrator_kills_all_of_a_team(server, one, other):
     kept = one.create()
     for _ in range(2):

@@ -1,5 +1,6 @@
 """Paused sandboxes over crashes and restarts, and their place in the quota; one server with a small quota for all."""
 
+import json
 import os
 import signal
 import threading
@@ -152,6 +153,59 @@ def test_cp_112_a_full_quota_is_told_to_traffic(server, create):
         urllib.request.urlopen(request, timeout=30)
     assert refused.value.code == 429 and b"limit of 3" in refused.value.read()
     assert sandbox.get_info().state == SandboxState.PAUSED
+
+
+def daemon_and_init(sandbox: Sandbox) -> tuple[int, int]:
+    """The host's pids of both."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "comm").read_text() == "envd\n" and (process / "root/run/e2b/.E2B_SANDBOX_ID").read_text() == sandbox.sandbox_id:
+                status = (process / "status").read_text()
+                return int(process.name), int(status.split("PPid:")[1].split()[0])
+        except OSError:
+            continue
+    raise AssertionError("no daemon of this sandbox")
+
+
+def ask(method: str, path: str, body: dict | None = None) -> tuple[int, dict | list | None]:
+    request = urllib.request.Request(
+        os.environ["E2B_API_URL"] + path,
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"X-API-Key": os.environ["E2B_API_KEY"], "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+            return answer.status, json.loads(text) if text else None
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_a_daemon_that_does_not_answer(create):
+    """`requireHealthyGuest` refuses the pause; without it the pause is marked, and resumes only by a boot."""
+    sandbox = create()
+    sandbox.files.write("/home/user/kept", "kept")
+    daemon, init = daemon_and_init(sandbox)
+    # Init would let the daemon go on, so it is stopped first.
+    for pid in (init, daemon):
+        os.kill(pid, signal.SIGSTOP)
+    path = f"/sandboxes/{sandbox.sandbox_id}"
+    status, said = ask("POST", f"{path}/pause", {"requireHealthyGuest": True})
+    assert status == 503 and said["error_code"] == "sandbox_guest_unresponsive", said
+    shown = ask("GET", path)[1]
+    assert shown["state"] == "running" and "envdUnresponsiveAtPause" not in shown
+    assert ask("POST", f"{path}/pause", {})[0] == 204
+    assert ask("GET", path)[1]["envdUnresponsiveAtPause"] is True
+    listed = ask("GET", "/v2/sandboxes?state=paused")[1]
+    assert [it["envdUnresponsiveAtPause"] for it in listed if it["sandboxID"] == sandbox.sandbox_id] == [True]
+    for call in ("connect", "resume"):
+        status, said = ask("POST", f"{path}/{call}", {"timeout": 60})
+        assert status == 409 and said["error_code"] == "sandbox_snapshot_guest_agent_unresponsive", said
+    assert ask("POST", f"/v2{path}/connect", {"memory": False})[0] == 201
+    shown = ask("GET", path)[1]
+    assert shown["state"] == "running" and "envdUnresponsiveAtPause" not in shown
+    assert Sandbox.connect(sandbox.sandbox_id).files.read("/home/user/kept") == "kept"
 
 
 def test_envd_161_forks_are_sandboxes_or_errors_of_their_kind(create):

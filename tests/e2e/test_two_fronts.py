@@ -17,8 +17,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import BINARY, Server, free_port, run, until
-from e2b import NotFoundException, Sandbox
+from conftest import BINARY, DATA, Server, free_port, run, until
+from e2b import NotFoundException, Sandbox, SandboxState
 from footprint import Footprint, Objects
 from postgres import Cluster
 
@@ -113,6 +113,29 @@ def test_cp_160_made_on_one_and_ended_on_the_other(fronts, cluster):
         assert Sandbox.kill(made.sandbox_id, **at(here)) is False
         until("its ports are gone on both", lambda: not made.is_running() and not elsewhere.is_running(), 5)
         assert rows(cluster, made.sandbox_id).startswith("dead|"), rows(cluster, made.sandbox_id)
+
+
+def test_cp_160_paused_on_both_at_once(fronts, cluster):
+    one, two, *_ = fronts
+    made = Sandbox.create(timeout=120, **at(one))
+    made.files.write("/home/user/file", "kept")
+    pid = made.commands.run("sleep 300", background=True, timeout=0).pid
+    for round in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            paused = list(pool.map(lambda front: Sandbox.pause(made.sandbox_id, **at(front)), (one, two, one, two)))
+        # Who comes when it is over hears that it is paused already.
+        assert any(paused), paused
+        assert Sandbox.get_info(made.sandbox_id, **at(two)).state == SandboxState.PAUSED
+        snapshots = [path.name for path in (DATA / "pool/snapshots").iterdir() if made.sandbox_id in path.name]
+        assert len(snapshots) == 1, snapshots
+        here, there = ((one, two), (two, one))[round % 2]
+        Sandbox.connect(made.sandbox_id, timeout=120, **at(there))
+        elsewhere = Sandbox.connect(made.sandbox_id, timeout=120, **at(here))
+        assert elsewhere.files.read("/home/user/file") == "kept"
+        assert pid in [process.pid for process in elsewhere.commands.list()]
+        until("its snapshot is gone", lambda: not [it for it in (DATA / "pool/snapshots").iterdir() if made.sandbox_id in it.name], 10)
+    assert Sandbox.kill(made.sandbox_id, **at(one)) is True
+    assert rows(cluster, made.sandbox_id).startswith("dead|")
 
 
 def test_the_first_request_may_go_to_the_other_ingress(fronts):

@@ -118,6 +118,34 @@ def test_cp_097_no_internet_but_what_is_allowed(made):
         assert ask("GET", f"/sandboxes/{sandbox.sandbox_id}")[1]["allowInternetAccess"] is False
 
 
+def test_cp_097_what_is_allowed_survives_a_pause(made):
+    sandbox = made(internet=False, allowOut=[TWO])
+    sandbox.pause()
+    assert ask("GET", f"/sandboxes/{sandbox.sandbox_id}")[1]["allowInternetAccess"] is False
+    Sandbox.connect(sandbox.sandbox_id)
+    assert reached(sandbox, *PUBLIC) == [TWO]
+    assert ask("GET", f"/sandboxes/{sandbox.sandbox_id}")[1]["allowInternetAccess"] is False
+
+
+def test_cp_098_a_paused_one_is_not_changed(made):
+    sandbox = made(denyOut=[ONE])
+    sandbox.pause()
+    status, said = ask("PUT", f"/sandboxes/{sandbox.sandbox_id}/network", {"denyOut": [TWO]})
+    assert status == 409, said
+    Sandbox.connect(sandbox.sandbox_id)
+    assert reached(sandbox, *PUBLIC) == [TWO], "it is as it was"
+
+
+def test_a_rollback_keeps_what_may_be_reached_now(made):
+    sandbox = made(denyOut=[ONE])
+    status, snapshot = ask("POST", f"/sandboxes/{sandbox.sandbox_id}/snapshots", {})
+    assert status == 201, snapshot
+    put(sandbox, denyOut=[TWO])
+    status, said = ask("POST", f"/sandboxes/{sandbox.sandbox_id}/rollback", {"snapshotID": snapshot["snapshotID"]})
+    assert status == 204, said
+    assert reached(sandbox, *PUBLIC) == [ONE]
+
+
 def test_cp_098_a_live_change(made):
     sandbox, other = made(), made(denyOut=[TWO])
     assert reached(sandbox, *PUBLIC) == [ONE, TWO]

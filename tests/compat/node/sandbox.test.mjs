@@ -146,6 +146,92 @@ describe('one sandbox', { timeout: 120_000 }, () => {
   })
 })
 
+/** A program whose count lives in memory only; what it says now. */
+async function counting(sandbox) {
+  await sandbox.files.write('/tmp/counter.mjs', `import http from 'node:http'
+let count = 0
+setInterval(() => count++, 10)
+http.createServer((_, answer) => answer.end(String(count))).listen(8000, '127.0.0.1')`)
+  await sandbox.commands.run('exec node /tmp/counter.mjs', { background: true, timeoutMs: 0 })
+  await until('counting', async () => (await ask(sandbox.sandboxId, 8000)).status === 200)
+}
+
+async function count(sandbox) {
+  let answer
+  await until('a count', async () => (answer = await ask(sandbox.sandboxId, 8000)).status === 200)
+  return Number(answer.text)
+}
+
+describe('pauses, snapshots and forks', { timeout: 120_000 }, () => {
+  let sandbox
+  before(async () => {
+    sandbox = await Sandbox.create(TEMPLATE, { timeoutMs: 300_000, envs: { COLOUR: 'green' } })
+    await counting(sandbox)
+    await sandbox.files.write('/home/user/file', 'kept')
+  })
+  after(() => sandbox?.kill())
+
+  test('is paused and goes on', async () => {
+    const before = await count(sandbox)
+    const running = await sandbox.commands.run('sleep 300', { background: true, timeoutMs: 0 })
+    assert.equal(await sandbox.pause(), true)
+    await assert.rejects(running.wait())
+    assert.equal(await Sandbox.pause(sandbox.sandboxId), false, 'it is so already')
+    assert.equal(await sandbox.isRunning(), false)
+    assert.equal((await sandbox.getInfo()).state, 'paused')
+    const again = await sandbox.connect({ timeoutMs: 300_000 })
+    assert.equal(again.sandboxId, sandbox.sandboxId)
+    assert.equal(await sandbox.isRunning(), true)
+    assert.ok((await count(sandbox)) > before)
+    assert.ok((await sandbox.commands.list()).some((process) => process.pid === running.pid))
+    const followed = await sandbox.commands.connect(running.pid)
+    assert.equal(await followed.kill(), true)
+    assert.equal((await sandbox.commands.run('echo $COLOUR; cat file')).stdout, 'green\nkept')
+    await assert.rejects(Sandbox.pause(UNKNOWN), NotFoundError)
+  })
+
+  test('forks go on apart', async () => {
+    const before = await count(sandbox)
+    const made = await sandbox.fork({ count: 2, timeoutMs: 60_000 })
+    try {
+      assert.equal(new Set([sandbox.sandboxId, ...made.map((fork) => fork.sandboxId)]).size, 3)
+      for (const fork of made) {
+        assert.ok((await count(fork)) >= before)
+        assert.equal(await fork.files.read('/home/user/file'), 'kept')
+        await fork.files.write('/home/user/own', fork.sandboxId)
+      }
+      assert.equal(await sandbox.files.exists('/home/user/own'), false)
+      assert.ok((await count(sandbox)) > before, 'the parent goes on')
+    } finally {
+      await Promise.all(made.map((fork) => fork.kill()))
+    }
+    await assert.rejects(sandbox.fork({ count: 101 }), SandboxError)
+  })
+
+  test('sandboxes are made of a snapshot', async () => {
+    const before = await count(sandbox)
+    const snapshot = await sandbox.createSnapshot()
+    const listed = await sandbox.listSnapshots().nextItems()
+    assert.ok(listed.some((it) => it.snapshotId === snapshot.snapshotId))
+    const child = await Sandbox.create(snapshot.snapshotId, { timeoutMs: 60_000 })
+    assert.ok((await count(child)) >= before)
+    assert.equal(await child.files.read('/home/user/file'), 'kept')
+    await child.kill()
+    assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), true)
+    assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), false)
+  })
+
+  test('a timeout pauses, and traffic resumes', async () => {
+    const own = await Sandbox.create(TEMPLATE, { timeoutMs: 60_000, lifecycle: { onTimeout: 'pause', autoResume: true } })
+    await counting(own)
+    await own.setTimeout(0)
+    await until('paused', async () => (await own.getInfo()).state === 'paused')
+    assert.ok((await count(own)) > 0)
+    assert.equal((await own.getInfo()).state, 'running')
+    await own.kill()
+  })
+})
+
 describe('ends and errors', { timeout: 120_000 }, () => {
   test('a kill ends a running command and is final', async () => {
     const sandbox = await Sandbox.create(TEMPLATE, { timeoutMs: 60_000 })

@@ -365,3 +365,48 @@ def test_cp_157_from_create_to_kill(cli, create):
     assert cli("sandbox", "exec", sandbox_id, "true").returncode == 0
     assert cli("sandbox", "kill", sandbox_id).returncode == 0
     assert sandbox_id not in cli("sandbox", "list").stdout
+
+
+def test_cli_017_a_timeout_pauses(cli, create):
+    sandbox_id = create("--lifecycle.ontimeout", "pause", "--timeout", "30")
+    Sandbox.set_timeout(sandbox_id, 1)
+    end = time.monotonic() + 20
+    while "paused" not in (shown := cli("sandbox", "info", sandbox_id)).stdout.lower():
+        assert shown.returncode == 0 and time.monotonic() < end, shown
+        time.sleep(0.5)
+
+
+def test_cli_026_pause_and_resume(cli, own):
+    sandbox = own(timeout=120)
+    sandbox.files.write("/home/user/file", "kept")
+    pid = sandbox.commands.run("sleep 300", background=True, timeout=0).pid
+    first, second = cli("sandbox", "pause", sandbox.sandbox_id), cli("sandbox", "pause", sandbox.sandbox_id)
+    assert first.returncode == 0, first
+    assert second.returncode == 0 and "already paused" in second.stdout + second.stderr, second
+    assert api("GET", f"/sandboxes/{sandbox.sandbox_id}").text.count('"paused"') == 1
+    resumed = cli("sandbox", "resume", sandbox.sandbox_id)
+    assert resumed.returncode == 0, resumed
+    again = Sandbox.connect(sandbox.sandbox_id)
+    assert again.files.read("/home/user/file") == "kept"
+    assert pid in [process.pid for process in again.commands.list()]
+    for command in ("pause", "resume"):
+        assert cli("sandbox", command, "iaaaaaaaaaaaaaaaaaaaa").returncode == 1
+
+
+def test_cli_030_snapshots(cli, own, made):
+    sandbox, name = own(timeout=120), f"cli{os.getpid()}"
+    sandbox.files.write("/home/user/file", "kept")
+    done = cli("sandbox", "snapshot", "create", "-n", name, sandbox.sandbox_id)
+    assert done.returncode == 0 and "Created snapshot" in done.stdout + done.stderr, done
+    rows = json.loads(cli("sandbox", "snapshot", "list", "-f", "json", sandbox.sandbox_id).stdout)
+    assert [row["snapshotId"] if "snapshotId" in row else row["snapshotID"] for row in rows] == [f"default/{name}:default"], rows
+    assert name in cli("sandbox", "snapshot", "list", "-n", name).stdout
+    created = cli("sandbox", "create", name, "-d", "--timeout", "60")
+    assert created.returncode == 0, created
+    made.append(created.stdout.strip())
+    assert Sandbox.connect(made[-1]).files.read("/home/user/file") == "kept"
+    Sandbox.kill(made[-1])
+    assert cli("sandbox", "snapshot", "delete", name).returncode == 0
+    assert name not in cli("sandbox", "snapshot", "list", sandbox.sandbox_id).stdout
+    missing = cli("sandbox", "snapshot", "delete", name)
+    assert missing.returncode == 0 and "wasn't found" in missing.stderr, missing

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from conftest import TEMPLATE, api, through_ingress
+from conftest import TEMPLATE, api, request, through_ingress
 from e2b import (
     AsyncSandbox,
+    CommandExitException,
     InvalidArgumentException,
     Sandbox,
     SandboxException,
@@ -299,6 +300,22 @@ def test_cp_085_a_snapshot_has_an_id_and_names(own):
         assert api("DELETE", f"/templates/{each}").status == 204
 
 
+def test_a_snapshot_is_deleted_by_what_it_is_called(own):
+    sandbox, name = own(), f"called{os.getpid()}"
+    unnamed, first = sandbox.create_snapshot(), sandbox.create_snapshot(name=f"{name}:v1")
+    assert Sandbox.delete_snapshot(unnamed.snapshot_id) is True
+    assert Sandbox.delete_snapshot(unnamed.snapshot_id) is False
+    second = sandbox.create_snapshot(name=f"{name}:v2")
+    # It is not all that the name stands for.
+    with pytest.raises(SandboxException, match="tag"):
+        Sandbox.delete_snapshot(first.snapshot_id)
+    kept = [item.snapshot_id for item in Sandbox.list_snapshots(sandbox_id=sandbox.sandbox_id).next_items()]
+    assert kept == [second.snapshot_id, first.snapshot_id]
+    assert Sandbox.delete_snapshot(name) is True
+    only = sandbox.create_snapshot(name=f"{name}:v1")
+    assert Sandbox.delete_snapshot(only.snapshot_id) is True
+
+
 def test_cp_086_a_sandbox_goes_on_from_a_snapshot(own):
     sandbox = own()
     counting(sandbox)
@@ -545,3 +562,146 @@ def test_sdk_12_a_fork_needs_no_arguments(own):
         with pytest.raises(InvalidArgumentException):
             sandbox.fork(count=21)
     assert post(f"/sandboxes/{sandbox.sandbox_id}/fork", {"count": 101}).status == 400
+
+
+def heavy(sandbox: Sandbox) -> None:
+    """So much memory that a pause takes a while."""
+    hold = "import os, time; held = os.urandom(1 << 20) * 250; open('/tmp/held', 'w').close(); time.sleep(600)"
+    sandbox.commands.run(f'exec python3 -c "{hold}"', background=True, timeout=0)
+    end = time.monotonic() + 60
+    while not sandbox.files.exists("/tmp/held"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def while_pausing(sandbox: Sandbox, seen):
+    """What `seen` says until the pause is over, first the last time before that."""
+    with ThreadPoolExecutor(1) as pool:
+        pause = pool.submit(post, f"/sandboxes/{sandbox.sandbox_id}/pause")
+        found = []
+        while not pause.done():
+            answer = seen()
+            # One that was under way at the end says nothing of the time before it.
+            if not pause.done():
+                found.append(answer)
+        assert pause.result().status == 204
+    return found
+
+
+def test_cp_057_one_that_is_being_paused_is_listed_as_paused(own):
+    mark = f"cp057-{time.time_ns()}"
+    sandbox = own(metadata={"mark": mark})
+    heavy(sandbox)
+    found = while_pausing(sandbox, lambda: (listed([SandboxState.PAUSED], mark), listed([SandboxState.RUNNING], mark)))
+    assert ([sandbox.sandbox_id], []) in found, found
+    assert listed([SandboxState.PAUSED], mark) == [sandbox.sandbox_id]
+
+
+def test_cp_063_one_that_is_being_paused_has_no_timeout(own):
+    sandbox = own()
+    heavy(sandbox)
+    statuses = while_pausing(sandbox, lambda: post(f"/sandboxes/{sandbox.sandbox_id}/timeout", {"timeout": 60}).status)
+    # Before the pause is decided, its deadline moves.
+    assert set(statuses) <= {204, 409, 404} and {409, 404} & set(statuses), statuses
+    assert post(f"/sandboxes/{sandbox.sandbox_id}/timeout", {"timeout": 60}).status == 404
+
+
+def test_a_resume_may_change_what_the_deadline_does(own):
+    sandbox = own(lifecycle={"on_timeout": "pause"})
+    path = f"/sandboxes/{sandbox.sandbox_id}/resume"
+    sandbox.pause()
+    assert post(path, {"timeout": 60, "autoPause": "no"}).status == 400
+    assert post(path, {"timeout": 60, "autoPause": False}).status == 201
+    assert detail(sandbox.sandbox_id)["lifecycle"]["onTimeout"] == "kill"
+    sandbox.pause()
+    assert post(path, {"timeout": 60, "autoPause": True}).status == 201
+    sandbox.set_timeout(0)
+    wait_for("paused", sandbox.sandbox_id)
+    assert post(path, {"timeout": 60, "autoPause": False}).status == 201
+    sandbox.set_timeout(0)
+    end = time.monotonic() + 20
+    while api("GET", f"/sandboxes/{sandbox.sandbox_id}").status != 404:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_boot_from_disk_has_the_variables_of_its_create(own):
+    sandbox = own(envs={"COLOUR": "green", "QUOTED": "a b\n'c'"})
+    sandbox.pause(**({"keep_memory": False} if OLD else {"mode": "filesystem"}))
+    again = Sandbox.connect(sandbox.sandbox_id)
+    assert again.commands.run('echo -n "$COLOUR $QUOTED $E2B_SANDBOX_ID"').stdout == f"green a b\n'c' {sandbox.sandbox_id}"
+    kept = again.commands.run("cat /var/lib/soulbox/environment.json", user="root").stdout
+    assert json.loads(kept) == {"COLOUR": "green", "QUOTED": "a b\n'c'"}
+    assert again.commands.run("stat -c %a:%U /var/lib/soulbox/environment.json").stdout == "600:root\n"
+
+
+def test_a_signed_url_resumes(own):
+    """One that envd would refuse does not."""
+    sandbox = own(lifecycle={"on_timeout": "pause", "auto_resume": True})
+    sandbox.files.write("/home/user/file", "kept")
+    good, old = sandbox.download_url("/home/user/file"), sandbox.download_url("/home/user/file", use_signature_expiration=1)
+    time.sleep(2.1)
+    sandbox.pause()
+    for bad in (old, good.replace("file", "other"), good.replace("signature=v1_", "signature=v1_x")):
+        answer = request("GET", bad)
+        assert 400 <= answer.status < 500, answer
+        assert detail(sandbox.sandbox_id)["state"] == "paused"
+    answer = request("GET", good)
+    assert (answer.status, answer.text) == (200, "kept"), answer
+    assert detail(sandbox.sandbox_id)["state"] == "running"
+    sandbox.pause()
+    # With the sandbox named, as by a host of its own.
+    path = good[good.index("/files?") :]
+    assert through_ingress(sandbox.sandbox_id, 49983, path.replace("file&", "other&")).status == 403
+    assert through_ingress(sandbox.sandbox_id, 49983, path).text == "kept"
+    asleep = own()
+    asleep.files.write("/home/user/file", "kept")
+    url = asleep.download_url("/home/user/file")
+    asleep.pause()
+    assert request("GET", url).status in (401, 403, 404, 502), "it does not want to be resumed by traffic"
+    assert detail(asleep.sandbox_id)["state"] == "paused"
+
+
+def test_what_cannot_be_saved_is_named_and_goes_on(own):
+    sandbox = own()
+    pid = counting(sandbox)
+    trace = (
+        "import ctypes, os, signal, time\n"
+        "if (child := os.fork()) == 0:\n"
+        "    ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.execvp('sleep', ['sleep', '300'])\n"
+        "os.waitpid(child, 0); ctypes.CDLL(None).ptrace(7, child, 0, 0)\n"
+        "print(child, flush=True); time.sleep(300)\n"
+    )
+    sandbox.files.write("/tmp/trace.py", trace)
+    said: list[str] = []
+    tracer = sandbox.commands.run("exec python3 /tmp/trace.py", background=True, timeout=0, on_stdout=said.append)
+    sandbox.commands.run("until pgrep -x sleep; do sleep 0.05; done; sleep 0.3")
+    traced = sandbox.commands.run("pgrep -x sleep").stdout.strip()
+    for path, body in [("pause", {}), ("snapshots", {}), ("fork", {})]:
+        answer = post(f"/sandboxes/{sandbox.sandbox_id}/{path}", body)
+        assert answer.status == 503, answer
+        assert f"process {traced} (sleep) is being traced" in answer.text, answer.text
+    before = count(sandbox.sandbox_id)
+    assert count(sandbox.sandbox_id) >= before and detail(sandbox.sandbox_id)["state"] == "running"
+    sandbox.commands.kill(tracer.pid)
+    sandbox.commands.run("pkill -x sleep || true")
+    sandbox.pause()
+    Sandbox.connect(sandbox.sandbox_id)
+    assert pid in [process.pid for process in sandbox.commands.list()]
+
+
+def test_what_could_not_be_saved_is_not_let_in(own):
+    """Nested namespaces, FUSE and a second overlay: no program can make them, so none keeps a pause from being."""
+    sandbox = own()
+    for command in (
+        "unshare --user true",
+        "unshare --mount true",
+        "mkdir -p /tmp/a /tmp/b /tmp/c /tmp/d && mount -t overlay x -o lowerdir=/tmp/a,upperdir=/tmp/b,workdir=/tmp/c /tmp/d",
+        "mount -t fuse x /tmp/d -o fd=3,rootmode=40000,user_id=0,group_id=0 3<> /dev/null",
+        "test -e /dev/fuse",
+    ):
+        for user in ("user", "root"):
+            with pytest.raises(CommandExitException):
+                sandbox.commands.run(command, user=user)
+    sandbox.pause()
+    assert Sandbox.connect(sandbox.sandbox_id).is_running()
