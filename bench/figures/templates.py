@@ -37,6 +37,8 @@ class Builds:
         took, _ = timed(
             lambda: Template.build(template, name, on_build_logs=lambda entry: at.append(entry.timestamp))
         )
+        # The builder tells lines of its own, whose times have no zone.
+        at = [time for time in at if time.tzinfo]
         return took, (max(at) - min(at)).total_seconds() * 1000
 
     def end(self) -> None:
