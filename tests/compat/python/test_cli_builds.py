@@ -363,12 +363,11 @@ def test_cli_084_a_log_backwards(raw):
     one.ended()
     lines, cursor = [], int(time.time() * 1000) + 1000
     while page := one.logs(f"?direction=backward&cursor={cursor}"):
-        times = [line["timestamp"] for line in page]
+        times = [datetime.fromisoformat(line["timestamp"].replace("Z", "+00:00")) for line in page]
         assert times == sorted(times, reverse=True)
         before = len(lines)
         lines += [line for line in page if line not in lines]
-        oldest = datetime.fromisoformat(times[-1].replace("Z", "+00:00"))
-        cursor = int(oldest.timestamp() * 1000)
+        cursor = int(times[-1].timestamp() * 1000)
         if len(lines) == before:
             break
     assert any("Building template" in line["message"] for line in lines), lines[-3:]
