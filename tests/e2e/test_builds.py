@@ -349,6 +349,31 @@ def test_names_and_kinds_of_files_are_kept(server, named):
             assert sandbox.files.read(f"/srv/copied/{one}") == one
 
 
+def test_links_holes_and_attributes_are_copied(server, named, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "one").write_text("one")
+    os.link(tree / "one", tree / "two")
+    with open(tree / "sparse", "wb") as file:
+        file.truncate(1 << 30)
+    shutil.copy("/bin/true", tree / "bound")
+    os.setxattr(tree / "one", "user.mark", b"kept")
+    # A capability of revision 2: CAP_NET_BIND_SERVICE, effective and permitted.
+    os.setxattr(tree / "bound", "security.capability", bytes.fromhex("0100000200040000" + "00" * 12))
+    packing = ["tar", "-C", tmp_path, "--xattrs", "--xattrs-include=*", "-Sczf", "-", "tree"]
+    packed = subprocess.run(packing, stdout=subprocess.PIPE, check=True).stdout
+    name = named()
+    outcome = copied(server, name, packed, "tree")
+    assert outcome["status"] == "ready", outcome
+    look = (
+        "cd /srv/copied && stat -c %h one two && du -k sparse | cut -f1 && stat -c %s sparse && /usr/sbin/getcap bound && "
+        "python3 -c 'import os; print(os.getxattr(\"two\", \"user.mark\").decode())'"
+    )
+    with Sandbox.create(name, timeout=60) as sandbox:
+        seen = sandbox.commands.run(look, user="root").stdout.split("\n")
+    assert seen == ["2", "2", "0", str(1 << 30), "bound cap_net_bind_service=ep", "kept", ""], seen
+
+
 @pytest.mark.parametrize("count", [100_000 if "SOULBOX_LONG_TESTS" in os.environ else 20_000])
 def test_many_small_files(server, named, count):
     made = io.BytesIO()
