@@ -409,6 +409,9 @@ fn not_resumed(error: &CreateError) -> ApiError {
 fn not_rolled_back(failure: &HostFailure) -> ApiError {
     match failure {
         HostFailure::CannotSave(why) => conflict(why.clone()),
+        HostFailure::NotLive | HostFailure::BeingPaused => {
+            conflict("the sandbox is ending or being paused".to_owned())
+        }
         HostFailure::SnapshotMissing => ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "no host has the snapshot; the sandbox goes on",

@@ -119,6 +119,7 @@ async fn a_failure_leaves_it_running() {
             HostFailure::CannotSave("another is under way".to_owned()),
             409,
         ),
+        (HostFailure::NotLive, 409),
         (HostFailure::Unsupported("no CRIU".to_owned()), 501),
         (HostFailure::NoCapacity("memory".to_owned()), 503),
     ] {
