@@ -181,7 +181,7 @@ def test_nothing_is_lost_or_left_when_our_processes_are_killed():
             moment = chance.randrange(OPERATIONS // 20, OPERATIONS - OPERATIONS // 20)
             print(f"\nround {number}: {whom} after {moment} operations;", end="")
             load = Load(4, OPERATIONS, chance.randrange(10**6))
-            forgotten = Sandbox.create("base", timeout=1)
+            forgotten = Sandbox.create("base", timeout=3)
             load.until(moment)
             killed = set(load.killed)
             crash(server, whom)
