@@ -108,7 +108,9 @@ clients() {
     install_missing chromium
     mkdir -p .cache
     venv .cache/venv-interpreter e2b-code-interpreter==2.11.5 e2b==2.63.0 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
+    venv .cache/venv-interpreter-291 e2b-code-interpreter==2.9.1 e2b==2.45.1 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
     node_packages .cache/node-interpreter @e2b/code-interpreter@2.8.0 e2b@2.51.0
+    node_packages .cache/node-interpreter-271 @e2b/code-interpreter@2.7.1 e2b@2.45.0
     local folder=.cache/clients lock=tests/compat/runtimes/package-lock.json
     cmp -s "$lock" "$folder/.made-of" && return
     [ "$(uname -m)" = x86_64 ] || fail "the runtimes are locked for x86_64, this is $(uname -m)" "run the other parts of tests/compat/run.sh"

@@ -20,14 +20,15 @@
 #   openapi     schemathesis with 200 examples an operation (SOULBOX_FUZZ_EXAMPLES)
 #   builds      builds of templates with 5 GB, 100,000 files, a bomb, and a program that is never ready
 #   older       tests/compat with the older generation of the official packages
+#   libraries   the code interpreter's suite on the whole list of libraries, template code-interpreter-v1
 #   vm          the server on another kernel with cgroup v2 only, emulated
 #   guards      each guard of isolation taken away in turn: a test must notice
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ALL=(simulation mutations churn daemon leaks crashes pauses many fronts openapi builds older vm guards)
+ALL=(simulation mutations churn daemon leaks crashes pauses many fronts openapi builds older libraries vm guards)
 # These run the release server with the base template.
-NEED_SERVER=' churn leaks crashes pauses many fronts openapi builds older vm '
+NEED_SERVER=' churn leaks crashes pauses many fronts openapi builds older libraries vm '
 
 simulation() {
     SOULBOX_SIM_SCHEDULES=${SOULBOX_SIM_SCHEDULES:-10000000} \
@@ -58,6 +59,14 @@ older() {
     scripts/setup.sh sdks clients
     tests/compat/run.sh --generation old
 }
+libraries() {
+    scripts/setup.sh sdks clients
+    local template
+    for template in base code-interpreter-slim code-interpreter-v1; do
+        "${SOULBOX_BINARY:?}" template build "templates/$template" --data-dir "${SOULBOX_DATA_DIR:?}"
+    done
+    INTERPRETER_TEMPLATE=code-interpreter-v1 tests/compat/run.sh interpreter
+}
 vm() { tests/vm/run.sh; }
 guards() { cargo xtask mutate; }
 
@@ -65,7 +74,7 @@ end_to_end() { .cache/venv-latest/bin/pytest -q -s "${@/#/tests/e2e/}"; }
 
 parts=("$@")
 case ${1:-} in
---list) sed -n '2,26s/^# \{0,1\}//p' "$0"; exit ;;
+--list) sed -n '2,27s/^# \{0,1\}//p' "$0"; exit ;;
 '') parts=("${ALL[@]}") ;;
 esac
 for part in "${parts[@]}"; do

@@ -28,6 +28,7 @@ import sys
 import termios
 import threading
 import time
+import warnings
 
 os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
 # Else plotly asks for a browser, or leaves out the figure's own format.
@@ -99,6 +100,12 @@ class Interrupts:
     @staticmethod
     def ignore():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @classmethod
+    def end_children(cls):
+        """What the code forks ends at an interrupt, as other programs that it starts; unless the code listens itself."""
+        if signal.getsignal(signal.SIGINT) == cls.handle:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     @classmethod
     def handle(cls, *_):
@@ -254,7 +261,10 @@ def chart_of(value):
         return None
     from e2b_charts import chart_figure_to_dict
 
-    return encode(chart_figure_to_dict(value) or {})
+    # It complains of numbers that are numpy's, which are no business of the code's.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return encode(chart_figure_to_dict(value) or {})
 
 
 def plain_json_of(value):
@@ -504,6 +514,7 @@ def kernel(shell, connection, directory):
     gc.unfreeze()
     Interrupts.ignore()
     shell.process = os.getpid()
+    os.register_at_fork(after_in_child=Interrupts.end_children)
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     sys.stdout = sys.__stdout__ = Stream(1, "<stdout>")
     sys.stderr = sys.__stderr__ = Stream(2, "<stderr>")

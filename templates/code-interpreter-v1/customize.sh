@@ -11,6 +11,10 @@ started=$(mktemp)
 mkdir "$root/mnt/wheels"
 mount --bind "$SOULBOX_WHEELS" "$root/mnt/wheels"
 chroot "$root" sh -c 'exec python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir /mnt/wheels/*.whl'
+# That of opencv_python is linked with a screen's libraries, which are not here. Both packages have the same names, so this one has to
+# be the last; then the other's libraries are for nobody.
+chroot "$root" sh -c 'exec python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --force-reinstall /mnt/wheels/opencv_python_headless-*.whl'
+rm -rf "$packages/opencv_python.libs"
 umount "$root/mnt/wheels"
 rmdir "$root/mnt/wheels"
 # Tests of the libraries themselves, which no program imports.

@@ -4,9 +4,8 @@
 #
 #   SOULBOX_BINARY, SOULBOX_DATA_DIR   which server, on which data
 #   tests/compat/run.sh [--generation old|latest] [PART...]
-#                                      only these: quickstart tls node python runtimes browser; and
-#                                      interpreter, which runs only when named: it needs the template
-#                                      code-interpreter-v1
+#                                      only these: quickstart tls node python runtimes browser interpreter
+#   INTERPRETER_TEMPLATE               for interpreter, which template [default: code-interpreter-slim, built here]
 #
 # The quickstarts run with both generations of the packages always; the suites with the latest, or with the older one
 # when that is asked for. The runtimes and the browser have the latest only.
@@ -32,8 +31,14 @@ if [ "${1-}" = --generation ]; then
     shift 2 || { echo 'error: --generation needs old or latest' >&2; exit 2; }
 fi
 case $generation in
-latest) venv=.cache/venv-latest node=.cache/node-latest ;;
-old) venv=.cache/venv-245 node=.cache/node-245 ;;
+latest)
+    venv=.cache/venv-latest node=.cache/node-latest
+    interpreter_venv=.cache/venv-interpreter interpreter_node=.cache/node-interpreter
+    ;;
+old)
+    venv=.cache/venv-245 node=.cache/node-245
+    interpreter_venv=.cache/venv-interpreter-291 interpreter_node=.cache/node-interpreter-271
+    ;;
 *) echo "error: there is no generation $generation, only old and latest" >&2; exit 2 ;;
 esac
 
@@ -99,10 +104,10 @@ by_url() {
     fi
     if wanted runtimes; then clients "Node 20 and 22, Bun, Deno" runtimes; fi
     if wanted browser; then clients "a browser" browser; fi
-    if [[ " ${parts[*]} " == *" interpreter "* ]]; then
-        part "code interpreter, Python" .cache/venv-interpreter/bin/pytest -q tests/compat/interpreter
-        part "code interpreter, JavaScript" node_script .cache/node-interpreter tests/compat/interpreter/sandbox.test.mjs \
-            --test --test-reporter=spec
+    if wanted interpreter; then
+        part "code interpreter, Python, $generation" "$interpreter_venv/bin/pytest" -q -rs tests/compat/interpreter
+        part "code interpreter, JavaScript, $generation" node_script "$interpreter_node" \
+            tests/compat/interpreter/sandbox.test.mjs --test --test-reporter=spec
     fi
     server_stop || failed+=("the server did not give everything back")
 }
@@ -170,15 +175,19 @@ if [ "${1-}" = inside ]; then
 fi
 
 parts=("$@")
-if [ ${#parts[@]} = 0 ] && [ "$generation" = old ]; then parts=(quickstart tls node python); fi
+if [ ${#parts[@]} = 0 ] && [ "$generation" = old ]; then parts=(quickstart tls node python interpreter); fi
 for named in "${parts[@]}"; do
     case $named in
-    quickstart | tls | node | python) ;;
-    runtimes | browser | interpreter) [ "$generation" = latest ] || { echo "error: $named have the latest packages only" >&2; exit 2; } ;;
+    quickstart | tls | node | python | interpreter) ;;
+    runtimes | browser) [ "$generation" = latest ] || { echo "error: $named have the latest packages only" >&2; exit 2; } ;;
     *) echo "error: there is no part $named" >&2; exit 2 ;;
     esac
 done
 mkdir -p "$work"
+export INTERPRETER_TEMPLATE=${INTERPRETER_TEMPLATE:-code-interpreter-slim}
+if wanted interpreter && [ "$INTERPRETER_TEMPLATE" = code-interpreter-slim ]; then
+    "$binary" template build templates/code-interpreter-slim --data-dir "$data"
+fi
 if wanted tls; then (trap finish EXIT; by_domain && [ ${#failed[@]} = 0 ]) || failed+=("by E2B_DOMAIN"); fi
 if wanted quickstart || wanted node || wanted python || wanted runtimes || wanted browser || wanted interpreter; then by_url; fi
 

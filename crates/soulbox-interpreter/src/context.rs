@@ -128,6 +128,8 @@ enum Left {
     Idle,
     Busy,
     Dead,
+    /// Dead, and the code has not begun.
+    DeadBefore,
 }
 
 impl Owner {
@@ -190,30 +192,42 @@ impl Owner {
         if execution.lines.is_closed() {
             return std::ops::ControlFlow::Continue(());
         }
-        let mut kernel = match self.kernel.take() {
-            Some(kernel) => kernel,
-            None => match self.launch().await {
-                Ok(kernel) => kernel,
-                Err(error) => {
-                    not_started(&execution, &error).await;
-                    return std::ops::ControlFlow::Continue(());
+        let mut again = true;
+        let (kernel, left) = loop {
+            let mut kernel = match self.kernel.take() {
+                Some(kernel) => kernel,
+                None => match self.launch().await {
+                    Ok(kernel) => kernel,
+                    Err(error) => {
+                        not_started(&execution, &error).await;
+                        return std::ops::ControlFlow::Continue(());
+                    }
+                },
+            };
+            let performing = async {
+                match perform(&mut kernel, &execution).await {
+                    Left::Busy => interrupted(&mut kernel, &self.waiting).await,
+                    left => left,
                 }
-            },
-        };
-        let performing = async {
-            match perform(&mut kernel, &execution).await {
-                Left::Busy => interrupted(&mut kernel, &self.waiting).await,
-                left => left,
+            };
+            let left = tokio::select! {
+                left = performing => left,
+                order = self.ordered.recv() => {
+                    drop(kernel);
+                    let Some(order) = order else { return std::ops::ControlFlow::Break(()) };
+                    restarted(&execution).await;
+                    return self.obey(order).await;
+                }
+            };
+            // It was killed while it was idle, and not noticed before: nothing was executed yet, so another can.
+            if left == Left::DeadBefore && again {
+                again = false;
+                continue;
             }
-        };
-        let left = tokio::select! {
-            left = performing => left,
-            order = self.ordered.recv() => {
-                drop(kernel);
-                let Some(order) = order else { return std::ops::ControlFlow::Break(()) };
+            if left == Left::DeadBefore {
                 restarted(&execution).await;
-                return self.obey(order).await;
             }
+            break (kernel, left);
         };
         if left == Left::Idle {
             self.kernel = Some(kernel);
@@ -243,7 +257,7 @@ async fn perform(kernel: &mut Kernel, execution: &Execution) -> Left {
     tokio::select! {
         sent = kernel.execute(&request) => {
             if sent.is_err() {
-                return died(&mut Output::new(&execution.lines)).await;
+                return Left::DeadBefore;
             }
         }
         // A request that is half sent cannot be taken back.
@@ -308,7 +322,11 @@ async fn perform(kernel: &mut Kernel, execution: &Execution) -> Left {
             Event::Message(Message::Ready | Message::Failed { .. } | Message::Output { .. }) => {
                 Ok(())
             }
-            Event::Died => return died(&mut output).await,
+            Event::Died if !counted => return Left::DeadBefore,
+            Event::Died => {
+                say_restarted(&mut output).await;
+                return Left::Dead;
+            }
         };
         if passed == Err(Gone) {
             return Left::Busy;
@@ -323,11 +341,6 @@ fn error_line(error: &KernelError) -> Bytes {
         traceback: &error.traceback,
     }
     .bytes()
-}
-
-async fn died(output: &mut Output<'_>) -> Left {
-    say_restarted(output).await;
-    Left::Dead
 }
 
 async fn restarted(execution: &Execution) {

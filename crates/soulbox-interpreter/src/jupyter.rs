@@ -20,10 +20,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use zeromq::{DealerSocket, Socket as _, SocketRecv as _, SocketSend as _, SubSocket, ZmqError};
 
@@ -61,6 +61,8 @@ pub enum JupyterError {
     Wait(#[source] io::Error),
     #[error("the kernel ended: {0}")]
     Ended(ExitStatus),
+    #[error("the kernel ended before it answered ({status}): {said}")]
+    EndedEarly { status: ExitStatus, said: String },
     #[error("cannot speak with the kernel")]
     Socket(#[from] ZmqError),
     #[error(transparent)]
@@ -199,12 +201,20 @@ impl Kernel {
             .map_err(failed)?;
         let read = Temporary(file);
         let mut process = spawn(&spec, &read.0)?;
+        let mut complaints = process.stderr.take();
         let mut session = Session::new(id, key);
-        let connecting = connect(&mut session, [shell, output, control]);
         let (shell, output, control) = tokio::select! {
-            connected = connecting => connected?,
-            status = process.wait() => return Err(JupyterError::Ended(status.map_err(JupyterError::Wait)?)),
+            connected = connect(&mut session, [shell, output, control]) => connected?,
+            (status, said) = ended(&mut process, complaints.as_mut()) => {
+                let status = status.map_err(JupyterError::Wait)?;
+                return Err(JupyterError::EndedEarly { status, said });
+            }
         };
+        // A kernel tells what code writes in messages; what it writes itself is for the log of a server, and there is none. The
+        // task ends with the pipe.
+        if let Some(mut rest) = complaints {
+            tokio::spawn(async move { tokio::io::copy(&mut rest, &mut tokio::io::sink()).await });
+        }
         Ok(Self {
             spec,
             process,
@@ -433,6 +443,24 @@ async fn connect(
     Ok((asking, hearing, ordering))
 }
 
+/// The end of a kernel that starts, and the last of what it complained of.
+async fn ended(
+    process: &mut Child,
+    complaints: Option<&mut ChildStderr>,
+) -> (io::Result<ExitStatus>, String) {
+    let mut said = Vec::new();
+    if let Some(complaints) = complaints {
+        let mut piece = [0; 4096];
+        // At the end of the pipe, or at an error of it, the kernel is as good as gone.
+        while let Ok(length @ 1..) = complaints.read(&mut piece).await {
+            said.extend_from_slice(&piece[..length]);
+            said.drain(..said.len().saturating_sub(piece.len()));
+        }
+    }
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    (process.wait().await, said)
+}
+
 fn spawn(spec: &Kernelspec, file: &Path) -> Result<Child, JupyterError> {
     let mut line = spec.command(file);
     let apart = spec.interrupts_by_message() && Path::new(SETPRIV).exists();
@@ -448,6 +476,8 @@ fn spawn(spec: &Kernelspec, file: &Path) -> Result<Child, JupyterError> {
         .args(&line[1..])
         .envs(&spec.env)
         .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
     if apart {
         command.process_group(0);

@@ -106,6 +106,15 @@ pub(crate) fn connection() -> Result<(Connection, Ends), KernelFault> {
     Ok((connection, ends))
 }
 
+/// Of the connection with a kernel.
+#[derive(Debug, PartialEq, Eq)]
+enum Received {
+    Something,
+    Nothing,
+    /// Nothing more will come.
+    End,
+}
+
 /// Kills its process group when dropped.
 #[derive(Debug)]
 pub(crate) struct Kernel {
@@ -223,6 +232,10 @@ impl Kernel {
                     return event;
                 }
                 self.reads_before = 0;
+                if self.pending.is_none() {
+                    // Said before it died.
+                    self.pending = self.take_message().ok().flatten();
+                }
                 return self.pending.take().map_or(Event::Died, Event::from);
             }
             match self.take_message() {
@@ -250,12 +263,15 @@ impl Kernel {
                     }
                 }
                 ready = self.control.readable() => {
-                    if ready.is_err() || !self.receive() {
+                    if ready.is_err() || self.receive() == Received::End {
                         self.kill();
                         self.dead = true;
                     }
                 }
-                _ = self.pidfd.readable() => self.dead = true,
+                _ = self.pidfd.readable() => {
+                    while self.receive() == Received::Something {}
+                    self.dead = true;
+                }
             }
         }
     }
@@ -276,16 +292,16 @@ impl Kernel {
         read(&mut self.stderr).map(Event::Stderr)
     }
 
-    /// False at the end of the connection.
-    fn receive(&mut self) -> bool {
+    fn receive(&mut self) -> Received {
         if self.received.len() > LARGEST_MESSAGE {
-            return false;
+            return Received::End;
         }
         self.received.reserve(PIECE);
         match self.control.try_read_buf(&mut self.received) {
-            Ok(0) => false,
-            Ok(_) => true,
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+            Ok(0) => Received::End,
+            Ok(_) => Received::Something,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Nothing,
+            Err(_) => Received::End,
         }
     }
 

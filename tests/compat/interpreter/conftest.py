@@ -1,22 +1,49 @@
 """Fixtures of the code interpreter's suite: the official package against the server of E2B_API_URL and E2B_SANDBOX_URL.
 
-The data dir has the template `code-interpreter-v1`, which is what the package asks for by itself.
+The data dir has the template that INTERPRETER_TEMPLATE names, else `code-interpreter-v1`, which is what the package asks for by itself.
 """
 
 import http.client
 import json
 import os
 import urllib.parse
+from threading import Thread
 
 import pytest
 from e2b_code_interpreter import Sandbox
+
+# Absent: whatever the package asks for.
+TEMPLATE = os.environ.get("INTERPRETER_TEMPLATE")
 
 
 @pytest.fixture(scope="module")
 def sandbox():
     """One sandbox for the tests of a module that only use it."""
-    with Sandbox.create(timeout=600) as made:
+    with Sandbox.create(TEMPLATE, timeout=600) as made:
         yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def silent(request):
+    """Starts a cell that says nothing for 70 s, if a test asks for it; called, it waits for the end. Longer than many a proxy lets a connection be silent."""
+    answers = []
+    if not any("silent" in item.fixturenames and "ci_025" in item.name for item in request.session.items):
+        yield None
+        return
+
+    def run() -> None:
+        with Sandbox.create(TEMPLATE, timeout=600) as sandbox:
+            answers.append(sandbox.run_code("import time; time.sleep(70); 7", timeout=0))
+
+    running = Thread(target=run, daemon=True)
+    running.start()
+
+    def wait() -> list:
+        running.join(100)
+        return answers
+
+    yield wait
+    running.join(100)
 
 
 @pytest.fixture
@@ -25,7 +52,7 @@ def own():
     made = []
 
     def make(**options) -> Sandbox:
-        made.append(Sandbox.create(**({"timeout": 300} | options)))
+        made.append(Sandbox.create(TEMPLATE, **({"timeout": 300} | options)))
         return made[-1]
 
     yield make

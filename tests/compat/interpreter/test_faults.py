@@ -3,7 +3,9 @@
 import json
 import time
 
+import pytest
 from conftest import Port
+from e2b import SandboxException, TimeoutException
 
 
 def until_it_answers(sandbox, within: float) -> float:
@@ -113,3 +115,109 @@ def test_output_of_an_endless_loop_is_bounded(sandbox):
     assert heard > 10 << 20
     assert sandbox.run_code("1+1", context=context, timeout=30).text == "2"
     sandbox.remove_code_context(context)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os._exit(1)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+        "import ctypes; ctypes.string_at(1)",
+        "import sys; sys.setrecursionlimit(10**9)\ndef f(): return [*map(lambda _: f(), [1])]\nf()",
+        "import os; os.closerange(3, 256)",
+        "import os; os.abort()",
+        "exit()",
+        "import os, time; os.kill(os.getppid(), 9); time.sleep(60)",
+    ],
+)
+def test_code_that_ends_its_kernel(sandbox, code):
+    execution = sandbox.run_code(code)
+    assert (execution.error.name, execution.error.value) == ("ContextRestarting", "Context was restarted")
+    start = time.monotonic()
+    assert sandbox.run_code("1+1").text == "2"
+    # Five times the figure.
+    assert time.monotonic() - start < 2 * 5
+
+
+@pytest.mark.parametrize(
+    "code, shown",
+    [
+        ("import sys\nclass Odd:\n    def write(self, text): raise OSError('full')\nsys.stdout = Odd()\nprint(1)", "OSError"),
+        ("import threading, time\nfor _ in range(200): threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()", None),
+        ("import os, sys; sys.stdin.close(); sys.stderr.close(); sys.stdout.close(); os.close(2)", None),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+        ("import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)", None),
+        ("del __builtins__", None),
+        ("class Bad:\n    def __repr__(self): raise ValueError('no')\nBad()", "ValueError"),
+        ("def f(): f()\nf()", "RecursionError"),
+        ("get_ipython().display_formatter = None", None),
+    ],
+)
+def test_code_that_spoils_its_kernel(own_context, sandbox, code, shown):
+    execution = sandbox.run_code(code, context=own_context)
+    assert (execution.error and execution.error.name) == shown
+    start = time.monotonic()
+    # What was spoiled stays so, but there is an answer.
+    assert sandbox.run_code("2 + 2; 40 + 2", context=own_context).execution_count > 0
+    assert time.monotonic() - start < 2 * 5
+    sandbox.restart_code_context(own_context)
+    assert sandbox.run_code("1+1", context=own_context).text == "2"
+
+
+@pytest.fixture(scope="module")
+def own_context(sandbox):
+    return sandbox.create_code_context()
+
+
+def test_code_of_fifty_megabytes(sandbox):
+    code = "long = '" + "x" * (50 << 20) + "'\nlen(long)"
+    assert sandbox.run_code(code).text == str(50 << 20)
+    # More than 64 MiB is refused, and read to its end, so that the client hears why.
+    with pytest.raises(SandboxException, match="413"):
+        sandbox.run_code("y" * (65 << 20))
+    assert sandbox.run_code("1+1").text == "2"
+
+
+def test_a_fork_bomb_in_a_cell(own):
+    sandbox = own()
+    with pytest.raises(TimeoutException):
+        sandbox.run_code("import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.1)", timeout=4)
+    start = time.monotonic()
+    assert sandbox.run_code("1+1", timeout=60).text == "2"
+    assert time.monotonic() - start < 2 * 5
+    assert sandbox.commands.run("echo alive").stdout == "alive\n"
+
+
+def test_what_a_cell_forks_is_no_second_kernel(sandbox):
+    code = "import os\npid = os.fork()\nif pid == 0:\n    display('child')\nelse:\n    os.waitpid(pid, 0)\npid > 0"
+    execution = sandbox.run_code(code)
+    assert execution.text == "True" and "child" in "".join(execution.logs.stdout)
+    assert [sandbox.run_code(f"{n} * 2").text for n in range(3)] == ["0", "2", "4"]
+    pool = "import multiprocessing\nwith multiprocessing.Pool(2) as pool: print(pool.map(abs, [-1, -2]))"
+    assert sandbox.run_code(pool).logs.stdout == ["[1, 2]\n"]
+
+
+def test_an_interrupt_in_the_middle_of_a_result(sandbox):
+    """A client that goes away while large results are on their way leaves whole lines and the state."""
+    sandbox.run_code("kept = 5")
+    for _ in range(3):
+        with pytest.raises(TimeoutException):
+            sandbox.run_code("from IPython.display import HTML\nwhile True: display(HTML('y' * 5_000_000))", timeout=1)
+        assert sandbox.run_code("kept").text == "5"
+
+
+def test_threads_that_display_at_once(sandbox):
+    code = """
+import threading
+from IPython.display import HTML
+def show(letter): [display(HTML(letter * 300_000)) for _ in range(5)]
+threads = [threading.Thread(target=show, args=(letter,)) for letter in 'abcd']
+[each.start() for each in threads]; [each.join() for each in threads]
+'end'
+"""
+    execution = sandbox.run_code(code)
+    assert execution.text == "end"
+    shown = [result.html for result in execution.results if result.html]
+    assert sorted(page[0] for page in shown) == sorted("abcd" * 5)
+    assert all(page == page[0] * 300_000 for page in shown), "no line was torn"

@@ -164,3 +164,18 @@ def test_ci_017_many_executions_on_one_connection(port):
     # Five times the figure.
     assert sorted(took)[500] < 0.05
     connection.close()
+
+
+def test_sdk_16_contexts_without_the_token_of_the_daemon(own):
+    sandbox = own()
+    port = Port(sandbox)
+    made = json.loads(port.ask("POST", "/contexts", {"language": "python"})[2])
+    assert port.ask("GET", "/contexts")[0] == 200
+    assert port.ask("POST", f"/contexts/{made['id']}/restart")[0] == 200
+    assert port.ask("DELETE", f"/contexts/{made['id']}")[0] == 200
+    # The daemon's own port does ask for it.
+    daemon = port.to | {"E2b-Sandbox-Port": "49983"}
+    connection = port.connection()
+    connection.request("GET", "/files?path=/etc/hostname", headers=daemon)
+    assert connection.getresponse().status == 401
+    connection.close()
