@@ -374,7 +374,7 @@ def test_links_holes_and_attributes_are_copied(server, named, tmp_path):
     assert seen == ["2", "2", "0", str(1 << 30), "bound cap_net_bind_service=ep", "kept", ""], seen
 
 
-@pytest.mark.parametrize("count", [100_000 if "SOULBOX_LONG_TESTS" in os.environ else 20_000])
+@pytest.mark.parametrize("count", [100_000 if "SOULBOX_LONG_TESTS" in os.environ else 5_000])
 def test_many_small_files(server, named, count):
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz", compresslevel=1) as tar:

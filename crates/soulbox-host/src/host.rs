@@ -185,6 +185,8 @@ impl<R: Runtime> Host<R> {
                     );
                     records.delete(&record.sandbox_id);
                 }
+                // So is this one: the front that builds with it has ended with the agent.
+                Some(_) if record.step => records.delete(&record.sandbox_id),
                 Some(running) => adopted.push((record, running)),
                 None => {
                     tracing::info!(
@@ -689,6 +691,7 @@ impl<R: Runtime> Inner<R> {
         let created = Created {
             started_at: record.started_at,
             init_secret: made.init_secret,
+            restored: made.guests.is_some(),
         };
         let (machine, mut effects, waiting) = self
             .leave_starting(&sandbox_id, lifecycle::Event::Started)
@@ -721,7 +724,7 @@ impl<R: Runtime> Inner<R> {
         request: Create,
         origin: Origin,
     ) -> Result<(Record, Made<R>, OwnedFd), HostError> {
-        let basis = origin.basis();
+        let mut basis = origin.basis();
         let booted = self.take_booted(&request);
         let (made, envd) = match booted {
             Some(Booted { made, envd }) => (made, envd),
@@ -741,10 +744,11 @@ impl<R: Runtime> Inner<R> {
                 }
                 let inner = Arc::clone(&self);
                 let limits = limits_of(&request);
-                let made = spawn_blocking(move || inner.make_from(&origin, &limits)).await;
-                let made = made
+                let made = spawn_blocking(move || inner.make_started(&origin, &limits)).await;
+                let (made, of) = made
                     .map_err(|error| failed(&error))?
                     .map_err(|error| failure(&error))?;
+                basis = of;
                 match self
                     .workshop
                     .runtime

@@ -510,7 +510,7 @@ pub enum HostErrorKind {
     Unsupported,
     /// The snapshot cannot be made, for the reason in the message; the sandbox goes on.
     CannotSave,
-    /// There is no snapshot and the sandbox is ended, since its processes may be damaged; the message says by what.
+    /// The sandbox is being ended, since its processes may be damaged; after a save, the message says by what.
     Lost,
     /// No such snapshot here.
     SnapshotMissing,

@@ -66,7 +66,7 @@ impl RpcHosts {
             return Err(unexpected());
         };
         let socket = connected(descriptors).map_err(HostFailure::Init)?;
-        let init = introduction(sandbox).map_err(HostFailure::Init)?;
+        let init = introduction(sandbox, created.restored).map_err(HostFailure::Init)?;
         let initialised =
             tokio::time::timeout(INIT_WITHIN, initialise(socket, &init, &created.init_secret));
         match initialised.await {
@@ -77,35 +77,6 @@ impl RpcHosts {
                 "no answer within {} s",
                 INIT_WITHIN.as_secs()
             ))),
-        }
-    }
-
-    /// Begins a sandbox from the snapshot that its build has ended with; `None`: there is none, or this host has no use for it.
-    async fn started(
-        &self,
-        sandbox: &HostCreate,
-    ) -> Result<Option<(host::Created, Upstream)>, HostFailure> {
-        let Some(snapshot) = self.startups.snapshot(sandbox).await else {
-            return Ok(None);
-        };
-        let sandbox = HostCreate {
-            snapshot: Some(snapshot),
-            ..sandbox.clone()
-        };
-        match self.begin(&sandbox, HostRequest::Create).await {
-            Ok(begun) => Ok(Some(begun)),
-            // Nothing is left of these.
-            Err(
-                failure @ (HostFailure::Unsupported(_)
-                | HostFailure::SnapshotMissing
-                | HostFailure::SnapshotRefused(_)
-                | HostFailure::Failed(_)),
-            ) => {
-                let (sandbox_id, error) = (&sandbox.sandbox_id, crate::failure::chain(&failure));
-                tracing::warn!(%sandbox_id, error, "the snapshot of a build is not used, its start command is run");
-                Ok(None)
-            }
-            Err(failure) => Err(failure),
         }
     }
 
@@ -120,18 +91,12 @@ impl RpcHosts {
 #[async_trait]
 impl Hosts for RpcHosts {
     async fn create(&self, sandbox: &HostCreate) -> Result<Started, HostFailure> {
-        let (created, upstream) = match self.started(sandbox).await? {
-            Some(begun) => begun,
-            None => {
-                let begun = self.begin(sandbox, HostRequest::Create).await?;
-                // Programs that are restored run already.
-                if !goes_on(sandbox) {
-                    let started = self.startups.start(sandbox).await;
-                    started.map_err(HostFailure::Init)?;
-                }
-                begun
-            }
-        };
+        let (created, upstream) = self.begin(sandbox, HostRequest::Create).await?;
+        // Programs that are restored run already.
+        if !created.restored {
+            let started = self.startups.start(sandbox).await;
+            started.map_err(HostFailure::Init)?;
+        }
         if let Some(ingress) = self.ingress.get() {
             ingress.park(&sandbox.sandbox_id, ENVD_PORT, upstream);
         }
@@ -332,12 +297,9 @@ fn command(sandbox: &HostCreate) -> host::Create {
 }
 
 /// What envd is told first.
-fn introduction(sandbox: &HostCreate) -> Result<InitRequest, String> {
-    // A boot begins with random numbers of its own.
-    let is_copy = sandbox
-        .snapshot
-        .as_ref()
-        .is_some_and(|it| it.memory && it.is_copy);
+fn introduction(sandbox: &HostCreate, restored: bool) -> Result<InitRequest, String> {
+    // A boot begins with random numbers of its own. What nobody wanted from a snapshot is restored from its build's, as many others are.
+    let is_copy = restored && sandbox.snapshot.as_ref().is_none_or(|it| it.is_copy);
     let generation = is_copy.then(generation).transpose()?;
     Ok(InitRequest {
         generation,

@@ -1,5 +1,5 @@
-//! Start commands of templates: what a new sandbox runs before its creator hears of it. Where the build could end with a snapshot, they run in
-//! that already.
+//! Start commands of templates: what a new sandbox runs before its creator hears of it. Where its build could end with a snapshot, they run
+//! in it already.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use soulbox_builder::bench::Command;
 use soulbox_builder::ready::{Pace, until_ready};
-use soulbox_control::{FromSnapshot, HostCreate};
+use soulbox_control::HostCreate;
 use soulbox_wire::host::{Inherited, Reply, Request};
 use tokio::sync::mpsc;
 
@@ -74,21 +74,6 @@ impl Startups {
         );
         let (outcome, ()) = tokio::join!(readying, drain);
         outcome.map_err(|error| error.to_string())
-    }
-
-    /// The snapshot that a sandbox begins from in which its build's start command runs already.
-    pub(super) async fn snapshot(&self, sandbox: &HostCreate) -> Option<FromSnapshot> {
-        if sandbox.snapshot.is_some() {
-            return None;
-        }
-        // What cannot be told now is told where the command is to be run.
-        let inherited = self.of(sandbox.build_id.as_str()).await.ok()?;
-        let snapshot_id = inherited.started.clone()?;
-        Some(FromSnapshot {
-            snapshot_id,
-            memory: true,
-            is_copy: true,
-        })
     }
 
     async fn of(&self, build_id: &str) -> Result<Arc<Inherited>, String> {

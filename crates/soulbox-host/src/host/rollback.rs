@@ -121,6 +121,7 @@ impl<R: Runtime> Inner<R> {
         let created = Created {
             started_at: crate::clock::now().0,
             init_secret: made.init_secret.clone(),
+            restored: made.guests.is_some(),
         };
         let own = &self.settings.guests;
         let guests = made.guests.clone().unwrap_or_else(|| own.clone());

@@ -27,6 +27,8 @@ pub(super) struct Origin {
     snapshot: Option<Snapshot>,
     /// Its processes go on.
     memory: Option<Memory>,
+    /// What it begins from instead, where that can be used: the snapshot that its build has ended with.
+    started: Option<Box<Origin>>,
 }
 
 impl Origin {
@@ -119,12 +121,30 @@ impl<R: Runtime> Inner<R> {
     /// What a sandbox begins from: a template, a list of layers, or a snapshot.
     pub(super) async fn origin_of(&self, request: &Create) -> Result<Origin, HostError> {
         match &request.snapshot {
-            None => Ok(Origin {
-                template: self.root_of(request).await?,
-                snapshot: None,
-                memory: None,
-            }),
+            None => {
+                let template = self.root_of(request).await?;
+                Ok(Origin {
+                    started: self.started(request, &template).await,
+                    template,
+                    snapshot: None,
+                    memory: None,
+                })
+            }
             Some(from) => self.saved(request, from).await,
+        }
+    }
+
+    async fn started(&self, request: &Create, template: &TemplateManifest) -> Option<Box<Origin>> {
+        let from = FromSnapshot {
+            snapshot_id: template.inherited.started.clone()?,
+            memory: true,
+        };
+        match self.saved(request, &from).await {
+            Ok(origin) => Some(Box::new(origin)),
+            Err(error) => {
+                tracing::warn!(build_id = request.build_id, %error, "the snapshot of a build is not used");
+                None
+            }
         }
     }
 
@@ -184,6 +204,7 @@ impl<R: Runtime> Inner<R> {
             template: template(request, &manifest, layers.map_err(|error| failed(&error))?),
             snapshot: Some(snapshot),
             memory,
+            started: None,
         })
     }
 
@@ -206,6 +227,25 @@ impl<R: Runtime> Inner<R> {
         }
         let name = snapshot_id.to_owned();
         self.with_copies(move |copies| copies.fetch(&name)).await
+    }
+
+    /// A sandbox from the snapshot that its build has ended with, or as its origin wants it, and what its root is made of. Blocks.
+    pub(super) fn make_started(
+        &self,
+        origin: &Origin,
+        limits: &Limits,
+    ) -> Result<(Made<R>, RootBasis), MakeError> {
+        if let Some(started) = &origin.started {
+            match self.make_from(started, limits) {
+                Ok(made) => return Ok((made, started.basis())),
+                // Nothing is left of these, and whoever asked can start the programs.
+                Err(error @ (MakeError::Refused { .. } | MakeError::Restore { .. })) => {
+                    tracing::warn!(error = %chain(&error), "the snapshot of a build is not used");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((self.make_from(origin, limits)?, origin.basis()))
     }
 
     /// A sandbox as its origin wants it. Blocks.

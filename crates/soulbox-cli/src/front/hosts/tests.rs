@@ -39,6 +39,7 @@ impl Handler for Agent {
                     Ok(Reply::Created(Created {
                         started_at: 7,
                         init_secret: SECRET.to_owned(),
+                        restored: false,
                     })),
                     vec![socket.into()],
                 )
