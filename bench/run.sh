@@ -20,7 +20,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 # As many slots as the largest burst, so that it meets the path that is measured.
 export BENCH_WARM=64
-server_start "$binary" "$data" "$data/bench.log" --warm "$BENCH_WARM"
+server_start "$binary" "$data" "$data/bench.log" --warm "$BENCH_WARM" --store "$data/store"
 export BENCH_AGENT=$server_pid
 exports=$(server_env)
 eval "$exports"

@@ -29,10 +29,16 @@ def warm_connection() -> None:
     call(API, "GET", "/health", None, {})
 
 
-def create(template: str = "base", timeout: int = 600) -> dict:
-    status, body = call(API, "POST", "/v2/sandboxes", json.dumps({"templateID": template, "timeout": timeout}).encode(), KEY)
-    assert status == 201, (status, body)
-    return json.loads(body)
+def create(template: str = "base", timeout: int = 600, **limits: int) -> dict:
+    """With `memoryMB` or other limits, where the template's are not to do."""
+    return ask("POST", "/v2/sandboxes", 201, {"templateID": template, "timeout": timeout, **limits})
+
+
+def ask(method: str, path: str, expected: int, body: dict | None = None):
+    """What the API answers."""
+    status, answer = call(API, method, path, None if body is None else json.dumps(body).encode(), KEY)
+    assert status == expected, (method, path, status, answer)
+    return json.loads(answer) if answer else None
 
 
 def kill(sandbox: dict) -> None:

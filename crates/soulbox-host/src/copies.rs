@@ -445,10 +445,11 @@ impl Split {
                     image.name
                 )));
             }
+            // As CRIU made it: some are opened by a CRIU that is already a user of the sandbox. Only root gets into the folder.
             let file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
-                .mode(0o600)
+                .mode(0o644)
                 .open(self.folder.join(&image.name))?;
             self.open = Some((file, image.bytes));
         }
