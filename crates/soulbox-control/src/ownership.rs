@@ -743,6 +743,10 @@ pub fn after_deadline(epoch: Epoch, answer: Option<&Result<(), HostFailure>>) ->
     match answer {
         Some(Ok(())) => Event::DeadlineTaken { epoch },
         Some(Err(HostFailure::NotFound)) => Event::Lost,
+        // The host has begun to end it, and not for its deadline.
+        Some(Err(HostFailure::Lost(_))) => Event::Kill {
+            cause: DeathCause::Lost,
+        },
         Some(Err(failure @ (HostFailure::NotLive | HostFailure::BeingPaused))) => {
             Event::DeadlineTooLate {
                 epoch,
@@ -789,6 +793,16 @@ mod tests {
             }
         }
         answers
+    }
+
+    #[test]
+    fn what_the_host_ends_as_damaged_has_not_expired() {
+        let answer = Err(HostFailure::Lost("CRIU ended".to_owned()));
+        let cause = DeathCause::Lost;
+        assert_eq!(
+            after_deadline(Epoch(1), Some(&answer)),
+            Event::Kill { cause }
+        );
     }
 
     #[test]

@@ -183,9 +183,15 @@ impl Control {
         team: &TeamRow,
         reference: &TemplateReference,
     ) -> Result<(), TemplateError> {
-        let template = self.own_untagged(team, reference).await?;
+        let template = self.owned(team, reference).await?;
         let id = &template.template_id;
         let shown = || reference.to_string();
+        // The packages delete a snapshot by the reference that they got for it. Where other tags are, that is not all of the template.
+        if let Some(tag) = &reference.tag
+            && self.catalog().history(id).iter().any(|it| it.tag != *tag)
+        {
+            return Err(TagError::NameHasTag.into());
+        }
         if self.is_installed(id) {
             return Err(TemplateError::Installed { reference: shown() });
         }

@@ -146,6 +146,8 @@ pub enum Answer {
     NotLive,
     /// As [`Answer::NotLive`]: it ends with its snapshot.
     BeingPaused,
+    /// As [`Answer::NotLive`]: it ends since a save may have damaged it.
+    Lost,
     /// Another snapshot of it is being made.
     Busy,
     NotFound,
@@ -367,6 +369,8 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             | Event::Save { .. },
         ) => vec![Effect::Answer(if machine.saved {
             Answer::BeingPaused
+        } else if machine.cause == Some(DeathCause::Lost) {
+            Answer::Lost
         } else {
             Answer::NotLive
         })],

@@ -534,6 +534,10 @@ pub(crate) fn answer_as_result(
             HostErrorKind::BeingPaused,
             format!("sandbox {sandbox_id} is being paused"),
         ),
+        Answer::Lost => (
+            HostErrorKind::Lost,
+            format!("sandbox {sandbox_id} is ending, since it may be damaged"),
+        ),
         Answer::Busy => (
             HostErrorKind::CannotSave,
             format!("a snapshot of sandbox {sandbox_id} is being made"),

@@ -141,6 +141,13 @@ fn a_failed_save_leaves_it_running_unless_it_was_harmed() {
         let (lost, effects) = play(machine, &[(2, Event::SaveFailed { harmed: true })]);
         assert_eq!(effects, [Effect::SaveFailed, Effect::Signal]);
         assert_eq!(lost.cause, Some(DeathCause::Lost));
+        // Whoever wants something of it then shall not take it for one whose time was over.
+        let deadline = Event::SetDeadline {
+            epoch: Epoch(3),
+            deadline: T0.plus_millis(90_000),
+        };
+        let (_, effects) = play(lost, &[(3, deadline)]);
+        assert_eq!(effects, [Effect::Answer(Answer::Lost)]);
     }
 }
 

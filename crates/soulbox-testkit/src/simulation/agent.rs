@@ -341,6 +341,7 @@ impl World<'_> {
                     (Answer::StaleEpoch, _) => Reply::Failed(HostFailure::StaleEpoch),
                     (Answer::NotLive, _) => Reply::Failed(HostFailure::NotLive),
                     (Answer::BeingPaused, _) => Reply::Failed(HostFailure::BeingPaused),
+                    (Answer::Lost, _) => Reply::Failed(HostFailure::Lost(String::new())),
                     (Answer::Busy, _) => Reply::Failed(HostFailure::CannotSave(String::new())),
                     (Answer::NotFound, _) => Reply::Failed(HostFailure::NotFound),
                 };
