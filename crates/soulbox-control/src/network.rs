@@ -199,7 +199,9 @@ impl Control {
             let told = self.hosts().set_egress(id, epoch, &egress);
             match tokio::time::timeout(within, told).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(HostFailure::NotFound | HostFailure::NotLive)) => return Err(missing(id)),
+                Ok(Err(
+                    HostFailure::NotFound | HostFailure::NotLive | HostFailure::BeingPaused,
+                )) => return Err(missing(id)),
                 // Another decision went out meanwhile; the next epoch is here or comes at once.
                 Ok(Err(HostFailure::StaleEpoch)) => tokio::task::yield_now().await,
                 Ok(Err(failure)) => return Err(SandboxError::Host(failure)),
