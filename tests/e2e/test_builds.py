@@ -279,12 +279,12 @@ def entry(name: str, **more) -> tarfile.TarInfo:
     return made
 
 
-def copied(server: Server, name: str, packed: bytes, source: str = ".") -> dict:
+def copied(server: Server, name: str, packed: bytes, source: str = ".", within: float = 120) -> dict:
     path = requested(server, name)
     step = {"type": "COPY", "args": [source, "/srv/copied/", "", ""], "filesHash": upload(server, path, packed)}
     found, said = ask(server, "POST", f"/v2{path}", {"fromImage": "e2bdev/base", "steps": [step]})
     assert found == 202, said
-    return ended(server, path, 120)
+    return ended(server, path, within)
 
 
 def test_archives_cannot_lead_out_of_their_step(server, named):
@@ -311,6 +311,7 @@ def test_archives_cannot_lead_out_of_their_step(server, named):
 
 
 @pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="unpacks 12 GB; SOULBOX_LONG_TESTS=1 asks for it")
+@pytest.mark.timeout(1200)
 def test_a_bomb_fills_nothing_but_its_step(server, named):
     """Twelve gigabytes of zeroes in twelve megabytes of archive: the quota of the step's sandbox ends it."""
     free = shutil.disk_usage(POOL).free
@@ -331,7 +332,7 @@ def test_a_bomb_fills_nothing_but_its_step(server, named):
     feeding.start()
     packed = packer.stdout.read()
     feeding.join()
-    outcome = copied(server, named(), packed)
+    outcome = copied(server, named(), packed, within=900)
     assert outcome["status"] == "error", outcome
     message = outcome["reason"]["message"]
     assert "No space left" in message or "quota exceeded" in message, message
@@ -374,6 +375,7 @@ def test_links_holes_and_attributes_are_copied(server, named, tmp_path):
     assert seen == ["2", "2", "0", str(1 << 30), "bound cap_net_bind_service=ep", "kept", ""], seen
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("count", [100_000 if "SOULBOX_LONG_TESTS" in os.environ else 5_000])
 def test_many_small_files(server, named, count):
     made = io.BytesIO()
@@ -383,13 +385,14 @@ def test_many_small_files(server, named, count):
             file.size = 5
             tar.addfile(file, io.BytesIO(b"hello"))
     name = named()
-    assert copied(server, name, made.getvalue(), "tree")["status"] == "ready"
+    assert copied(server, name, made.getvalue(), "tree", 400)["status"] == "ready"
     with Sandbox.create(name, timeout=60) as sandbox:
         found = sandbox.commands.run("find /srv/copied -type f | wc -l", timeout=60)
         assert int(found.stdout) == count
 
 
 @pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="writes 5 GB; SOULBOX_LONG_TESTS=1 asks for it")
+@pytest.mark.timeout(1200)
 def test_a_file_of_five_gigabytes(server, named):
     path = requested(server, named())
     begin(server, path, "head -c 5G /dev/urandom > ~/big && sha256sum < ~/big > ~/sum", "sha256sum < ~/big | cmp - ~/sum")

@@ -364,6 +364,7 @@ def test_ci_070_each_helper_waits(build, helper):
 
 
 @pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="waits for ten minutes; SOULBOX_LONG_TESTS=1 asks for it")
+@pytest.mark.timeout(900)
 def test_ci_070_never_ready(build):
     message = fails(build, lambda t: t.set_start_cmd("sleep 9999", "false"))
     assert "ready command timed out after 600s: 'false'" in message, message
