@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -286,10 +287,10 @@ impl Kernel {
     }
 
     fn written_already(&mut self) -> Option<Event> {
-        if let Some(bytes) = read(&mut self.stdout) {
+        if let Some(bytes) = read_now(&mut self.stdout) {
             return Some(Event::Stdout(bytes));
         }
-        read(&mut self.stderr).map(Event::Stderr)
+        read_now(&mut self.stderr).map(Event::Stderr)
     }
 
     fn receive(&mut self) -> Received {
@@ -374,6 +375,23 @@ fn read(pipe: &mut Option<pipe::Receiver>) -> Option<Vec<u8>> {
             Some(bytes)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        _ => {
+            *pipe = None;
+            None
+        }
+    }
+}
+
+/// As [`read`], but of the pipe itself: the runtime may not have heard yet of what was written before a message that it has
+/// handed over already, and would say that nothing is there.
+fn read_now(pipe: &mut Option<pipe::Receiver>) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; PIECE];
+    match rustix::io::read(pipe.as_ref()?, &mut bytes) {
+        Ok(length) if length > 0 => {
+            bytes.truncate(length);
+            Some(bytes)
+        }
+        Err(Errno::AGAIN | Errno::INTR) => None,
         _ => {
             *pipe = None;
             None

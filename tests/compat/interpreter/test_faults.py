@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import Port
@@ -93,6 +94,15 @@ def test_a_cell_that_closes_its_output(sandbox):
 def test_bytes_that_are_no_text(sandbox):
     execution = sandbox.run_code(r"import os; os.write(1, b'a\xff\xe2\x82\xac\n'); None")
     assert execution.logs.stdout == ["a\ufffd\u20ac\n"]
+
+
+@pytest.mark.parametrize("language, code", [("bash", "echo {}"), ("js", "console.log({})")])
+def test_each_execution_has_its_own_output(port, language, code):
+    """What is written just before the end is not lost, nor taken for that of the next execution, which waits already."""
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda number: port.lines(code.format(number), language=language), range(500)))
+    heard = ["".join(line["text"] for line in lines if line["type"] == "stdout") for lines in answers]
+    assert heard == [f"{number}\n" for number in range(500)]
 
 
 def test_output_of_an_endless_loop_is_bounded(sandbox):
