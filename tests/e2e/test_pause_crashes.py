@@ -210,3 +210,28 @@ def test_a_kill_amid_a_pause_loses_nothing_silently():
         held.sandbox.kill()
     finally:
         server.end()
+
+
+@pytest.mark.timeout(120)
+def test_a_criu_that_ends_while_it_holds_processes_is_told(server: Server):
+    """Also when all is written: it has left the connections within in a state in which they cannot be used."""
+    for operation, name in ((pause, "pause-*"), (snapshot, "snap-*")):
+        held = begun(server)
+        folder = server.data / "pool/snapshots"
+        earlier = set(folder.glob(f"{name}/upper"))
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(operation, held.sandbox)
+            # The files are copied when the memory is written.
+            until("its files are copied", lambda: set(folder.glob(f"{name}/upper")) - earlier or asked.done(), 60)
+            pid = criu(server)
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+            failure = asked.exception(110)
+        became = outcome(server, held)
+        print(f"{operation.__name__}: {'killed' if pid else 'it was done by then'}, {became}, {failure}")
+        if failure:
+            assert became == "lost" and "was lost while it was being saved" in str(failure)
+        else:
+            assert became == ("paused" if operation is pause else "running")
+            held.sandbox.kill()
+        tidy(server, held)

@@ -127,10 +127,11 @@ impl Native {
             // A kill reaches what CRIU holds only when CRIU is gone; afterwards the end is CRIU's own work.
             let response =
                 match session.receive_while(&|| all_is_written || !is_ending(running.pid)) {
-                    // What is left is to let the tree go, or to end it: the kernel lets go of what a dead CRIU held, and the caller
-                    // ends what is to end.
-                    Err(CriuError::Ended | CriuError::TimedOut(_)) if all_is_written => {
-                        return copied.map_err(CheckpointError::Copy);
+                    // It had heard that all was copied, and what is left of the tree is ended by the caller.
+                    Err(CriuError::Ended | CriuError::TimedOut(_))
+                        if all_is_written && copied.is_ok() && after == After::End =>
+                    {
+                        return Ok(());
                     }
                     received => received?,
                 };
@@ -149,7 +150,10 @@ impl Native {
                 copied = stopped();
                 all_is_written = true;
             }
-            session.acknowledge(copied.is_ok())?;
+            // One that is gone has left connections within the tree in a state (TCP_REPAIR) in which they cannot be used.
+            if session.acknowledge(copied.is_ok()).is_err() {
+                return Err(CriuError::Ended.into());
+            }
         }
     }
 
