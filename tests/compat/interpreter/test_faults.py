@@ -1,5 +1,6 @@
 """What code does to the interpreter, and what is left of it afterwards."""
 
+import contextlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,12 @@ from e2b import SandboxException, TimeoutException
 
 def until_it_answers(sandbox, within: float) -> float:
     start = time.monotonic()
-    while sandbox.run_code("1+1").text != "2":
+    while True:
+        # A connection that the dying server had taken already ends without an answer.
+        with contextlib.suppress(TimeoutException):
+            if sandbox.run_code("1+1").text == "2":
+                return time.monotonic() - start
         assert time.monotonic() - start < within
-    return time.monotonic() - start
 
 
 def test_ci_040_memory_that_is_not_there(own):
