@@ -396,7 +396,8 @@ def test_many_small_files(server, named, count):
 def test_a_file_of_five_gigabytes(server, named):
     path = requested(server, named())
     begin(server, path, "head -c 5G /dev/urandom > ~/big && sha256sum < ~/big > ~/sum", "sha256sum < ~/big | cmp - ~/sum")
-    assert ended(server, path, 600)["status"] == "ready"
+    outcome = ended(server, path, 600)
+    assert outcome["status"] == "ready", outcome
 
 
 def built(server: Server, name: str, start: str, ready: str) -> list[str]:

@@ -18,7 +18,6 @@ use soulbox_sys::btrfs::{self, Access};
 
 use crate::PoolError;
 use crate::draft;
-use crate::upper;
 
 /// The least number of a file of a layer.
 const FIRST: u64 = 1 << 19;
