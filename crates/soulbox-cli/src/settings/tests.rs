@@ -96,6 +96,8 @@ fn every_key_can_be_set_in_every_place() {
         Setting::RateLimits => r#"{"GET /v2/sandboxes": {"rate": 5, "burst": 10}}"#,
         Setting::AdminListen => "127.0.0.1:9090",
         Setting::Criu => "/c",
+        Setting::TemplateImages => "strict",
+        Setting::Store => "/s",
         Setting::DatabaseUrl => "postgres://soulbox:secret@127.0.0.1/soulbox",
         Setting::LogFormat => "json",
         Setting::Log => "warn,soulbox_host=debug",
