@@ -123,6 +123,7 @@ fn serve(mut socket: UnixStream, listener: &TcpListener) {
             ),
             Request::List => (Reply::Sandboxes(Vec::new()), vec![]),
             Request::Templates => (Reply::Templates(vec![template()]), vec![]),
+            Request::Usage => (Reply::Usage(Vec::new()), vec![]),
             Request::Snapshots => (Reply::Snapshots(Vec::new()), vec![]),
             other => panic!("unexpected {other:?}"),
         };
