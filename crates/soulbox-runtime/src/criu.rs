@@ -24,6 +24,7 @@ use rustix::mount::{
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::launch::channel::{Channel, CriuPlan, ToLauncher};
 
@@ -255,7 +256,8 @@ impl Session {
             let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
             match poll(&mut ready, Some(&timeout)) {
                 Ok(0) if left.is_zero() => return Err(CriuError::TimedOut(self.within)),
-                Ok(0) if !is_there() => return Err(CriuError::Ended),
+                // What it has made of a tree by then may hold its end of the socket.
+                Ok(0) if !is_there() || self.has_ended() => return Err(CriuError::Ended),
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => break,
                 Err(error) => return Err(io_step("wait for CRIU")(error)),
@@ -270,6 +272,13 @@ impl Session {
             return Err(CriuError::Ended);
         }
         Response::decode(&*message).map_err(CriuError::Malformed)
+    }
+
+    /// Whether CRIU is gone; it is reaped when this is dropped.
+    fn has_ended(&self) -> bool {
+        let pid = Pid::from_child(&self.process);
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        matches!(waitid(WaitId::Pid(pid), how), Ok(Some(_)) | Err(_))
     }
 }
 
