@@ -1,6 +1,7 @@
 """Disks that are full: what runs goes on, what cannot be done says why, and all of it works again when there is space."""
 
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,13 +177,16 @@ def test_several_that_fill_the_pool_at_once():
         start(server)
         other = Sandbox.create("base", timeout=600)
         other.files.write("/tmp/mark", "mark")
+        room = shutil.disk_usage(server.data / "pool").free >> 20
         greedy = [Sandbox.create("base", timeout=600) for _ in range(3)]
         for sandbox in greedy:
             sandbox.files.write("/tmp/greed.py", INSISTENT_GREED)
         with ThreadPoolExecutor(len(greedy)) as pool:
             said = list(pool.map(lambda sandbox: sandbox.commands.run("python3 /tmp/greed.py", timeout=100).stdout, greedy))
         assert all(int(line.split()[1]) in (28, 122) for line in said), f"ENOSPC, EDQUOT: {said}"
-        assert sum(int(line.split()[0]) for line in said) > POOL_MIB * 7 // 10, f"the control: {said} of {POOL_MIB} MiB"
+        # Other tests may have left templates there, and the reserve is not theirs to fill.
+        filled = sum(int(line.split()[0]) for line in said)
+        assert filled > (room - POOL_MIB // 20) * 7 // 10, f"the control: {said} of {room} MiB"
         refused(ServiceBusyException, 503, "not enough capacity")
         # What runs goes on, and what is decided is written down: the records are elsewhere.
         works(other)

@@ -16,12 +16,11 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from conftest import Server, until
 from e2b import NotFoundException, Sandbox, SandboxException, SandboxState
-from footprint import Objects, descendants
+from footprint import Objects, criu
 from held import Held
 
 KILLS = int(os.environ.get("SOULBOX_PAUSE_KILLS", "5"))
@@ -49,18 +48,6 @@ def snapshot(sandbox: Sandbox) -> None:
 
 
 OPERATIONS: list[Callable[[Sandbox], None]] = [pause, resume, fork, snapshot]
-
-
-def criu(server: Server) -> int | None:
-    """The CRIU that works for the agent, the first of its processes."""
-    for pid in sorted(descendants(server.process.pid)):
-        try:
-            # At work it calls itself `criu: dump` or `criu: restore`.
-            if b"\0criu: " in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return None
 
 
 def start(server: Server) -> None:
