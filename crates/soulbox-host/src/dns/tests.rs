@@ -522,7 +522,7 @@ async fn one_source_cannot_starve_another() {
 #[tokio::test]
 async fn a_server_that_is_its_own_name_server_does_not_ask_itself() {
     let pid = std::process::id().to_be_bytes();
-    let own = IpAddr::V4(Ipv4Addr::new(127, pid[2] | 0x80, pid[3], 1));
+    let own = IpAddr::V4(Ipv4Addr::new(127, pid[2] | 0x80, pid[3], 250));
     let directory = tempfile::tempdir().expect("temporary directory");
     let sources = Sources {
         hosts: directory.path().join("hosts"),
