@@ -276,7 +276,10 @@ impl Control {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                _ = rounds.tick() => self.measure_once().await,
+                _ = rounds.tick() => {
+                    // A stop does not wait for a host.
+                    shutdown.run_until_cancelled(self.measure_once()).await;
+                }
             }
         }
     }
