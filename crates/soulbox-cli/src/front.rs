@@ -209,20 +209,19 @@ async fn run(
         .collect();
     info!(listeners = ?addresses, "front ready");
 
-    let background = async {
+    let mut background = Box::pin(async {
         tokio::join!(
             control.run(ended.clone()),
-            forward(events, &control, &ingress, &benches),
+            ended.run_until_cancelled(forward(events, &control, &ingress, &benches)),
             admin
         );
-    };
+    });
     let serving = async {
         server.serve(listeners, draining.clone(), DRAIN).await;
         control.stop(LET_GO).await;
         ended.cancel();
     };
     let mut serving = std::pin::pin!(serving);
-    let mut background = std::pin::pin!(background);
     let mut background_done = false;
     loop {
         tokio::select! {
@@ -235,6 +234,11 @@ async fn run(
             }
         }
     }
+    // The records are closed when all their connections are back, and what was cut off amid a write has one.
+    if !background_done && tokio::time::timeout(LET_GO, &mut background).await.is_err() {
+        warn!("work in the background did not end in time");
+    }
+    drop(background);
     store.close().await;
     info!("front stopped");
     Ok(())
