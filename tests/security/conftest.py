@@ -3,10 +3,8 @@
 Attacks run through the official package, as anybody's program would; the host is asked by reading /proc and the cgroups.
 """
 
-import json
 import os
 import secrets
-import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,19 +87,6 @@ def run_file(sandbox: Sandbox, name: str, *arguments: str, user: str = "root") -
     """Runs a Python file of this folder inside; its output."""
     sandbox.files.write(f"/tmp/{name}", (HERE / name).read_text())
     return sandbox.commands.run(" ".join(["python3", f"/tmp/{name}", *arguments]), user=user, timeout=60).stdout
-
-
-def create(**limits: int) -> Sandbox:
-    """A sandbox with other limits than the template's: `memoryMB`, `cpuCount`, `diskSizeMB`, which no SDK sends."""
-    body = {"templateID": "base", "timeout": 120, **limits}
-    request = urllib.request.Request(
-        f"{os.environ['E2B_API_URL']}/v2/sandboxes",
-        method="POST",
-        data=json.dumps(body).encode(),
-        headers={"X-API-Key": os.environ["E2B_API_KEY"], "Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return Sandbox.connect(json.load(answer)["sandboxID"])
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,9 @@
 them was put up anew."""
 
 import pytest
-from conftest import create, on_host
+from conftest import on_host
 from e2b import Sandbox
+from sized import create
 
 # Their `sandbox` and `own` are those below.
 from test_isolation import (  # noqa: F401

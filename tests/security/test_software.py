@@ -4,8 +4,8 @@ Node, gdb, strace, pip, git, threads and shared memory are in test_isolation.py.
 """
 
 import pytest
-from conftest import create
 from e2b import Sandbox
+from sized import create
 
 PACKAGES = "openjdk-17-jdk-headless golang-go postgresql-15"
 

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod api;
+mod ask;
 pub mod clean;
 pub mod db;
 pub mod doctor;
@@ -38,8 +39,8 @@ impl Installation {
     }
 }
 
-/// Runs what a command does with a database, on this thread.
-fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+/// Runs what a command waits for, on this thread.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,35 +1,15 @@
 //! Snapshots on a real loop file, as root.
 
+mod data;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions, SnapshotPool};
+use soulbox_pool::{Pool, PoolError, SnapshotPool};
 use soulbox_types::MiB;
 
-/// A data directory whose pool is unmounted at the end, whatever happened.
-struct Data(tempfile::TempDir);
-
-impl Data {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("temporary directory"))
-    }
-
-    fn open(&self) -> BtrfsPool {
-        let size = Some(MiB(512));
-        BtrfsPool::open(self.0.path(), PoolOptions { size })
-            .expect("open the pool, which needs root and btrfs-progs")
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        let _ = Command::new("umount")
-            .arg("--quiet")
-            .arg(self.0.path().join("pool"))
-            .status();
-    }
-}
+use data::Data;
 
 fn write(path: &Path, mebibytes: usize) {
     // No two blocks alike, so that nothing is compressed or shared.

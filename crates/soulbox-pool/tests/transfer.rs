@@ -1,5 +1,7 @@
 //! Files of snapshots out of a pool and into another, on real loop files, as root.
 
+mod data;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -7,36 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, getxattr, mknodat, setxattr};
-use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions, Snapshot, SnapshotPool};
+use soulbox_pool::{BtrfsPool, Pool, PoolError, Snapshot, SnapshotPool};
 use soulbox_types::MiB;
 
-/// A data directory whose pool is unmounted at the end, whatever happened.
-struct Data(tempfile::TempDir);
-
-impl Data {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("temporary directory"))
-    }
-
-    fn open(&self) -> BtrfsPool {
-        let size = Some(MiB(512));
-        BtrfsPool::open(self.0.path(), PoolOptions { size })
-            .expect("open the pool, which needs root and btrfs-progs")
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        let _ = Command::new("umount")
-            .arg("--quiet")
-            .arg(self.0.path().join("pool"))
-            .status();
-    }
-}
+use data::Data;
 
 fn snapshot(pool: &BtrfsPool, fill: impl FnOnce(&Path)) -> Snapshot {
     let upper = pool.create_upper("first", MiB(256)).expect("upper");

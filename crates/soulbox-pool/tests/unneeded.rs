@@ -1,22 +1,13 @@
 //! Layers that go, on a real loop file, as root.
 
+mod data;
+
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use soulbox_pool::{BtrfsPool, LayerDigest, Pool, PoolOptions};
-use soulbox_types::MiB;
+use soulbox_pool::{LayerDigest, Pool};
 
-struct Data(tempfile::TempDir);
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        let _ = Command::new("umount")
-            .args(["--quiet", "--lazy"])
-            .arg(self.0.path().join("pool"))
-            .status();
-    }
-}
+use data::Data;
 
 fn digest(letter: char) -> LayerDigest {
     letter.to_string().repeat(64).parse().expect("digest")
@@ -24,10 +15,8 @@ fn digest(letter: char) -> LayerDigest {
 
 #[test]
 fn a_layer_is_listed_with_its_age_and_goes_with_its_names() {
-    let data = Data(tempfile::tempdir().expect("directory"));
-    let size = Some(MiB(300));
-    let pool = BtrfsPool::open(data.0.path(), PoolOptions { size })
-        .unwrap_or_else(|error| panic!("open the pool, which needs root: {error:?}"));
+    let data = Data::new();
+    let pool = data.open();
     let before = SystemTime::now() - Duration::from_secs(2);
     for letter in ['a', 'b'] {
         let draft = pool.begin_layer().expect("draft");

@@ -1,10 +1,9 @@
 //! `soulbox api`: another front beside the one of a running server, with a listener of its own. Both share the records, so PostgreSQL must
 //! have them; the server's agent says where, and hands over its settings.
 
-use std::os::unix::net::UnixStream;
+use anyhow::Context;
 
-use anyhow::{Context, anyhow};
-
+use super::ask::connect;
 use super::serve::listen;
 use super::{Installation, require_root};
 use crate::agent;
@@ -36,14 +35,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     )?;
     crate::logging::start(&settings)?;
     require_root("api")?;
-    let path = settings.data_dir.join(agent::SOCKET);
-    let socket = UnixStream::connect(&path).map_err(|error| {
-        let cause = anyhow!(error).context(format!(
-            "no server runs on data directory `{}`",
-            settings.data_dir.display()
-        ));
-        Failure::new(cause).hint("start soulbox serve first, or name its directory with --data-dir")
-    })?;
+    let socket = connect(&settings)?;
     let listener = listen(settings.listen)?;
     let control = agent::open_control(&settings).context("failed to open the control directory")?;
     // One thread so far: the confinement needs that.

@@ -1,16 +1,13 @@
 //! `soulbox admin snapshot`: copies of snapshots in the store of sealed ones. Asks the server's agent, which has pool and store.
 
-use std::os::unix::net::UnixStream as StdUnixStream;
-
 use anyhow::anyhow;
 use serde_json::{Value, json};
 use soulbox_wire::host::{Collected, Reply, Request, Sealed, SnapshotCopies};
-use tokio::net::UnixStream;
 
 use super::{Common, Shown, print};
-use crate::agent;
+use crate::commands::ask::ask;
 use crate::failure::Failure;
-use crate::rpc::{Client, RpcError};
+use crate::rpc::RpcError;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum SnapshotCommand {
@@ -53,14 +50,6 @@ impl SnapshotCommand {
 pub(super) fn run(command: &SnapshotCommand) -> Result<(), Failure> {
     let common = command.common();
     let settings = common.installation.clone().settings(None)?;
-    let path = settings.data_dir.join(agent::SOCKET);
-    let socket = StdUnixStream::connect(&path).map_err(|error| {
-        let cause = anyhow!(error).context(format!(
-            "no server runs on data directory `{}`",
-            settings.data_dir.display()
-        ));
-        Failure::new(cause).hint("start soulbox serve first, or name its directory with --data-dir")
-    })?;
     let request = match command {
         SnapshotCommand::List { .. } => Request::SnapshotCopies,
         SnapshotCommand::Seal(one) => Request::SealSnapshot {
@@ -71,15 +60,8 @@ pub(super) fn run(command: &SnapshotCommand) -> Result<(), Failure> {
         },
         SnapshotCommand::Collect { dry_run, .. } => Request::CollectStore { dry_run: *dry_run },
     };
-    crate::commands::block_on(async {
-        let broken = |error: std::io::Error| Failure::new(anyhow!(error));
-        socket.set_nonblocking(true).map_err(broken)?;
-        let socket = UnixStream::from_std(socket).map_err(broken)?;
-        // Its events are the fronts' business.
-        let (client, _) = Client::start(socket);
-        let (reply, _) = client.request(request).await.map_err(refused)?;
-        print(&shown(command, reply)?, common.json)
-    })
+    let reply = ask(&settings, request, refused)?;
+    print(&shown(command, reply)?, common.json)
 }
 
 fn refused(error: RpcError) -> Failure {

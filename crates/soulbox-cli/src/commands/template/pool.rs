@@ -1,20 +1,18 @@
 //! The pool of this machine's installation: its own templates, and layers that nobody needs.
 
 use std::io::{IsTerminal, Write};
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 
 use anyhow::anyhow;
 use soulbox_build::{BuildOptions, build_template};
 use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
 use soulbox_wire::host::{Reply, Request};
-use tokio::net::UnixStream;
 
 use super::{print, print_json};
-use crate::agent::{self, DataDirLock};
-use crate::commands::{block_on, require_root, serve};
+use crate::agent::DataDirLock;
+use crate::commands::ask::ask;
+use crate::commands::{require_root, serve};
 use crate::failure::Failure;
-use crate::rpc::Client;
 use crate::settings::Settings;
 
 /// Builds a recipe's folder, unless the pool has it.
@@ -36,21 +34,13 @@ pub(super) fn collect(
     json: bool,
 ) -> Result<(), Failure> {
     require_root("template gc")?;
-    let path = settings.data_dir.join(agent::SOCKET);
-    let socket = StdUnixStream::connect(&path).map_err(|error| {
-        let cause = anyhow!(error).context(format!(
-            "no server runs on data directory `{}`",
-            settings.data_dir.display()
-        ));
-        Failure::new(cause).hint("start soulbox serve first, or name its directory with --data-dir")
+    let request = Request::CollectLayers {
+        older_than,
+        dry_run,
+    };
+    let reply = ask(settings, request, |error| {
+        Failure::new(error).hint("the server's log says more")
     })?;
-    let reply = block_on_reply(
-        socket,
-        Request::CollectLayers {
-            older_than,
-            dry_run,
-        },
-    )?;
     let Reply::Layers(layers) = reply else {
         let cause = anyhow!("the agent's answer is of another kind");
         return Err(Failure::new(cause).hint("is the server of this version?"));
@@ -73,24 +63,6 @@ pub(super) fn collect(
             .map(|it| format!("{it}\n"))
             .collect::<String>(),
     )
-}
-
-fn block_on_reply(socket: StdUnixStream, request: Request) -> Result<Reply, Failure> {
-    let mut answer = None;
-    block_on(async {
-        let broken = |error: std::io::Error| Failure::new(anyhow!(error));
-        socket.set_nonblocking(true).map_err(broken)?;
-        let socket = UnixStream::from_std(socket).map_err(broken)?;
-        // Its events are the fronts' business.
-        let (client, _events) = Client::start(socket);
-        let (reply, _) = client
-            .request(request)
-            .await
-            .map_err(|error| Failure::new(error).hint("the server's log says more"))?;
-        answer = Some(reply);
-        Ok(())
-    })?;
-    answer.ok_or_else(|| Failure::new(anyhow!("the agent gave no answer")))
 }
 
 /// Opens (and at first makes) the pool of the installation, and gives the mount back unless a server or sandboxes need it.
