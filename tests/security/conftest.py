@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from e2b import CommandExitException, Sandbox
 from server import Server, until
+from sized import create
 from topology import topology
 
 HERE = Path(__file__).parent
