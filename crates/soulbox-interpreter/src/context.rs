@@ -389,7 +389,10 @@ async fn interrupted(kernel: &mut Kernel, waiting: &mpsc::Receiver<Execution>) -
                 kernel.interrupt();
             }
             event = kernel.next() => match event {
-                Event::Message(Message::Done) => return Left::Idle,
+                Event::Message(Message::Done) => {
+                    kernel.disperse();
+                    return Left::Idle;
+                }
                 Event::Died => return Left::Dead,
                 _ => {}
             },

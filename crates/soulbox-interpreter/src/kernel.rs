@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
+use crate::crowd;
 use crate::message::{Message, MessageError};
 
 /// One read of a pipe; the kernel's own size of a pipe.
@@ -337,6 +338,14 @@ impl Kernel {
         if !self.dead {
             // Gone already: its death is told by `next`.
             _ = kill_process_group(self.pid, Signal::INT);
+        }
+    }
+
+    /// After an interrupt that was obeyed: ends what is left of a fork bomb.
+    pub(crate) fn disperse(&self) {
+        if !self.dead {
+            // Gone already: its death is told by `next`.
+            _ = crowd::disperse(self.pid);
         }
     }
 
