@@ -171,14 +171,14 @@ impl Control {
 
     /// Tells the owner what happened to its sandbox. Events of sandboxes without an owner are of the past.
     pub async fn host_event(&self, event: HostEvent) {
-        let (sandbox_id, event) = match event {
+        let (sandbox_id, epoch, event) = match event {
             HostEvent::Exited {
                 sandbox_id,
                 epoch,
                 cause,
             } => {
                 tracing::info!(%sandbox_id, epoch = epoch.0, %cause, "the host told of an end");
-                (sandbox_id, Event::Exited { cause })
+                (sandbox_id, epoch, Event::Exited { cause })
             }
             HostEvent::Paused(snapshot) => {
                 let Some(pause) = pause_of(&snapshot) else {
@@ -186,14 +186,14 @@ impl Control {
                     return;
                 };
                 tracing::info!(sandbox_id = %snapshot.sandbox_id, epoch = snapshot.epoch.0, "the host paused a sandbox at its deadline");
-                (snapshot.sandbox_id, Event::Paused { pause })
+                (snapshot.sandbox_id, snapshot.epoch, Event::Paused { pause })
             }
         };
         let Some(handle) = self.registry().get(&sandbox_id) else {
             return;
         };
         // An owner that has gone needs no event.
-        drop(handle.requests.send(Request::Ended(event)).await);
+        drop(handle.requests.send(Request::Ended { epoch, event }).await);
     }
 
     /// Moves the deadline to `timeout` from now, at most to the longest life that the team's sandboxes may have.

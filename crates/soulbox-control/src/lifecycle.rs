@@ -40,6 +40,9 @@ const SAVE_RETRY_MILLIS: u64 = 2_000;
 
 /// How long a pause may take before the sandbox counts as running again.
 const PAUSE_WITHIN_MILLIS: u64 = 150_000;
+/// How long the host is left to what it does at a deadline, or has begun before: as long as it may take for a snapshot and an end
+/// (`SAVE_MILLIS` in its `lifecycle.rs`). It is killed after that, and what is not saved is lost.
+const HOST_PAUSES_WITHIN_MILLIS: u64 = 450_000;
 /// Between two looks at what became of a pause.
 const LOOK_MILLIS: u64 = 1_000;
 /// How long somebody else's pause or resume is left to them.
@@ -368,7 +371,11 @@ impl Machine {
     pub fn resume_pause(row: &Progress, now: UnixMillis) -> (Self, Vec<Effect>) {
         let (mut machine, effects) = Self::follow(row, now);
         if let Phase::Pausing { until, .. } = &mut machine.phase {
-            *until = now.plus_millis(LEFT_PAUSE_MILLIS);
+            *until = now.plus_millis(if now < row.deadline {
+                LEFT_PAUSE_MILLIS
+            } else {
+                HOST_PAUSES_WITHIN_MILLIS
+            });
         }
         (machine, effects)
     }
@@ -534,6 +541,11 @@ impl Machine {
         }
     }
 
+    /// Until when the host is left to what it does at the deadline.
+    fn host_pauses_until(&self) -> UnixMillis {
+        self.deadline.plus_millis(HOST_PAUSES_WITHIN_MILLIS)
+    }
+
     /// Its time is over.
     fn expire(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         match self.at_deadline {
@@ -550,7 +562,7 @@ impl Machine {
             memory,
             saving: Saving::Watched,
             look_at: now.plus_millis(LOOK_MILLIS),
-            until: now.plus_millis(PAUSE_WITHIN_MILLIS),
+            until: now.plus_millis(HOST_PAUSES_WITHIN_MILLIS),
         };
         effects.extend([Effect::Cut, Effect::Save]);
     }
@@ -801,7 +813,8 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             Event::PauseFailed,
         ) => {
             if now >= machine.deadline {
-                next.kill(now, DeathCause::Expired, false, &mut effects);
+                // Perhaps the host's own pause was first.
+                next.expire(now, &mut effects);
             } else {
                 next.go_on(&mut effects);
             }
@@ -825,7 +838,8 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         (
             Phase::Pausing { .. } | Phase::Running { .. },
             Event::Looked {
-                pause: Some(pause), ..
+                alive: false,
+                pause: Some(pause),
             },
         ) => next.rest(now, pause, &mut effects),
         (
@@ -844,7 +858,8 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             next.die(now, cause, &mut effects);
         }
         (Phase::Pausing { .. }, Event::Exited { cause }) => next.die(now, cause, &mut effects),
-        // Asked once more with the same words, the host joins what is under way.
+        // Asked once more with the same words, the host joins what is under way. With its snapshot it may be ending yet, and a kill
+        // from now on would take that with it: it is not at rest before it is gone.
         (
             Phase::Pausing {
                 saving: Saving::Asked,
@@ -852,10 +867,7 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
                 until,
                 ..
             },
-            Event::Looked {
-                alive: true,
-                pause: None,
-            },
+            Event::Looked { alive: true, .. },
         ) if now < until => {
             next.phase = Phase::Pausing {
                 memory,
@@ -868,6 +880,24 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         }
         (Phase::Pausing { .. }, Event::Kill { cause }) => {
             next.kill(now, cause, false, &mut effects)
+        }
+        // Its time came meanwhile: the host is at it, or begins by itself.
+        (
+            Phase::Pausing {
+                memory,
+                saving,
+                until,
+                ..
+            },
+            Event::Tick,
+        ) if now >= until && now >= machine.deadline && until < machine.host_pauses_until() => {
+            next.phase = Phase::Pausing {
+                memory,
+                saving,
+                look_at: now.plus_millis(LOOK_MILLIS),
+                until: machine.host_pauses_until(),
+            };
+            effects.push(Effect::HostLook);
         }
         (Phase::Pausing { until, .. }, Event::Tick) if now >= until => {
             if now >= machine.deadline {
@@ -1279,6 +1309,81 @@ mod tests {
         let (machine, _) = step(&machine, due, looked);
         assert_eq!(machine.state(), SandboxState::Paused);
         assert_eq!(machine.cause, None);
+    }
+
+    /// The last thing that is looked for or done, when nothing is heard of a pause from `now` on and the host lists it as alive.
+    fn left_alone(mut machine: Machine, now: UnixMillis) -> (UnixMillis, SandboxState) {
+        let mut last = now;
+        while machine.state() == SandboxState::Pausing {
+            last = machine.wake_at().expect("a timer");
+            machine = step(&machine, last, Event::Tick).0;
+            let alive = Event::Looked {
+                alive: true,
+                pause: None,
+            };
+            machine = step(&machine, last, alive).0;
+        }
+        (last, machine.state())
+    }
+
+    #[test]
+    fn what_the_host_pauses_at_the_deadline_has_the_time_that_the_host_takes() {
+        const LONGEST_SAVE: u64 = 420_000;
+        let expired = running().ending_by(AtDeadline::Pause { memory: true });
+        let (pausing, _) = step(&expired, at(60_000), Event::Tick);
+        let (restarted, _) = Machine::resume_pause(&pausing.progress(), at(60_100));
+        let asked = step(&running(), at(59_000), Event::Pause { memory: true }).0;
+        let asked = step(&asked, at(59_001), Event::Saved).0;
+        for (machine, now) in [(pausing, 60_000), (restarted, 60_100), (asked, 59_001)] {
+            let (last, state) = left_alone(machine, at(now));
+            assert_eq!(state, SandboxState::Killing, "but no longer than that");
+            assert!(last > at(60_000 + LONGEST_SAVE), "{last:?}");
+        }
+        // Before its deadline it is soon told a new one, which shows whether the host pauses it.
+        let begun = step(&running(), at(10), Event::Pause { memory: true }).0;
+        let (restarted, _) = Machine::resume_pause(&begun.progress(), at(100));
+        let (last, state) = left_alone(restarted, at(100));
+        assert_eq!((last, state), (at(5_100), SandboxState::Running));
+    }
+
+    #[test]
+    fn a_pause_that_fails_since_the_host_has_begun_its_own_is_left_to_the_host() {
+        let machine = running().ending_by(AtDeadline::Pause { memory: true });
+        let (machine, _) = step(&machine, at(59_999), Event::Pause { memory: true });
+        let (machine, _) = step(&machine, at(59_999), Event::Saved);
+        let (machine, effects) = step(&machine, at(60_002), Event::PauseFailed);
+        assert_eq!(machine.state(), SandboxState::Pausing);
+        assert_eq!(effects, [Effect::Cut, Effect::Save]);
+        let (machine, _) = step(&machine, at(61_000), Event::Paused { pause: pause_at(7) });
+        assert_eq!(machine.state(), SandboxState::Paused);
+        let killed = step(&running(), at(59_999), Event::Pause { memory: true }).0;
+        let killed = step(&killed, at(59_999), Event::Saved).0;
+        let (killed, _) = step(&killed, at(60_002), Event::PauseFailed);
+        assert_eq!(killed.cause, Some(DeathCause::Expired));
+    }
+
+    #[test]
+    fn a_snapshot_is_no_pause_while_processes_are_left() {
+        let (machine, _) = step(&running(), at(10), Event::Pause { memory: true });
+        let (machine, _) = step(&machine, at(11), Event::Saved);
+        let (machine, _) = step(&machine, at(12), Event::PauseUnknown);
+        let looked = |alive| Event::Looked {
+            alive,
+            pause: Some(pause_at(2)),
+        };
+        let (machine, effects) = step(&machine, at(1_012), looked(true));
+        assert_eq!(machine.state(), SandboxState::Pausing);
+        let save = Effect::HostSave {
+            epoch: E2,
+            memory: true,
+        };
+        assert_eq!(
+            effects,
+            [save],
+            "joined, it is answered when nothing is left"
+        );
+        let (machine, _) = step(&machine, at(1_013), looked(false));
+        assert_eq!(machine.state(), SandboxState::Paused);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::live::LiveSandbox;
 use crate::logs::Logs;
 use crate::ownership::{
     Answer, DeadlineChange, Ownership, Reclaiming, Reserving, ResumeWish, Saving, Task, Ticket,
-    after_create, after_deadline, after_kill, after_look, after_save,
+    after_create, after_deadline, after_kill, after_look, after_save, after_unknown,
 };
 use crate::registry::Registry;
 use crate::store::{
@@ -68,8 +68,8 @@ pub(crate) enum Request {
     EndBy { row: Arc<SandboxRow> },
     /// A rollback has ended its processes and put others in their place. Answered when no stream of before is left.
     Replaced { reply: oneshot::Sender<()> },
-    /// The host told of its end, or does not know it.
-    Ended(Event),
+    /// The host told of its end, or does not know it, and that epoch was the latest then.
+    Ended { epoch: Epoch, event: Event },
     /// The row as it was read from shared records. Answered when it is taken up.
     Observe {
         progress: Progress,
@@ -154,24 +154,28 @@ struct Order {
     claim: Option<IdempotencyClaim>,
 }
 
-/// The outcome of a host call: an event, and for a failed create why.
-struct Fed {
-    event: Option<Event>,
-    refusal: Option<CreateError>,
-    unsaved: Option<HostFailure>,
-    /// The host was told of something later than the deadline of this epoch.
-    superseded: Option<Epoch>,
-}
-
-impl From<Event> for Fed {
-    fn from(event: Event) -> Self {
-        Self {
-            event: Some(event),
-            refusal: None,
-            unsaved: None,
-            superseded: None,
-        }
-    }
+/// The outcome of a host call.
+enum Fed {
+    /// What came of the start of that epoch, and why it failed.
+    Started {
+        epoch: Epoch,
+        event: Event,
+        refusal: Option<CreateError>,
+    },
+    /// What the host said when that epoch was the latest.
+    Told { epoch: Epoch, event: Event },
+    /// Why it did not make the snapshot, beside that.
+    NotSaved {
+        epoch: Epoch,
+        event: Event,
+        why: HostFailure,
+    },
+    /// It was told of something later than the deadline of that epoch.
+    Superseded { epoch: Epoch, event: Event },
+    /// What came of a kill.
+    Killed(Event),
+    /// No answer, and nothing that follows from that.
+    Nothing,
 }
 
 /// The ends of an owner's channels that it keeps itself.
@@ -242,18 +246,7 @@ impl Owner {
                 });
             tokio::select! {
                 biased;
-                Some(fed) = self.under_way.next() => {
-                    if let Some(why) = fed.refusal {
-                        self.refusal.get_or_insert(Refusal::Failed(why));
-                    }
-                    self.unsaved = fed.unsaved.or(self.unsaved.take());
-                    if let Some(epoch) = fed.superseded {
-                        self.ownership.superseded(epoch);
-                    }
-                    if let Some(event) = fed.event {
-                        self.feed(event).await;
-                    }
-                }
+                Some(fed) = self.under_way.next() => self.answered(fed).await,
                 Some(request) = self.inbox.recv() => self.take(request).await,
                 () = tokio::time::sleep(Duration::from_millis(wake)) => self.tick().await,
                 () = stopping.cancelled() => return,
@@ -281,7 +274,7 @@ impl Owner {
                 let ticket = self.wait(Waiter::Kill(reply));
                 self.ownership.kill(now, cause, ticket);
             }
-            Request::Ended(event) => self.ownership.feed(now, event),
+            Request::Ended { epoch, event } => self.ownership.told(now, epoch, event),
             Request::EndBy { row } => {
                 self.ownership.end_by(row.lifecycle.at_deadline);
                 self.row = row;
@@ -333,6 +326,34 @@ impl Owner {
 
     async fn feed(&mut self, event: Event) {
         self.ownership.feed(clock::now(), event);
+        self.perform().await;
+    }
+
+    async fn answered(&mut self, fed: Fed) {
+        let now = clock::now();
+        match fed {
+            Fed::Started {
+                epoch,
+                event,
+                refusal,
+            } => {
+                if let Some(why) = refusal.filter(|_| self.ownership.is_latest_start(epoch)) {
+                    self.refusal.get_or_insert(Refusal::Failed(why));
+                }
+                self.ownership.started(now, epoch, event);
+            }
+            Fed::Told { epoch, event } => self.ownership.told(now, epoch, event),
+            Fed::NotSaved { epoch, event, why } => {
+                self.unsaved = Some(why);
+                self.ownership.told(now, epoch, event);
+            }
+            Fed::Superseded { epoch, event } => {
+                self.ownership.superseded(epoch);
+                self.ownership.told(now, epoch, event);
+            }
+            Fed::Killed(event) => self.ownership.feed(now, event),
+            Fed::Nothing => return,
+        }
         self.perform().await;
     }
 
@@ -626,11 +647,10 @@ impl Owner {
                 let error = crate::chain(refusal);
                 warn!(sandbox_id = %command.sandbox_id, error, "the sandbox was not started");
             }
-            Fed {
-                event: Some(event),
+            Fed::Started {
+                epoch: command.epoch,
+                event,
                 refusal,
-                unsaved: None,
-                superseded: None,
             }
         };
         self.under_way.push(call.boxed());
@@ -659,20 +679,13 @@ impl Owner {
             if let Event::Paused { pause: made } = &mut event {
                 made.silent_guest = pause.silent_guest && made.memory;
             }
-            let unsaved = match answer {
-                Some(Ok(_)) => None,
-                Some(Err(failure)) => Some(failure),
-                None => Some(HostFailure::Unreachable("no answer in time".to_owned())),
+            let why = match answer {
+                Some(Ok(_)) => return Fed::Told { epoch, event },
+                Some(Err(failure)) => failure,
+                None => HostFailure::Unreachable("no answer in time".to_owned()),
             };
-            if let Some(failure) = &unsaved {
-                warn!(sandbox_id = %save.sandbox_id, error = %failure, "the sandbox was not paused");
-            }
-            Fed {
-                event: Some(event),
-                refusal: None,
-                unsaved,
-                superseded: None,
-            }
+            warn!(sandbox_id = %save.sandbox_id, error = %why, "the sandbox was not paused");
+            Fed::NotSaved { epoch, event, why }
         };
         self.under_way.push(call.boxed());
     }
@@ -680,21 +693,15 @@ impl Owner {
     fn host_look(&mut self) {
         let (hosts, id) = (self.around.hosts.clone(), self.row.sandbox_id.clone());
         let within = self.around.settings.command_within;
-        let last = self.ownership.machine().pause;
+        let Machine { epoch, pause, .. } = *self.ownership.machine();
         let call = async move {
-            let event = match timeout(within, look(&*hosts, &id, last)).await {
-                Ok(Ok(event)) => Some(event),
+            match timeout(within, look(&*hosts, &id, pause)).await {
+                Ok(Ok(event)) => Fed::Told { epoch, event },
                 Ok(Err(failure)) => {
                     warn!(sandbox_id = %id, error = %failure, "failed to look for a snapshot");
-                    None
+                    Fed::Nothing
                 }
-                Err(_) => None,
-            };
-            Fed {
-                event,
-                refusal: None,
-                unsaved: None,
-                superseded: None,
+                Err(_) => Fed::Nothing,
             }
         };
         self.under_way.push(call.boxed());
@@ -720,9 +727,9 @@ impl Owner {
             let answer = timeout(within, hosts.kill(&id, epoch)).await.ok();
             let event = after_kill(answer.as_ref());
             if event == Event::KillFailed {
-                warn!(sandbox_id = %id, error = why(answer), "kill failed, trying again");
+                warn!(sandbox_id = %id, error = why(answer.as_ref()), "kill failed, trying again");
             }
-            event.into()
+            Fed::Killed(event)
         };
         self.under_way.push(call.boxed());
     }
@@ -735,24 +742,20 @@ impl Owner {
             let told = hosts.set_deadline(&id, epoch, deadline);
             let answer = timeout(within, told).await.ok();
             let mut event = after_deadline(epoch, answer.as_ref());
-            let superseded = matches!(answer, Some(Err(HostFailure::StaleEpoch))).then_some(epoch);
-            if event == Event::Lost
-                && let Ok(Ok(seen)) = timeout(within, look(&*hosts, &id, last)).await
-                && matches!(seen, Event::Looked { pause: Some(_), .. })
-            {
-                // The host paused it by itself.
-                event = seen;
+            if event == Event::Lost {
+                let seen = timeout(within, look(&*hosts, &id, last)).await;
+                event = after_unknown(epoch, seen.ok().and_then(Result::ok));
             }
             if matches!(
                 event,
                 Event::DeadlineFailed { .. } | Event::DeadlineTooLate { .. }
             ) {
-                warn!(sandbox_id = %id, error = why(answer), "the host did not take the deadline");
+                warn!(sandbox_id = %id, error = why(answer.as_ref()), "the host did not take the deadline");
             }
-            Fed {
-                superseded,
-                ..event.into()
+            if matches!(answer, Some(Err(HostFailure::StaleEpoch))) {
+                return Fed::Superseded { epoch, event };
             }
+            Fed::Told { epoch, event }
         };
         self.under_way.push(call.boxed());
     }
@@ -770,7 +773,7 @@ pub(crate) async fn look(
 }
 
 /// Why a host did not do it, for the log.
-fn why(answer: Option<Result<(), HostFailure>>) -> String {
+fn why(answer: Option<&Result<(), HostFailure>>) -> String {
     match answer {
         Some(Ok(())) => String::new(),
         Some(Err(failure)) => failure.to_string(),

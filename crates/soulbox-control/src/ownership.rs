@@ -23,7 +23,7 @@ pub enum Answer {
     Created(Progress),
     /// It does not, and it will not.
     NotCreated,
-    /// No process of it is left.
+    /// No process of it is left, and its row says that it ends.
     Killed,
     /// The host has the deadline, or one that came later; or its time is over.
     DeadlineMoved,
@@ -132,6 +132,8 @@ pub struct Ownership {
     movers: Vec<Mover>,
     pauses: Vec<(Ticket, bool)>,
     resumes: Vec<(Ticket, ResumeWish)>,
+    /// The epoch of the start that the host was asked for last.
+    start: Option<Epoch>,
     /// Whether other servers may decide as well.
     shared: bool,
     effects: VecDeque<Effect>,
@@ -167,6 +169,7 @@ impl Ownership {
             movers: Vec::new(),
             pauses: Vec::new(),
             resumes: Vec::new(),
+            start: None,
             shared: false,
             effects: VecDeque::new(),
             answers: VecDeque::new(),
@@ -260,6 +263,39 @@ impl Ownership {
             _ => {}
         }
         self.queue(effects);
+    }
+
+    /// The answer to the start of that epoch. What the host says to an earlier one than it was asked for last tells nothing of that.
+    pub fn started(&mut self, now: UnixMillis, epoch: Epoch, event: Event) {
+        if self.is_latest_start(epoch) {
+            self.feed(now, event);
+        }
+    }
+
+    /// Whether no later start than that was asked for.
+    #[must_use]
+    pub fn is_latest_start(&self, epoch: Epoch) -> bool {
+        self.start == Some(epoch)
+    }
+
+    /// What the host says of the sandbox as it was when that epoch was the latest: of one that has been resumed since it tells nothing.
+    pub fn told(&mut self, now: UnixMillis, epoch: Epoch, event: Event) {
+        let holds = match event {
+            // These name their own epochs.
+            Event::DeadlineTaken { .. }
+            | Event::DeadlineFailed { .. }
+            | Event::DeadlineTooLate { .. }
+            | Event::Paused { .. } => true,
+            // The host has not heard of every decision, yet of every start.
+            Event::Exited { .. } => {
+                self.start.is_none_or(|start| epoch >= start)
+                    && self.machine.pause.is_none_or(|last| epoch > last.epoch)
+            }
+            _ => epoch == self.machine.epoch,
+        };
+        if holds {
+            self.feed(now, event);
+        }
     }
 
     /// The host has heard of a later decision than the deadline of that epoch. With shared records it may be another server's, which was
@@ -454,6 +490,11 @@ impl Ownership {
                     // Streams are not reset for a decision that another server may forestall.
                     std::mem::swap(&mut effect, first);
                 }
+                match effect {
+                    Effect::HostCreate => self.start = Some(self.machine.epoch),
+                    Effect::HostRestore { epoch, .. } => self.start = Some(epoch),
+                    _ => {}
+                }
                 return Some(Task::Perform(effect));
             }
             self.settle(now);
@@ -467,7 +508,11 @@ impl Ownership {
     pub fn reserved(&mut self, now: UnixMillis, outcome: Reserving) {
         let event = match outcome {
             Reserving::Made => Event::Reserved,
-            Reserving::Refused => Event::NotReserved,
+            Reserving::Refused => {
+                // No row is as good as a dead one: nothing comes back from it.
+                self.row.0 = SandboxState::Dead;
+                Event::NotReserved
+            }
             // The row may be in, so it has to be marked dead.
             Reserving::Unknown => Event::Kill {
                 cause: DeathCause::FailedToStart,
@@ -498,7 +543,10 @@ impl Ownership {
             }
             Saving::Overtaken { row } => return self.overtaken(now, &row),
             // It was never in, or has been pruned: either way there is nothing to write to.
-            Saving::Conflict { found: None } => Event::Saved,
+            Saving::Conflict { found: None } => {
+                self.row = wanted;
+                Event::Saved
+            }
             Saving::Conflict { found: Some(found) } => self.found(now, &found),
         };
         self.feed(now, event);
@@ -590,7 +638,8 @@ impl Ownership {
                 let pauses = self.pauses.drain(..).map(|(ticket, _)| (ticket, over));
                 self.answers.extend(pauses);
                 self.answer_resumes(over);
-                if dead {
+                // While the row says that it runs or is paused, the next owner may find its snapshot, and it would come back.
+                if dead && is_ending(self.row.0) {
                     let killed = self.kills.drain(..).map(|ticket| (ticket, Answer::Killed));
                     self.answers.extend(killed);
                 }
@@ -697,6 +746,18 @@ pub fn after_look(
     Event::Looked { alive, pause }
 }
 
+/// What a look means that follows when the host does not know a sandbox of which it is told the deadline; none when that failed.
+#[must_use]
+pub fn after_unknown(epoch: Epoch, seen: Option<Event>) -> Event {
+    match seen {
+        // It has come back since, or a list is ahead of what it tells.
+        Some(Event::Looked { alive: true, .. }) => Event::DeadlineFailed { epoch },
+        // The host paused it by itself.
+        Some(seen @ Event::Looked { pause: Some(_), .. }) => seen,
+        _ => Event::Lost,
+    }
+}
+
 /// The pause that a snapshot is; none when it is something else.
 #[must_use]
 pub fn pause_of(snapshot: &HostSnapshot) -> Option<Pause> {
@@ -793,6 +854,172 @@ mod tests {
             }
         }
         answers
+    }
+
+    fn pause_at(epoch: u64) -> Pause {
+        Pause {
+            epoch: Epoch(epoch),
+            by: PausedBy::Control,
+            at: NOW,
+            memory: true,
+            silent_guest: false,
+        }
+    }
+
+    /// A sandbox that was paused at epoch 2 and is at rest.
+    fn paused() -> Ownership {
+        let row = Progress {
+            state: SandboxState::Paused,
+            epoch: Epoch(2),
+            started_at: Some(NOW),
+            deadline: UnixMillis(60_000),
+            ended_at: None,
+            cause: None,
+            pause: Some(pause_at(2)),
+        };
+        let mut owned = Ownership::resume(Machine::at_rest(&row, pause_at(2), NOW), &row);
+        assert_eq!(perform(&mut owned, Saving::Done), []);
+        owned
+    }
+
+    /// Performs all that is to be done, with that outcome of every write; the answers that were given.
+    fn perform(owned: &mut Ownership, outcome: Saving) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        while let Some(task) = owned.next(NOW) {
+            match task {
+                Task::Perform(Effect::Save) => owned.saved(NOW, outcome),
+                Task::Perform(Effect::Reclaim) => owned.reclaimed(NOW, Reclaiming::Done),
+                Task::Perform(_) => {}
+                Task::Answer(_, answer) => answers.push(answer),
+            }
+        }
+        answers
+    }
+
+    /// Asks for a resume; the epoch of the start that follows.
+    fn resume(owned: &mut Ownership) -> Epoch {
+        let wish = ResumeWish {
+            memory: true,
+            timeout_millis: 90_000,
+            within_millis: 30_000,
+        };
+        owned.resume_for(NOW, wish, Ticket(1));
+        perform(owned, Saving::Done);
+        assert_eq!(owned.machine().state(), SandboxState::Resuming);
+        owned.machine().epoch
+    }
+
+    const STARTED: Event = Event::Started { started_at: NOW };
+
+    /// A sandbox that has been paused and resumed; the epoch of its second start.
+    fn resumed() -> (Ownership, Epoch) {
+        let mut owned = paused();
+        let epoch = resume(&mut owned);
+        owned.started(NOW, epoch, STARTED);
+        let runs = Answer::Resumed(owned.machine().progress());
+        assert_eq!(perform(&mut owned, Saving::Done), [runs]);
+        (owned, epoch)
+    }
+
+    #[test]
+    fn the_answer_to_an_earlier_resume_is_not_that_to_the_present_one() {
+        for late in [STARTED, Event::StartFailed { leftover: false }] {
+            let mut owned = paused();
+            let first = resume(&mut owned);
+            let due = owned.machine().wake_at().expect("a timer");
+            owned.feed(due, Event::Tick);
+            assert_eq!(perform(&mut owned, Saving::Done), [Answer::NotResumed]);
+            owned.feed(due, Event::HostGone);
+            perform(&mut owned, Saving::Done);
+            let second = resume(&mut owned);
+            let before = *owned.machine();
+            owned.started(NOW, first, late);
+            assert_eq!(*owned.machine(), before, "{late:?}");
+            // Nor is it the answer that a kill waits for.
+            owned.kill(NOW, DeathCause::Killed, Ticket(2));
+            perform(&mut owned, Saving::Done);
+            owned.started(NOW, first, late);
+            assert_eq!(owned.machine().state(), SandboxState::Killing, "{late:?}");
+            assert_eq!(perform(&mut owned, Saving::Done), []);
+            owned.started(NOW, second, Event::StartFailed { leftover: false });
+            assert_eq!(perform(&mut owned, Saving::Done), [Answer::Killed]);
+        }
+    }
+
+    #[test]
+    fn what_the_host_said_before_a_pause_does_not_end_what_was_resumed() {
+        let old = Epoch(2);
+        let cause = DeathCause::Lost;
+        let unknown = after_deadline(old, Some(&Err(HostFailure::NotFound)));
+        assert_eq!(unknown, Event::Lost);
+        let gone = Event::Looked {
+            alive: false,
+            pause: None,
+        };
+        for late in [
+            unknown,
+            gone,
+            Event::Kill { cause },
+            Event::Exited { cause },
+        ] {
+            let (mut owned, epoch) = resumed();
+            owned.told(NOW, old, late);
+            assert_eq!(owned.machine().state(), SandboxState::Running, "{late:?}");
+            owned.pause(NOW, true, Ticket(3));
+            perform(&mut owned, Saving::Done);
+            owned.told(NOW, old, late);
+            assert_eq!(owned.machine().state(), SandboxState::Pausing, "{late:?}");
+            let now = owned.machine().epoch.max(epoch);
+            owned.told(NOW, now, late);
+            assert!(is_ending(owned.machine().state()), "{late:?} of now");
+        }
+    }
+
+    #[test]
+    fn an_unknown_sandbox_that_is_listed_is_asked_about_again() {
+        let epoch = Epoch(4);
+        let looked = |alive, pause| Some(Event::Looked { alive, pause });
+        let pause = Some(pause_at(4));
+        assert_eq!(after_unknown(epoch, None), Event::Lost);
+        assert_eq!(after_unknown(epoch, looked(false, None)), Event::Lost);
+        assert_eq!(
+            after_unknown(epoch, looked(true, pause)),
+            Event::DeadlineFailed { epoch }
+        );
+        let paused = looked(false, pause);
+        assert_eq!(after_unknown(epoch, paused), paused.expect("looked"));
+    }
+
+    #[test]
+    fn the_kill_of_what_is_paused_is_done_when_its_row_says_so() {
+        let mut owned = paused();
+        owned.kill(NOW, DeathCause::Killed, Ticket(1));
+        assert_eq!(perform(&mut owned, Saving::Failed), []);
+        owned.feed(NOW, Event::HostGone);
+        assert_eq!(owned.machine().state(), SandboxState::Dead);
+        assert_eq!(
+            perform(&mut owned, Saving::Failed),
+            [],
+            "it would come back"
+        );
+        let due = owned.machine().wake_at().expect("a timer");
+        owned.feed(due, Event::Tick);
+        assert_eq!(perform(&mut owned, Saving::Done), [Answer::Killed]);
+        assert!(owned.machine().is_over());
+
+        // What has no row cannot come back.
+        let mut pruned = paused();
+        pruned.kill(NOW, DeathCause::Killed, Ticket(1));
+        perform(&mut pruned, Saving::Failed);
+        pruned.feed(NOW, Event::HostGone);
+        let none = Saving::Conflict { found: None };
+        assert_eq!(perform(&mut pruned, none), [Answer::Killed]);
+        let mut refused = Ownership::create(Machine::create(NOW, 1, 1), Ticket(1), false);
+        assert_eq!(refused.next(NOW), Some(Task::Perform(Effect::Reserve)));
+        refused.reserved(NOW, Reserving::Refused);
+        refused.kill(NOW, DeathCause::Killed, Ticket(2));
+        let answers = perform(&mut refused, Saving::Failed);
+        assert_eq!(answers, [Answer::NotCreated, Answer::Killed]);
     }
 
     #[test]

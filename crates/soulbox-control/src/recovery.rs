@@ -399,7 +399,8 @@ impl Control {
                 if let Some(event) = self.what_became_of(id, progress.pause).await {
                     warn!(sandbox_id = %id, ?event, "the host does not know the sandbox any more");
                     // An owner that has gone needs no event.
-                    drop(handle.requests.send(Request::Ended(event)).await);
+                    let epoch = progress.epoch;
+                    drop(handle.requests.send(Request::Ended { epoch, event }).await);
                 }
             }
         }
