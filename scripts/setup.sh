@@ -4,6 +4,8 @@
 #   scripts/setup.sh packages   Debian packages, only those that are missing
 #   scripts/setup.sh sdks       the official clients that examples and tests use, in .cache
 #   scripts/setup.sh clients    Chromium, the code interpreter's packages, and the runtimes and tools of tests/compat/{runtimes,browser}, in .cache
+#   scripts/setup.sh integrations
+#                               the official clients of model providers and agent frameworks, for tests/integrations, in .cache
 #   scripts/setup.sh criu       CRIU, with which a test dumps and restores a sandbox, in .cache
 #   scripts/setup.sh vm         qemu and a machine for it, in .cache
 #   scripts/setup.sh bench      runc, the peer of the figures, wrk, their load, and perf, which tells where time goes
@@ -122,6 +124,17 @@ clients() {
     cp "$lock" "$folder/.made-of"
 }
 
+# The official clients of model providers, the agent frameworks, and what checks and builds the packages of integrations/.
+integrations() {
+    mkdir -p .cache
+    venv .cache/venv-agents e2b-code-interpreter==2.11.5 e2b==2.63.0 \
+        anthropic==2.14.0 mistralai==3.7.0 groq==1.7.0 together==3.1.1 fireworks-ai==1.2.30 ibm-watsonx-ai==1.8.1 \
+        langchain==1.5.2 langgraph==1.2.24 langchain-openai==1.7.4 'autogen-agentchat==0.7.5' 'autogen-ext[openai]==0.7.5' \
+        pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0 ruff==0.17.6 build==1.6.1 hatchling==1.33.0
+    # The type checker by npm: its Python package would fetch the same on first use.
+    node_packages .cache/node-pyright pyright@1.1.414
+}
+
 # Debian 12's own CRIU fails on newer kernels, so a newer one is unpacked with the libraries that it needs, and BusyBox as a
 # program to dump. Nothing of it is installed.
 criu() {
@@ -149,10 +162,10 @@ vm() {
     echo "$packages" > "$folder/.made-of"
 }
 
-[ $# -gt 0 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
 for part in "$@"; do
     case $part in
-    packages | sdks | clients | criu | vm | bench) "$part" ;;
-    *) fail "there is no part $part" "packages, sdks, clients, criu, vm or bench" ;;
+    packages | sdks | clients | integrations | criu | vm | bench) "$part" ;;
+    *) fail "there is no part $part" "packages, sdks, clients, integrations, criu, vm or bench" ;;
     esac
 done

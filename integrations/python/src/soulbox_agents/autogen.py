@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from .events import Event, Shown
 from .fenced import NAMES
+from .kept import default_template
 from .messages import Picture, ToolCall
 from .toolbox import AsyncToolbox
 from .tools import Settings
@@ -52,7 +53,7 @@ class SoulBoxCodeExecutor(CodeExecutor, Component[SoulBoxCodeExecutorConfig]):
 
     async def start(self) -> None:
         if self._sandbox is None:
-            self._sandbox = await AsyncSandbox.create(self._template, timeout=self._idle)
+            self._sandbox = await AsyncSandbox.create(self._template or default_template(), timeout=self._idle)
 
     async def stop(self) -> None:
         sandbox, self._sandbox = self._sandbox, None

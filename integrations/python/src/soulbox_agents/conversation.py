@@ -128,6 +128,11 @@ class AsyncConversation:
         if self._running is not None:
             self._running.cancel()
 
+    @property
+    def server(self) -> Mapping[str, Any]:
+        """Those options of the sandbox that say on which server it is."""
+        return self._kept.server
+
     async def sandbox(self) -> AsyncSandbox:
         """For files that code should find, or has left. Made if there is none yet."""
         return await self._kept.get()
@@ -413,7 +418,7 @@ class Conversation:
         """As `AsyncConversation.sandbox`."""
         made = _background.call(self._conversation.sandbox())
         # The package types a connection as its base class; it is one of the class that is asked.
-        return cast(Sandbox, Sandbox.connect(made.sandbox_id, **made.connection_config.get_api_params()))
+        return cast(Sandbox, Sandbox.connect(made.sandbox_id, **self._conversation.server))
 
     def run(self, prompt: str, on_event: Callable[[Event], None] | None = None) -> Outcome:
         """As `AsyncConversation.run`."""

@@ -63,9 +63,9 @@ class Fenced:
 
     def open(self, system: str, messages: Sequence[Message], tools: Sequence[Tool]) -> Any:
         rules = (
-            f"To run code, write it in a fenced block that names its language ({', '.join(self.languages)}), like ```python. Every such "
-            "block of your answer is run in a sandbox, in one notebook that keeps variables, and you are told what it printed and "
-            "returned. When you have what was asked for, answer without a block."
+            f"To run code, write it in a fenced Markdown block that names its language: {', '.join(self.languages)}. Every such block "
+            "of your answer is run in a sandbox, in one notebook that keeps variables, and you are told what it printed and returned. "
+            "When you have what was asked for, answer without a block."
         )
         return self.model.open(f"{system}\n\n{rules}".strip(), [self._plain(message) for message in messages], ())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -15,17 +16,27 @@ logger = logging.getLogger("soulbox_agents")
 METADATA = "soulboxConversation"
 
 
+def default_template() -> str | None:
+    """As `E2B_API_URL` says which server, `SOULBOX_TEMPLATE` says which template; without it the official package's own."""
+    return os.environ.get("SOULBOX_TEMPLATE") or None
+
+
 class KeptSandbox:
     """`key` names a conversation that goes on later: its sandbox is paused at the end, and when it has been idle for `idle` seconds,
     even if this process is gone by then. Without one it is killed."""
 
     def __init__(self, key: str | None, template: str | None, idle: int, options: Mapping[str, Any]) -> None:
         self.key = key
-        self._template = template
+        self._template = template or default_template()
         self._idle = idle
         self._options = dict(options)
         self._opening: asyncio.Task[AsyncSandbox] | None = None
         self._told = 0.0
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """Options that say which server."""
+        return _api(self._options)
 
     @property
     def id(self) -> str | None:
@@ -55,10 +66,10 @@ class KeptSandbox:
         if self.key is None:
             return await AsyncSandbox.create(self._template, timeout=self._idle, **options)
         query = SandboxQuery(metadata={METADATA: self.key}, state=[SandboxState.RUNNING, SandboxState.PAUSED])
-        for found in await AsyncSandbox.list(query=query, limit=1, **_api(options)).next_items():
+        for found in await AsyncSandbox.list(query=query, limit=1, **self.server).next_items():
             try:
                 # The package types a connection as its base class; it is one of the class that is asked.
-                return cast(AsyncSandbox, await AsyncSandbox.connect(found.sandbox_id, timeout=self._idle, **_api(options)))
+                return cast(AsyncSandbox, await AsyncSandbox.connect(found.sandbox_id, timeout=self._idle, **self.server))
             except SandboxException as error:
                 # It may have ended since it was listed. Work that is lost is not lost silently.
                 logger.warning("sandbox %s of this conversation cannot be used any more: %s", found.sandbox_id, error)

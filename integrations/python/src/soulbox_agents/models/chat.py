@@ -39,6 +39,8 @@ class ChatModel:
             "model": self.name,
             "messages": written(system, messages, self.sees_pictures),
             "stream": True,
+            # Some of these servers tell what a stream cost only when they are asked, and not all clients have a name for that.
+            "extra_body": {"stream_options": {"include_usage": True}} | self.options.get("extra_body", {}),
         }
         if tools:
             request["tools"] = shapes.openai_tools(tools)

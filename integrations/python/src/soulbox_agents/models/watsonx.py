@@ -1,12 +1,12 @@
 """IBM watsonx.ai, by `ibm_watsonx_ai.foundation_models.ModelInference`.
 
-That client retries 429 and 503 by itself, ten times, unless it was made with `max_retries=0`; then the conversation does.
+That client retries 429 and 503 by itself, ten times, unless it was made with `max_retries=0`; then the conversation does. What it retries
+below that, a 500 for instance, cannot be turned off.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..budget import tokens
 from ..messages import Assistant, Message, Results, Usage, User
 from ..model import Reply, StreamCut
 from ..shapes import openai_tools
@@ -44,35 +44,47 @@ class WatsonxModel(_Watsonx):
 
 
 class WatsonxTextModel(_Watsonx):
-    """A model of text generation alone, as the Granite code models are: wrap this in `Fenced`."""
+    """A model of text generation alone: wrap this in `Fenced`. The prompt is Granite's, in the form that its generation was trained on."""
 
     def open(self, system: str, messages: Sequence[Message], tools: Sequence[Tool]) -> Any:
         if tools:
             raise TypeError("text generation has no tools: use Fenced(WatsonxTextModel(...))")
-        prompt = "\n\n".join([f"System:\n{system}", *map(_turn, messages), "Answer:\n"])
+        turns = [("system", system), *map(_turn, messages)] if system else [*map(_turn, messages)]
+        prompt = _question(turns) if "code-instruct" in self.name else _roles(turns)
         limit = {"max_new_tokens": 4096}
-        self._prompted = tokens(prompt)
         return self.inference.agenerate_stream(prompt, params=limit | (self.params or {}))
 
     def assembler(self) -> "_TextAssembler":
-        return _TextAssembler(self._prompted)
+        return _TextAssembler()
 
 
-def _turn(message: Message) -> str:
+def _turn(message: Message) -> tuple[str, str]:
     match message:
         case User(text):
-            return f"Question:\n{text}"
+            return "user", text
         case Assistant(text):
-            return f"Answer:\n{text}"
+            return "assistant", text
         case Results():
             raise TypeError("text generation has no tools: use Fenced(WatsonxTextModel(...))")
 
 
+def _roles(turns: Sequence[tuple[str, str]]) -> str:
+    """Granite 3 and newer."""
+    said = [f"<|start_of_role|>{role}<|end_of_role|>{text}<|end_of_text|>\n" for role, text in turns]
+    return "".join(said) + "<|start_of_role|>assistant<|end_of_role|>"
+
+
+def _question(turns: Sequence[tuple[str, str]]) -> str:
+    """The Granite code models before that."""
+    names = {"system": "System", "user": "Question", "assistant": "Answer"}
+    return "".join(f"{names[role]}:\n{text}\n\n" for role, text in turns) + "Answer:\n"
+
+
 class _TextAssembler:
-    def __init__(self, prompted: int) -> None:
+    def __init__(self) -> None:
         self._text: list[str] = []
         self._stop: str | None = None
-        self._usage = Usage(prompted, estimated=True)
+        self._usage: Usage | None = None
 
     def feed(self, chunk: Any) -> str:
         said = ""
@@ -82,11 +94,10 @@ class _TextAssembler:
             stop = result.get("stop_reason")
             if stop and str(stop).lower() != "not_finished":
                 self._stop = str(stop).lower()
-            self._usage = Usage(
-                result.get("input_token_count") or self._usage.input,
-                result.get("generated_token_count") or self._usage.output,
-                estimated=False,
-            )
+            if "generated_token_count" in result:
+                # Counts so far; the prompt's comes once.
+                known = self._usage or Usage()
+                self._usage = Usage(result.get("input_token_count") or known.input, result["generated_token_count"] or known.output)
         self._text.append(said)
         return said
 
