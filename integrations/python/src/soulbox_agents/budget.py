@@ -55,15 +55,17 @@ class Rows:
         written = io.StringIO()
         writer = csv.writer(written, lineterminator="\n")
         writer.writerow(self.columns)
-        room = budget * CHARACTERS_PER_TOKEN - 60
-        shown = 0
-        for shown in range(self.count):
-            before = written.tell()
-            writer.writerow([column[shown] if shown < len(column) else "" for column in self.columns.values()])
-            if written.tell() > room:
+        most = budget * CHARACTERS_PER_TOKEN
+        # Where to cut, if it comes to that: after so many rows and characters, so that the remark still fits.
+        rows, end = 0, written.tell()
+        for row in range(self.count):
+            writer.writerow([column[row] if row < len(column) else "" for column in self.columns.values()])
+            if written.tell() <= most - 60:
+                rows, end = row + 1, written.tell()
+            if written.tell() > most + 1:
                 # A header alone can be too long: the cut of prose bounds that.
-                return Prose(f"{written.getvalue()[:before]}[{shown} of {self.count} rows shown]").cut(budget)
-        return written.getvalue().rstrip("\n")
+                return Prose(f"{written.getvalue()[:end]}[{rows} of {self.count} rows shown]").cut(budget)
+        return Prose(written.getvalue().rstrip("\n")).cut(budget)
 
 
 Part = Prose | Rows
