@@ -166,6 +166,11 @@ impl Client {
         self.call(Method::GET, path, None::<&()>).await
     }
 
+    /// The connections of this client, for what is not the API.
+    pub(crate) fn connections(&self) -> reqwest::Client {
+        self.http.clone()
+    }
+
     /// PUTs a body of known length to a link that carries its own permission: the key is not sent.
     pub(crate) async fn put(
         &self,

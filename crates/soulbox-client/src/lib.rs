@@ -10,8 +10,8 @@
 //! # }
 //! ```
 //!
-//! The environment is never read here; who calls says where the server is and with which key. Deliberately absent: envd, that is
-//! commands and files of a sandbox.
+//! The environment is never read here; who calls says where the server is and with which key. [`Sandbox`] is for
+//! what goes on inside one: code, commands, files. Deliberately absent: terminals, watches, signed URLs.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -19,6 +19,7 @@ mod client;
 mod config;
 mod context;
 mod dockerfile;
+mod sandbox;
 mod sandboxes;
 mod templates;
 
@@ -28,5 +29,8 @@ pub use config::{CONFIG_FILES, Mistake, TemplateConfig, User};
 pub use context::{ContextError, Folder};
 pub use dockerfile::{DockerfileError, Recipe, Step};
 pub use reqwest::Method;
+pub use sandbox::{
+    CodeEvent, CommandEnd, CommandEvent, FileEntry, Place, Sandbox, SandboxError, SandboxOptions,
+};
 /// The bodies of requests and answers.
 pub use soulbox_wire::rest;

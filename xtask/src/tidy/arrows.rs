@@ -4,12 +4,19 @@ use anyhow::Context;
 use serde_json::Value;
 
 /// Each crate of ours with those of ours that it may depend on.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
     // Ships to users: it knows the bytes of the API and nothing else.
     ("soulbox-client", &["soulbox-wire"]),
+    // A double of other people's services; it knows nothing of ours.
+    ("soulbox-fake-provider", &[]),
+    // A client like any other, with models on its other side.
+    (
+        "soulbox-agent",
+        &["soulbox-client", "soulbox-fake-provider"],
+    ),
     // Shared by servers on both sides of the wall; knows neither.
     ("soulbox-http", &[]),
     ("soulbox-sys", &["soulbox-types"]),
@@ -60,6 +67,7 @@ const ARROWS: [(&str, &[&str]); 22] = [
     (
         "soulbox-cli",
         &[
+            "soulbox-agent",
             "soulbox-api",
             "soulbox-build",
             "soulbox-builder",
