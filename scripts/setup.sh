@@ -91,6 +91,19 @@ node_packages() {
     echo "$*" > "$folder/.made-of"
 }
 
+# node_locked SOURCE FOLDER: as the lock of SOURCE says, and made anew when it changes. No script of a package has to run.
+node_locked() {
+    local source=$1 folder=$2
+    cmp -s "$source/package-lock.json" "$folder/.made-of" && return
+    [ "$(uname -m)" = x86_64 ] || fail "the runtimes are locked for x86_64, this is $(uname -m)" "run the parts of the tests that need none"
+    say "installing the packages of $source into $folder"
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    cp "$source"/package{,-lock}.json "$folder/"
+    npm ci --silent --ignore-scripts --no-audit --no-fund --prefix "$folder" > /dev/null
+    cp "$source/package-lock.json" "$folder/.made-of"
+}
+
 sdks() {
     mkdir -p .cache
     # What the tests need besides, the same for both generations: each runs the whole suite.
@@ -105,7 +118,6 @@ sdks() {
     venv .cache/venv-fuzz schemathesis==4.32.5
 }
 
-# The programs are in the packages themselves, so no script of a package has to run. As the lock says, and made anew when it changes.
 clients() {
     install_missing chromium
     mkdir -p .cache
@@ -113,15 +125,7 @@ clients() {
     venv .cache/venv-interpreter-291 e2b-code-interpreter==2.9.1 e2b==2.45.1 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
     node_packages .cache/node-interpreter @e2b/code-interpreter@2.8.0 e2b@2.51.0
     node_packages .cache/node-interpreter-271 @e2b/code-interpreter@2.7.1 e2b@2.45.0
-    local folder=.cache/clients lock=tests/compat/runtimes/package-lock.json
-    cmp -s "$lock" "$folder/.made-of" && return
-    [ "$(uname -m)" = x86_64 ] || fail "the runtimes are locked for x86_64, this is $(uname -m)" "run the other parts of tests/compat/run.sh"
-    say "installing Bun, Deno, Node 20 and 22, xterm.js into $folder"
-    rm -rf "$folder"
-    mkdir -p "$folder"
-    cp tests/compat/runtimes/package.json "$lock" "$folder/"
-    npm ci --silent --ignore-scripts --no-audit --no-fund --prefix "$folder" > /dev/null
-    cp "$lock" "$folder/.made-of"
+    node_locked tests/compat/runtimes .cache/clients
 }
 
 # The official clients of model providers, the agent frameworks, and what checks and builds the packages of integrations/.
@@ -133,6 +137,9 @@ integrations() {
         pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0 ruff==0.17.6 build==1.6.1 hatchling==1.33.0
     # The type checker by npm: its Python package would fetch the same on first use.
     node_packages .cache/node-pyright pyright@1.1.414
+    # A page is driven in Chromium.
+    install_missing chromium
+    node_locked tests/integrations/typescript .cache/node-agents
 }
 
 # Debian 12's own CRIU fails on newer kernels, so a newer one is unpacked with the libraries that it needs, and BusyBox as a
