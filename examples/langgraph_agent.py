@@ -19,7 +19,7 @@ def show(event):
         print(event.text, end="", flush=True)
 
 
-async def main() -> None:
+async def main() -> list:
     question = " ".join(sys.argv[1:]) or "Plot a sine wave and say where it crosses zero."
     async with await AsyncSandbox.create(os.environ.get("SOULBOX_TEMPLATE")) as sandbox:
         tools = langchain_tools(sandbox, on_event=show)
@@ -38,10 +38,11 @@ async def main() -> None:
         # The thread's history is the checkpointer's, its variables are the sandbox's.
         thread = {"configurable": {"thread_id": "1"}}
         state = await agent.ainvoke({"messages": [("user", question)]}, thread)
-    results = [message.artifact for message in state["messages"] if message.type == "tool" and message.artifact]
-    for number, picture in enumerate((picture for result in results for picture in result.pictures), 1):
-        Path(f"chart-{number}.png").write_bytes(picture.data)
-    print(state["messages"][-1].text)
+    return state["messages"]
 
 
-asyncio.run(main())
+messages = asyncio.run(main())
+pictures = [picture for message in messages if message.type == "tool" and message.artifact for picture in message.artifact.pictures]
+for number, picture in enumerate(pictures, 1):
+    Path(f"chart-{number}.png").write_bytes(picture.data)
+print(messages[-1].text)

@@ -18,7 +18,11 @@ TEMPLATE = os.environ.setdefault("INTERPRETER_TEMPLATE", "code-interpreter-slim"
 # What programs of the documentation run with.
 os.environ["SOULBOX_TEMPLATE"] = TEMPLATE
 PROVIDER = Path(os.environ.get("SOULBOX_FAKE_PROVIDER", ROOT / "target/ci/soulbox-fake-provider"))
-SINE = "import numpy, matplotlib.pyplot as plt\nx = numpy.linspace(0, 6, 50)\nplt.plot(x, numpy.sin(x), label='sine')\nplt.title('A wave')\nplt.show()"
+SINE = """import numpy, matplotlib.pyplot as plt
+x = numpy.linspace(0, 6, 50)
+plt.plot(x, numpy.sin(x), label='sine')
+plt.title('A wave')
+plt.show()"""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

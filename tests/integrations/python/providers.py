@@ -90,7 +90,10 @@ TOGETHER = Provider(
     "/together/v1/chat/completions",
 )
 WATSONX = Provider(
-    "watsonx", lambda fake, model, key: WatsonxModel(inference(fake, model, key)), "ibm/granite-4-h-small", "/watsonx/ml/v1/text/chat_stream"
+    "watsonx",
+    lambda fake, model, key: WatsonxModel(inference(fake, model, key)),
+    "ibm/granite-4-h-small",
+    "/watsonx/ml/v1/text/chat_stream",
 )
 GRANITE = Provider(
     "watsonx",

@@ -42,7 +42,9 @@ QUICK = Retry(attempts=3, first=0.02)
 
 
 def kept(key: str) -> list:
-    return Sandbox.list(query=SandboxQuery(metadata={"soulboxConversation": key}, state=[SandboxState.RUNNING, SandboxState.PAUSED])).next_items()
+    return Sandbox.list(
+        query=SandboxQuery(metadata={"soulboxConversation": key}, state=[SandboxState.RUNNING, SandboxState.PAUSED])
+    ).next_items()
 
 
 # Limits
@@ -258,7 +260,9 @@ def test_a_sandbox_that_ends_in_the_middle(fake, end):
 def test_no_sandbox_to_be_had(fake):
     with Conversation(GROQ.model(fake, "fake-tool"), template="no-such-template") as conversation:
         outcome = conversation.run(please("1"))
-    assert outcome.ending is Ending.SANDBOX_LOST and outcome.cause.startswith("there is no sandbox: ") and "no-such-template" in outcome.cause
+    assert (
+        outcome.ending is Ending.SANDBOX_LOST and outcome.cause.startswith("there is no sandbox: ") and "no-such-template" in outcome.cause
+    )
 
 
 # What models get wrong
@@ -360,7 +364,8 @@ def test_approval_with_an_event_loop(fake):
     asyncio.run(main())
 
 
-def test_what_callbacks_raise_is_raised(fake):
+@pytest.mark.parametrize("wanted", [Text, CallStarted, Output, CallFinished])
+def test_what_callbacks_raise_is_raised(fake, wanted):
     class Ours(Exception):
         pass
 
@@ -368,13 +373,15 @@ def test_what_callbacks_raise_is_raised(fake):
         if isinstance(event, wanted):
             raise Ours
 
-    for wanted in (Text, CallStarted, Output, CallFinished):
-        with Conversation(GROQ.model(fake, "fake-tool-text")) as conversation, pytest.raises(Ours):
-            conversation.run(please("print(1)"), angry)
+    with Conversation(GROQ.model(fake, "fake-tool-text")) as conversation, pytest.raises(Ours):
+        conversation.run(please("print(1)"), angry)
 
 
 def test_mistakes_of_the_program_are_raised(fake):
-    with Conversation(ChatModel(groq.Groq(api_key="k", base_url=fake.http), "m", no_such_option=1)) as conversation, pytest.raises(TypeError):
+    with (
+        Conversation(ChatModel(groq.Groq(api_key="k", base_url=fake.http), "m", no_such_option=1)) as conversation,
+        pytest.raises(TypeError),
+    ):
         conversation.run("Hello?")
 
 
@@ -435,9 +442,9 @@ def test_keys_are_in_no_log_prompt_or_sandbox(fake, caplog, monkeypatch):
     canary = f"canary-{uuid.uuid4().hex}"
     monkeypatch.setenv("GROQ_API_KEY", canary)
     caplog.set_level(logging.DEBUG)
-    everywhere = f"env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'; grep -rIh {canary[:14]} /home /tmp /etc /root 2>/dev/null"
-    # Split, so that the command does not find itself.
-    code = f"import subprocess\nprint(subprocess.run({everywhere.replace(canary[:14], 'can[a]ry-')!r}, shell=True, capture_output=True, text=True).stdout)"
+    # A pattern that does not find itself.
+    search = "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'; grep -rIh 'can[a]ry-' /home /tmp /etc /root 2>/dev/null"
+    code = f"import subprocess\nprint(subprocess.run({search!r}, shell=True, capture_output=True, text=True).stdout)"
     before = live()
     with Conversation(ChatModel(groq.Groq(base_url=f"{fake.http}/groq"), "fake-tool")) as conversation:
         outcome = conversation.run(please(code))

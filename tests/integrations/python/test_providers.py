@@ -5,7 +5,20 @@ import time
 
 import pytest
 from conftest import PNG, SINE, Fake, please
-from providers import ALL, ANTHROPIC, ASYNC_ANTHROPIC, ASYNC_GROQ, CODESTRAL, FIREWORKS, GRANITE, GROQ, TOGETHER, WATSONX, WITH_TOOLS, Provider
+from providers import (
+    ALL,
+    ANTHROPIC,
+    ASYNC_ANTHROPIC,
+    ASYNC_GROQ,
+    CODESTRAL,
+    FIREWORKS,
+    GRANITE,
+    GROQ,
+    TOGETHER,
+    WATSONX,
+    WITH_TOOLS,
+    Provider,
+)
 from soulbox_agents import AsyncConversation, CallStarted, Conversation, Ending, Outcome, Retry, Retrying, Text
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

@@ -1,7 +1,19 @@
 """What needs neither a provider nor a sandbox: cuts, fenced blocks, streams, failures."""
 
 import pytest
-from soulbox_agents import AnthropicModel, Assistant, ChatModel, Results, Retry, StreamCut, ToolCall, ToolResult, User, WatsonxTextModel, fenced
+from soulbox_agents import (
+    AnthropicModel,
+    Assistant,
+    ChatModel,
+    Results,
+    Retry,
+    StreamCut,
+    ToolCall,
+    ToolResult,
+    User,
+    WatsonxTextModel,
+    fenced,
+)
 from soulbox_agents.budget import Prose, Rows, fit, tokens
 from soulbox_agents.messages import Picture
 from soulbox_agents.models.chat import ChatAssembler, written

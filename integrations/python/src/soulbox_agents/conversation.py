@@ -5,9 +5,11 @@ the thread of its caller.
 """
 
 import asyncio
+import atexit
 import inspect
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -371,8 +373,18 @@ class _Background:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="soulbox-agents", daemon=True).start()
+                thread = threading.Thread(target=self._loop.run_forever, name="soulbox-agents", daemon=True)
+                thread.start()
+                atexit.register(self._end, self._loop, thread)
             return self._loop
+
+    @staticmethod
+    def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(1)
+        # The sandbox package's transport has threads of its own that outlive an answer for a moment. One that still needs the
+        # interpreter while that ends aborts the process, after everything is done.
+        time.sleep(0.05)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop()).result()
