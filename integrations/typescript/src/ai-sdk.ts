@@ -1,7 +1,7 @@
 /** Tools for `generateText` and `streamText` of Vercel's AI SDK. */
 
 import { Sandbox } from '@e2b/code-interpreter'
-import { jsonSchema, tool } from 'ai'
+import { jsonSchema, type Tool, tool } from 'ai'
 import { type ExecuteOptions, execute, type Picture } from './execute.js'
 import type { ConversationSandbox } from './sandbox.js'
 import { TOOLS, type ToolDefinition, type ToolName } from './tools.js'
@@ -20,15 +20,17 @@ export interface SoulBoxOutput {
   readonly pictures: readonly Picture[]
 }
 
+export type SoulBoxTools = Record<ToolName, Tool<Record<string, string>, SoulBoxOutput>>
+
 /** A set of tools that work in one sandbox. */
-export function soulboxTools(sandbox: Sandbox | ConversationSandbox, options: AiSdkOptions = {}) {
+export function soulboxTools(sandbox: Sandbox | ConversationSandbox, options: AiSdkOptions = {}): SoulBoxTools {
   const { tools = TOOLS, seesPictures = false, needsApproval = false } = options
   const made = (definition: ToolDefinition) =>
-    tool<Record<string, unknown>, SoulBoxOutput, never>({
+    tool({
       description: definition.description,
-      inputSchema: jsonSchema<Record<string, unknown>>(definition.parameters as never),
+      inputSchema: jsonSchema<Record<string, string>>(definition.parameters as never),
       needsApproval,
-      execute: async (input, { toolCallId, abortSignal }) => {
+      execute: async (input, { toolCallId, abortSignal }): Promise<SoulBoxOutput> => {
         const opened = sandbox instanceof Sandbox ? sandbox : await sandbox.open(options.seconds)
         const call = { id: toolCallId, name: definition.name, arguments: input }
         const result = await execute(opened, call, { ...options, ...(abortSignal ? { signal: abortSignal } : {}) })
@@ -50,8 +52,5 @@ export function soulboxTools(sandbox: Sandbox | ConversationSandbox, options: Ai
         }
       },
     })
-  return Object.fromEntries(tools.map((definition) => [definition.name, made(definition)])) as Record<
-    ToolName,
-    ReturnType<typeof made>
-  >
+  return Object.fromEntries(tools.map((definition) => [definition.name, made(definition)])) as SoulBoxTools
 }
