@@ -18,11 +18,7 @@ from soulbox_agents.autogen import SoulBoxCodeExecutor
 async def main() -> None:
     question = " ".join(sys.argv[1:]) or "How many primes are there below 10,000? Write Python in a fenced block and print the answer."
     about = {"vision": False, "function_calling": False, "json_output": False, "family": ModelFamily.UNKNOWN, "structured_output": False}
-    model = OpenAIChatCompletionClient(
-        model=os.environ.get("OPENAI_MODEL", "gpt-5.2"),
-        base_url=os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"),
-        model_info=about,
-    )
+    model = OpenAIChatCompletionClient(model=os.environ.get("OPENAI_MODEL", "gpt-5.2"), model_info=about)
     async with SoulBoxCodeExecutor() as executor:
         writer = AssistantAgent("writer", model)
         runner = CodeExecutorAgent("runner", executor)

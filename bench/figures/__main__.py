@@ -11,7 +11,7 @@ import os
 
 from table import Table
 
-SUBJECTS = ("lifecycle", "envd", "ingress", "isolation", "interpreter", "control", "records", "templates", "pause")
+SUBJECTS = ("lifecycle", "envd", "ingress", "isolation", "interpreter", "agents", "control", "records", "templates", "pause")
 
 arguments = argparse.ArgumentParser(prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"which of {', '.join(SUBJECTS)} [default: all]")
