@@ -31,6 +31,8 @@ import time
 import warnings
 
 os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+# Fonts of the template; a file of the code's own folder is preferred to it.
+os.environ.setdefault("MATPLOTLIBRC", "/etc/soulbox/matplotlibrc")
 # Else plotly asks for a browser, or leaves out the figure's own format.
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+notebook")
 
@@ -49,6 +51,8 @@ SIOCOUTQ = termios.TIOCOUTQ
 LARGEST_RESULT = 100 << 20
 # Another after each copy of the sandbox that goes on from the same memory; docs/pause.md.
 GENERATION = "/run/soulbox/generation"
+# Those of the sandbox, where the process that kernels are forked from was started before they were told.
+VARIABLES = "/run/soulbox/variables.json"
 
 
 class Control:
@@ -524,6 +528,8 @@ def kernel(shell, connection, directory):
     except OSError as error:
         control.send({"type": "failed", "reason": f"{directory}: {error.strerror}"})
         os._exit(1)
+    with contextlib.suppress(OSError, ValueError), open(VARIABLES) as file:
+        os.environ.update(json.load(file))
     inherited = dict(os.environ)
     seeded = generation()
     control.send({"type": "ready"})

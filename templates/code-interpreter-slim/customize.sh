@@ -1,11 +1,19 @@
 #!/bin/sh
 # Puts the Python packages into the root. Called by soulbox-build on the host, as root, in a mount namespace of its own:
 #   $1              the root, `base` with the recipe's files
+#   SOULBOX_DEBS    a folder with the recipe's Debian packages
 #   SOULBOX_WHEELS  a folder with the wheels of requirements.txt
 set -eu
 umask 022
 root=$1
 packages=$root/usr/local/lib/python3.11/dist-packages
+
+# Of the fonts for Chinese, Japanese and Korean the ones without serifs: the others are as large once more.
+mkdir "$root/mnt/debs"
+mount --bind "$SOULBOX_DEBS" "$root/mnt/debs"
+chroot "$root" sh -c 'exec dpkg --install --path-exclude="/usr/share/fonts/*/NotoSerif*" /mnt/debs/*.deb'
+umount "$root/mnt/debs"
+rmdir "$root/mnt/debs"
 
 mkdir "$root/mnt/wheels"
 mount --bind "$SOULBOX_WHEELS" "$root/mnt/wheels"

@@ -232,6 +232,7 @@ mod tests {
             npm: Default::default(),
             files: Some("files".to_owned()),
             customize: Some("customize.sh".to_owned()),
+            ready_command: None,
             defaults: Defaults {
                 cpu_count: 1,
                 memory_mib: 512,

@@ -3,7 +3,7 @@
 //! Flow: [`recipe`] reads the description and digests the folder; when the pool has that digest, nothing is done.
 //! Else [`npm`] collects the tarballs, [`bootstrap`] makes a Debian of it in a layer draft, [`bottom`] adds what
 //! every sandbox's root has, and the draft is committed. A failure leaves the log and nothing else.
-//! A recipe with a parent is one layer more instead ([`stacked`]), with [`wheels`] for its script.
+//! A recipe with a parent is one layer more instead ([`stacked`]), with [`debs`] and [`wheels`] for its script.
 //!
 //! Recipes are the operator's own files and run as root on the host. What a tenant sends to be built will run in
 //! an ordinary sandbox instead, and comes with the templates' API.
@@ -14,6 +14,7 @@
 
 pub mod bootstrap;
 pub mod bottom;
+pub mod debs;
 pub mod npm;
 pub mod recipe;
 pub mod stacked;
@@ -29,6 +30,7 @@ use soulbox_types::{BuildId, TemplateId};
 
 use crate::bootstrap::{BootstrapError, Places};
 use crate::bottom::{BottomError, TreeSize};
+use crate::debs::DebError;
 use crate::npm::NpmError;
 use crate::recipe::{Recipe, RecipeError};
 use crate::stacked::StackError;
@@ -53,6 +55,12 @@ pub enum BuildError {
         name: String,
         #[source]
         source: NpmError,
+    },
+    #[error("failed to fetch the Debian packages of template {name}")]
+    Debs {
+        name: String,
+        #[source]
+        source: DebError,
     },
     #[error("failed to fetch the Python packages of template {name}")]
     Wheels {
@@ -116,6 +124,7 @@ impl BuildError {
                 ..
             } => Some("`npm ping` on this host must work for it"),
             Self::Parent { .. } => Some("build the parent's recipe first"),
+            Self::Debs { .. } => Some("`apt-get update` on this host must work for it"),
             Self::Wheels { .. } => Some("`python3 -m pip download` on this host must work for it"),
             Self::Stack { .. } => Some("see the end of the log"),
             Self::Bottom {
@@ -176,16 +185,25 @@ pub fn build_template(
     let recipe = Recipe::read(folder).map_err(unreadable)?;
     let digest = recipe::digest(folder, &options.extra_certificates).map_err(unreadable)?;
     let templates = pool.templates()?;
-    let below = match &recipe.parent {
-        None => Vec::new(),
-        Some(parent) => templates
-            .iter()
-            .find(|manifest| manifest.name == *parent)
-            .map(|manifest| manifest.layers.clone())
-            .ok_or_else(|| BuildError::Parent {
-                name: recipe.name.clone(),
-                parent: parent.clone(),
-            })?,
+    let parent = match &recipe.parent {
+        None => None,
+        Some(parent) => Some(
+            templates
+                .iter()
+                .find(|manifest| manifest.name == *parent)
+                .ok_or_else(|| BuildError::Parent {
+                    name: recipe.name.clone(),
+                    parent: parent.clone(),
+                })?,
+        ),
+    };
+    let below = parent.map_or(Vec::new(), |parent| parent.layers.clone());
+    let inherited = Inherited {
+        ready_command: recipe
+            .ready_command
+            .clone()
+            .or_else(|| parent?.inherited.ready_command.clone()),
+        ..Inherited::default()
     };
     // The same recipe on another parent is another layer.
     let digest = LayerDigest::try_from(recipe::above(digest, &below))?;
@@ -221,7 +239,7 @@ pub fn build_template(
             took: start.elapsed(),
         });
     }
-    let manifest = manifest(&recipe, layers, before)?;
+    let manifest = manifest(&recipe, layers, before, inherited)?;
     pool.put_template(&manifest)?;
     Ok(Built { manifest, new })
 }
@@ -307,6 +325,17 @@ fn build_above(
             source,
         }
     })?;
+    let debs = if recipe.packages.is_empty() {
+        PathBuf::new()
+    } else {
+        progress("fetching Debian packages");
+        debs::collect(&recipe.packages, &cache.join("more-debs")).map_err(|source| {
+            BuildError::Debs {
+                name: name(),
+                source,
+            }
+        })?
+    };
     let wheels = match &recipe.python {
         None => PathBuf::new(),
         Some(requirements) => {
@@ -326,6 +355,7 @@ fn build_above(
         layers: below,
         draft: &draft,
         npm: &npm,
+        debs: &debs,
         wheels: &wheels,
         log: &log,
     };
@@ -343,6 +373,7 @@ fn manifest(
     recipe: &Recipe,
     layers: Vec<LayerDigest>,
     before: Option<TemplateManifest>,
+    inherited: Inherited,
 ) -> Result<TemplateManifest, BuildError> {
     // A new version of a template keeps the template's ID.
     let template_id = match before {
@@ -364,7 +395,7 @@ fn manifest(
         disk_mib: recipe.defaults.disk_mib,
         default_user: recipe.defaults.user.clone(),
         default_workdir: recipe.defaults.workdir.clone(),
-        inherited: Inherited::default(),
+        inherited,
     })
 }
 

@@ -50,7 +50,8 @@ pub struct Recipe {
     /// The Debian suite; not with a parent, which has one.
     #[serde(default)]
     pub suite: String,
-    /// Debian packages, on top of the essential ones; not with a parent.
+    /// Debian packages, on top of the essential ones. With a parent they are given to the customize script, each without what it
+    /// depends on.
     #[serde(default)]
     pub packages: BTreeSet<String>,
     /// Packages of npm, `name@version`, given to the customize script as tarballs.
@@ -66,6 +67,10 @@ pub struct Recipe {
     /// A script of the recipe, run on the host with the root as its argument.
     #[serde(default)]
     pub customize: Option<String>,
+    /// A command that succeeds in a sandbox whose programs are up. A server then begins sandboxes from a snapshot of that moment, where it
+    /// can; the parent's, where a recipe has none.
+    #[serde(default)]
+    pub ready_command: Option<String>,
     pub defaults: Defaults,
 }
 
@@ -123,8 +128,8 @@ impl Recipe {
             Some(parent) if !word(parent, "-_") || *parent == self.name => {
                 return Err(format!("`{parent}` is no template to build on"));
             }
-            Some(_) if !self.suite.is_empty() || !self.packages.is_empty() => {
-                return Err("a recipe with a parent has neither suite nor packages".to_owned());
+            Some(_) if !self.suite.is_empty() => {
+                return Err("a recipe with a parent has no suite of its own".to_owned());
             }
             _ => {}
         }
@@ -147,6 +152,13 @@ impl Recipe {
                     "`{part}` must be the name of something in the recipe's folder"
                 ));
             }
+        }
+        if self
+            .ready_command
+            .as_ref()
+            .is_some_and(|command| command.trim().is_empty() || command.contains('\0'))
+        {
+            return Err("`ready_command` must be a command".to_owned());
         }
         let defaults = &self.defaults;
         if defaults.cpu_count == 0 || defaults.memory_mib < 128 || defaults.disk_mib < 128 {
@@ -290,6 +302,9 @@ mod tests {
         assert!(mistake("suite", "sweet").contains("unknown field `sweet`"));
         assert!(mistake("memory_mib = 512", "memory_mib = 64").contains("128 MiB of memory"));
         assert!(mistake("[defaults]", "files = \"../etc\"\n[defaults]").contains("`../etc`"));
+        assert!(
+            mistake("[defaults]", "ready_command = \" \"\n[defaults]").contains("ready_command")
+        );
     }
 
     #[test]

@@ -66,8 +66,9 @@ pub struct Places<'a> {
     pub layers: &'a [PathBuf],
     /// The new layer, an empty folder.
     pub draft: &'a Path,
-    /// Tarballs of the recipe's npm packages, and wheels of its Python packages.
+    /// Tarballs of the recipe's npm packages, its Debian packages, and wheels of its Python packages.
     pub npm: &'a Path,
+    pub debs: &'a Path,
     pub wheels: &'a Path,
     pub log: &'a Path,
 }
@@ -111,6 +112,7 @@ pub fn run(recipe: &Recipe, places: &Places<'_>, within: Duration) -> Result<Tre
         .env("SOULBOX_FILES", part(&recipe.files))
         .env("SOULBOX_SCRIPT", part(&recipe.customize))
         .env("SOULBOX_NPM_DIR", places.npm)
+        .env("SOULBOX_DEBS", places.debs)
         .env("SOULBOX_WHEELS", places.wheels)
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(StackError::Start)?)
@@ -201,6 +203,7 @@ mod tests {
             python: None,
             files: None,
             customize: Some("customize.sh".to_owned()),
+            ready_command: None,
             defaults: Defaults {
                 cpu_count: 1,
                 memory_mib: 512,
@@ -230,6 +233,7 @@ mod tests {
             layers: &[layer],
             draft: &draft,
             npm: Path::new("/nowhere"),
+            debs: Path::new("/nowhere"),
             wheels: Path::new("/nowhere"),
             log: &log,
         };

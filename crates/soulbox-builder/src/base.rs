@@ -18,7 +18,19 @@ pub(crate) struct Found<'known> {
     pub(crate) build: &'known KnownBuild,
     /// For the log, where it is not the image itself.
     pub(crate) warning: Option<String>,
+    /// What the image itself says in its environment.
+    pub(crate) env: &'static [(&'static str, &'static str)],
 }
+
+const PATH: (&str, &str) = (
+    "PATH",
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+);
+/// Of the images of Docker Hub, as far as it is true of what stands for them. The patch release of Python is Debian's, so it is not told.
+const ENVIRONMENTS: &[(&str, &[(&str, &str)])] = &[
+    ("python", &[PATH, ("LANG", "C.UTF-8")]),
+    ("node", &[PATH, ("YARN_VERSION", "1.22.19")]),
+];
 
 /// How near a template is to an image.
 enum Nearness {
@@ -56,17 +68,29 @@ pub(crate) fn find<'known>(
             "image '{image}' is not in the local store, '{name}' is used instead: {what}"
         )),
     };
-    Ok(Found { build, warning })
+    let env = ENVIRONMENTS
+        .iter()
+        .find(|(name, _)| hub_name(image).split(':').next() == Some(name))
+        .map_or(&[][..], |(_, env)| env);
+    Ok(Found {
+        build,
+        warning,
+        env,
+    })
+}
+
+/// A registry's host has a dot or a port, and only Docker Hub's own name means what no host means.
+fn hub_name(image: &str) -> &str {
+    ["docker.io/library/", "docker.io/", "library/"]
+        .iter()
+        .find_map(|prefix| image.strip_prefix(prefix))
+        .unwrap_or(image)
 }
 
 /// The templates that an image may mean, best first; none: it is no image that anything here is near to.
 fn meanings(image: &str) -> Vec<(&'static str, Nearness)> {
     use Nearness::{Near, Same};
-    // A registry's host has a dot or a port, and only Docker Hub's own name means what no host means.
-    let image = ["docker.io/library/", "docker.io/", "library/"]
-        .iter()
-        .find_map(|prefix| image.strip_prefix(prefix))
-        .unwrap_or(image);
+    let image = hub_name(image);
     // A digest names one image and no other.
     if image.contains('@') {
         return Vec::new();
@@ -184,6 +208,13 @@ mod tests {
             );
         }
         assert!(find("debian:12", &[], ImagePolicy::Alias).is_err());
+        let env = |image: &str| {
+            let found = find(image, &all, ImagePolicy::Alias).expect("found");
+            found.env.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+        };
+        assert_eq!(env("docker.io/library/node:20"), ["PATH", "YARN_VERSION"]);
+        assert_eq!(env("python:3.11-slim"), ["PATH", "LANG"]);
+        assert!(env("debian:12").is_empty() && env("e2bdev/base").is_empty());
 
         // An image whose template is not here means what is near to it, if anything is.
         assert_eq!(name("node:22", ImagePolicy::Alias), Some(("base", true)));

@@ -23,7 +23,7 @@ pub struct KnownBuild {
     pub env: BTreeMap<String, String>,
     pub start_command: Option<String>,
     pub ready_command: Option<String>,
-    /// A snapshot in which the start command runs and is ready.
+    /// A snapshot in which the start command runs and is ready, where the host can use it.
     pub started: Option<String>,
 }
 
@@ -127,7 +127,8 @@ pub trait Bench: Guest {
     /// Makes all that was written a layer of that name, on disk when this returns.
     async fn commit(&self, layer: &str) -> Result<(), BenchError>;
 
-    /// Makes a snapshot of it as it is, programs included; it goes on. Gives the snapshot's name, or why this host cannot make one.
+    /// Makes a snapshot of it as it is, programs included, in place of an earlier one of the build; it goes on. Gives the snapshot's name, or
+    /// why this host cannot make one.
     async fn snapshot(&self, build_id: &BuildId) -> Result<Result<String, String>, BenchError>;
 
     /// Ends it; no process of it is left when this returns.

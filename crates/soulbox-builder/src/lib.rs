@@ -25,4 +25,4 @@ pub mod ready;
 mod script;
 
 pub use base::ImagePolicy;
-pub use perform::Steps;
+pub use perform::{AheadError, Steps};

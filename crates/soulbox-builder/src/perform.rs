@@ -1,5 +1,6 @@
 //! A build from its first log line to its manifest.
 
+mod ahead;
 mod contents;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +22,8 @@ use crate::key::Key;
 use crate::lines::{Lines, Tail};
 use crate::ready::{Pace, until_ready};
 use crate::script;
+
+pub use ahead::AheadError;
 
 /// Of one step.
 const STEP_WITHIN: Duration = Duration::from_secs(3600);
@@ -165,7 +168,11 @@ impl<'a> Build<'a> {
                 let templates = templates.map_err(|error| internal(&error))?;
                 let found = base::find(image, &templates, steps.policy)
                     .map_err(|message| failure("base", message))?;
-                (found.build.clone(), image.clone(), found.warning, true)
+                let mut base = found.build.clone();
+                let env = found.env.iter();
+                base.env
+                    .extend(env.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+                (base, image.clone(), found.warning, true)
             }
             BuildSource::Template(name) => {
                 let base = parent(steps, job).await?;
@@ -310,8 +317,8 @@ impl<'a> Build<'a> {
         }
         if values.iter().any(|value| value.contains('$')) {
             let mut command = as_root(script::expand(&values));
-            // A path of the author's is for his programs, not for the shell that this needs.
-            command.env = self.context.run_env();
+            // As the author has set them: what a RUN adds to his PATH is no part of it, and this shell starts no program.
+            command.env = self.context.env.clone();
             let bench = self.bench().await?;
             let mut printed = Vec::new();
             let exit = collect(bench.guest(), &command, &mut printed).await;
@@ -570,11 +577,15 @@ impl<'a> Build<'a> {
         if done.is_ok() {
             done = self.try_start(&place, bench.guest()).await;
         }
-        if done.is_ok() && self.start_command.is_some() {
+        if done.is_ok() && (self.start_command.is_some() || self.ready_command.is_some()) {
             match bench.bench.snapshot(&self.job.build_id).await {
                 Ok(Ok(snapshot)) => started = Some(snapshot),
                 Ok(Err(why)) => {
-                    let line = format!("Every sandbox will run the start command: {why}");
+                    let what = match self.start_command {
+                        Some(_) => "run the start command",
+                        None => "wait for the ready command",
+                    };
+                    let line = format!("Every sandbox will {what}: {why}");
                     self.say(&place, line).await;
                 }
                 Err(error) => done = Err(refused(&place, "failed to make a snapshot", &error)),

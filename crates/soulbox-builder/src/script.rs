@@ -33,7 +33,8 @@ chmod 440 "/etc/sudoers.d/$name""#
     format!(
         r#"set -euo pipefail
 name={name}
-id -u "$name" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash -- "$name"
+group=(); getent group "$name" >/dev/null && group=(--gid "$name")
+id -u "$name" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "${{group[@]}}" -- "$name"
 {privileges}"#,
         name = quoted(name),
     )

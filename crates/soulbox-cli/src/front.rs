@@ -4,6 +4,7 @@
 //! file system before anything is parsed ([`confine`]), then asks the agent for settings and listeners, takes up the records and serves. It ends
 //! when the RPC ends (the agent starts the next one), or in good order on SIGTERM; sandboxes run on in either case.
 
+mod ahead;
 mod builder;
 mod confine;
 mod daemon_log;
@@ -144,6 +145,7 @@ async fn run(
     let (settings, mut listeners, mut admin_listener) = hello(&client)
         .await
         .context("the host agent did not introduce itself")?;
+    let is_agents_own = listener.is_none();
     if let Some(own) = listener {
         ensure!(
             settings.database_url.is_some(),
@@ -166,7 +168,7 @@ async fn run(
     let ingress = Ingress::new(located, settings.max_requests);
     hosts.park_in(ingress.clone());
     let benches = Arc::new(RpcBenches::new(client.clone()));
-    control.set_builder(Arc::new(Steps::new(
+    let steps = Arc::new(Steps::new(
         benches.clone(),
         match settings.template_images {
             TemplateImages::Alias => ImagePolicy::Alias,
@@ -174,7 +176,15 @@ async fn run(
         },
         soulbox_envd_proto::ENVD_VERSION,
         BUILD_SANDBOXES,
-    )));
+    ));
+    control.set_builder(steps.clone());
+    let seen = hosts.templates_seen();
+    let ahead = async {
+        // The other fronts of a host have nothing to add.
+        if is_agents_own {
+            ahead::run(steps, seen).await;
+        }
+    };
     let credentials = Credentials {
         api_key: settings.api_key.clone(),
         access_token: settings.access_token.clone(),
@@ -213,6 +223,7 @@ async fn run(
         tokio::join!(
             control.run(ended.clone()),
             ended.run_until_cancelled(forward(events, &control, &ingress, &benches)),
+            ended.run_until_cancelled(ahead),
             admin
         );
     });

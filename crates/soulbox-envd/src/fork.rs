@@ -24,6 +24,8 @@ use crate::settings::Settings;
 
 const FOLDER: &str = "/run/soulbox";
 const GENERATION: &str = "/run/soulbox/generation";
+/// What a new process finds in its environment, for programs that were started before they were told. For root alone.
+const VARIABLES: &str = "/run/soulbox/variables.json";
 /// What the hooks of the latest copy have printed.
 const PRINTED: &str = "/run/soulbox/on-fork.log";
 const HOOKS: &str = "/etc/soulbox/on-fork.d";
@@ -36,10 +38,12 @@ pub(crate) fn prepare() -> io::Result<()> {
     fs::create_dir_all(FOLDER)
 }
 
-/// Writes the generation and runs the hooks, in the order of their names. Hooks that fail are noted in the log, and the rest run.
+/// Writes variables and generation and runs the hooks, in the order of their names. Hooks that fail are noted in the log, and the rest run.
 pub(crate) async fn tell(settings: &Settings, log: &Log, generation: &str) -> io::Result<()> {
     prepare()?;
-    write(Path::new(GENERATION), generation)?;
+    let variables = serde_json::to_string(&settings.variables())?;
+    write(Path::new(VARIABLES), &variables, 0o600)?;
+    write(Path::new(GENERATION), generation, 0o444)?;
     let hooks = match hooks(Path::new(HOOKS)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         hooks => hooks?,
@@ -63,14 +67,14 @@ pub(crate) async fn tell(settings: &Settings, log: &Log, generation: &str) -> io
 }
 
 /// Renamed into place: whoever watches sees the old or the new one, never a part.
-pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let text = format!("{text}\n");
     if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
         return Ok(());
     }
     let new = path.with_extension("new");
     let mut file = fs::File::create(&new)?;
-    file.set_permissions(fs::Permissions::from_mode(0o444))?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(text.as_bytes())?;
     fs::rename(&new, path)
 }
@@ -181,7 +185,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("generation");
         for text in ["one", "two"] {
-            write(&path, text).expect("writes");
+            write(&path, text, 0o444).expect("writes");
             assert_eq!(
                 fs::read_to_string(&path).expect("reads"),
                 format!("{text}\n")

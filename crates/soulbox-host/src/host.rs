@@ -427,13 +427,21 @@ impl<R: Runtime> Host<R> {
         .map_err(|error| failed(&error))?
     }
 
-    /// The templates of the pool, read anew.
+    /// The templates of the pool, read anew. A snapshot of theirs is told of when new sandboxes should go on from it.
     ///
     /// # Errors
     /// Kind `Failed` when a manifest cannot be read.
     pub async fn templates(&self) -> Result<Vec<HostTemplate>, HostError> {
         let templates = self.inner.reload_templates().await?;
-        Ok(templates.iter().map(layers::told).collect())
+        let mut told: Vec<_> = templates.iter().map(layers::told).collect();
+        for template in &mut told {
+            if let Some(snapshot_id) = &template.inherited.started
+                && !self.inner.is_current(snapshot_id).await
+            {
+                template.inherited.started = None;
+            }
+        }
+        Ok(told)
     }
 
     pub(crate) fn workshop(&self) -> Arc<Workshop<R>> {

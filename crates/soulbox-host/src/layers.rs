@@ -96,11 +96,24 @@ impl<R: Runtime> Host<R> {
         Ok(all.into_iter().find(|build| build.build_id == build_id))
     }
 
-    /// Keeps a finished build.
+    /// Keeps a finished build. Of one that recipes have made, only its snapshot is noted.
     ///
     /// # Errors
     /// Kinds `TemplateMissing` when a layer is not here, and `Failed`.
     pub async fn put_build(&self, build: HostTemplate) -> Result<(), HostError> {
+        let templates = self.templates().await?;
+        let own = templates
+            .into_iter()
+            .find(|own| own.build_id == build.build_id);
+        let Some(mut own) = own else {
+            return self.write_build(build).await;
+        };
+        own.inherited.started = build.inherited.started;
+        self.write_build(own).await?;
+        self.templates().await.map(drop)
+    }
+
+    async fn write_build(&self, build: HostTemplate) -> Result<(), HostError> {
         let layers = digests(&build.layers)?;
         let manifest = TemplateManifest {
             name: build.name,

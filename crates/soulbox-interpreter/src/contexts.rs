@@ -1,6 +1,7 @@
 //! Which contexts there are, in the order in which they were made; the default ones, made when they are needed.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +14,8 @@ use crate::launch::{LaunchError, Launcher};
 /// Each is a process.
 const MOST: usize = 256;
 const DEFAULT_CWD: &str = "/home/user";
+/// Has another text after each copy of the sandbox; not there before the first.
+const GENERATION: &str = "/run/soulbox/generation";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContextError {
@@ -42,6 +45,8 @@ pub struct Contexts {
     made: Mutex<Vec<Arc<Context>>>,
     defaults: Mutex<HashMap<Language, Default>>,
     prepared: watch::Sender<bool>,
+    /// Contexts that no code has run in, and the generation that they were made in.
+    unused: AsyncMutex<HashMap<String, String>>,
 }
 
 /// Held while the context is made, so that there is one of a language however many ask for it at once.
@@ -61,11 +66,13 @@ impl Contexts {
             made: Mutex::default(),
             defaults: Mutex::default(),
             prepared: watch::Sender::new(false),
+            unused: AsyncMutex::default(),
         }
     }
 
     /// Makes the contexts that clients expect to be there. Where one cannot be made, whoever uses it hears why.
     pub async fn prepare(&self) {
+        let generation = generation();
         let (python, javascript) = tokio::join!(
             self.start(Language::Python, &self.cwd),
             self.start(Language::JavaScript, &self.cwd)
@@ -76,6 +83,9 @@ impl Contexts {
         ] {
             if let Ok(context) = context {
                 let context = Arc::new(context);
+                let mut unused = self.unused.lock().await;
+                unused.insert(context.id.clone(), generation.clone());
+                drop(unused);
                 *self.default_of(&language).lock().await = Some(Arc::clone(&context));
                 self.lock().push(context);
             }
@@ -88,6 +98,17 @@ impl Contexts {
         let mut prepared = self.prepared.subscribe();
         // The sender is `self`'s.
         _ = prepared.wait_for(|done| *done).await;
+    }
+
+    /// To be called before each execution in the context. A kernel that nobody has used is replaced when its process was copied: the new one
+    /// has the sandbox's variables, and generators of its own, which those of Node could not get otherwise.
+    pub(crate) async fn use_for_code(&self, context: &Context) -> Result<(), ContextError> {
+        // Held until it is replaced: whoever comes meanwhile waits for that.
+        let mut unused = self.unused.lock().await;
+        match unused.remove(&context.id) {
+            Some(made_in) if made_in != generation() => self.restart(&context.id).await,
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn list(&self) -> Vec<Arc<Context>> {
@@ -178,6 +199,10 @@ impl Contexts {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Context>>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn generation() -> String {
+    fs::read_to_string(GENERATION).unwrap_or_default()
 }
 
 /// A random UUID (RFC 9562, version 4).

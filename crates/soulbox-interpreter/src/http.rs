@@ -161,6 +161,7 @@ async fn execute(
         }
     };
     refuse_unspeakable(&context, &code, &variables)?;
+    contexts.use_for_code(&context).await.map_err(answer)?;
     let (lines, answers) = mpsc::channel(LINES);
     context
         .execute(Execution {

@@ -1,5 +1,6 @@
 //! Starting kernels: the fork server of Python, and programs that are a kernel by themselves.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, IoSlice, Write as _};
 use std::mem::MaybeUninit;
@@ -23,6 +24,9 @@ const BASH_DRIVER: &str = include_str!("../../../kernels/bash/driver.sh");
 
 /// Where the base template has it.
 const NEWER_NODE: &str = "/opt/node-22/bin/node";
+
+/// What envd writes in a copy of a sandbox: the variables that it has there.
+const VARIABLES: &str = "/run/soulbox/variables.json";
 
 /// This program, also when its file was replaced since.
 const OURSELVES: &str = "/proc/self/exe";
@@ -166,8 +170,21 @@ fn node(language: &Language) -> &'static str {
     }
 }
 
+/// Those of the sandbox, where this process was started before they were told.
+fn variables() -> BTreeMap<String, String> {
+    let text = fs::read(VARIABLES).unwrap_or_default();
+    // A file that the sandbox has made something else of has none.
+    let found: BTreeMap<String, String> = serde_json::from_slice(&text).unwrap_or_default();
+    let is_one = |name: &str, value: &str| !name.contains(['=', '\0']) && !value.contains('\0');
+    found
+        .into_iter()
+        .filter(|(name, value)| !name.is_empty() && is_one(name, value))
+        .collect()
+}
+
 fn spawn(mut command: Command, ends: Ends, cwd: &str) -> Result<Child, LaunchError> {
     command
+        .envs(variables())
         .current_dir(cwd)
         .process_group(0)
         .stdin(std::os::fd::OwnedFd::from(ends.control))

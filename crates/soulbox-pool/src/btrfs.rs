@@ -373,7 +373,14 @@ impl Pool for BtrfsPool {
     }
 
     fn templates(&self) -> Result<Vec<TemplateManifest>, PoolError> {
-        manifest::read_all(&self.manifests())
+        let mut templates = manifest::read_all(&self.manifests())?;
+        for template in &mut templates {
+            // A name says which build it is; what is known of that may have changed since.
+            if let Some(build) = self.build(&template.build_id)? {
+                *template = build;
+            }
+        }
+        Ok(templates)
     }
 
     fn put_template(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {

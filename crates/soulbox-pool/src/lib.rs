@@ -173,7 +173,7 @@ pub trait Pool: Send + Sync {
     /// [`PoolError::LayerMissing`] when a layer that it names is not here.
     fn put_template(&self, manifest: &TemplateManifest) -> Result<(), PoolError>;
 
-    /// Writes the manifest of a build, durably, under its build ID alone.
+    /// Writes the manifest of a build, durably, under its build ID alone; a name that is this build stays so.
     /// # Errors
     /// [`PoolError::LayerMissing`] when a layer that it names is not here.
     fn put_build(&self, manifest: &TemplateManifest) -> Result<(), PoolError>;

@@ -1,6 +1,58 @@
 """Random numbers of a sandbox that goes on from a moment from which others go on too."""
 
+import json
+import time
 import uuid
+
+from conftest import Port
+
+
+def from_snapshot(own):
+    """A sandbox of the template's snapshot, which a server makes when it first sees the template."""
+    deadline = time.monotonic() + 120
+    while not (sandbox := own()).files.exists("/run/soulbox/generation"):
+        sandbox.kill()
+        assert time.monotonic() < deadline, "the template has no snapshot: does the server have CRIU?"
+        time.sleep(1)
+    return sandbox
+
+
+# What no two sandboxes may have in common, by the generators that programs have of their own.
+PYTHON = "import random, ssl\n[random.random(), ssl.RAND_bytes(8).hex()]"
+NODE = """
+const c = require('crypto')
+const key = c.generateKeyPairSync('ed25519').publicKey.export({ type: 'spki', format: 'der' }).toString('hex')
+JSON.stringify([Math.random(), c.randomUUID(), key])
+"""
+
+
+def test_a_create_goes_on_with_living_kernels(own):
+    from_snapshot(own)
+    drawn = []
+    for _ in range(2):
+        sandbox = own()
+        port = Port(sandbox)
+        begun = time.monotonic()
+        assert port.ask("GET", "/health")[0] == 200
+        healthy = time.monotonic() - begun
+        assert {it["language"] for it in json.loads(port.ask("GET", "/contexts")[2])} == {"python", "javascript"}
+        begun = time.monotonic()
+        assert port.lines("1+1")[1]["text"] == "2"
+        first = time.monotonic() - begun
+        print(f"healthy after {healthy * 1000:.0f} ms, first execution {first * 1000:.0f} ms")
+        assert healthy < 0.1 * 5 and first < 0.06 * 5
+        drawn.append([sandbox.run_code(PYTHON).results[0].json, json.loads(sandbox.run_code(NODE, language="js").text.strip("'"))])
+    one, other = drawn
+    assert len(one[0]) == 2 and len(one[1]) == 3
+    for mine, others in zip(one[0] + one[1], other[0] + other[1]):
+        assert mine != others
+
+
+def test_variables_of_a_create_reach_living_kernels(own):
+    from_snapshot(own)
+    sandbox = own(envs={"GIVEN": "by the create"})
+    assert sandbox.run_code("import os; os.environ['GIVEN']").text == "by the create"
+    assert "by the create" in sandbox.run_code("process.env.GIVEN", language="js").text
 
 
 def numbers(sandbox) -> list[str]:

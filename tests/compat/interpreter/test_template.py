@@ -1,9 +1,11 @@
 """What is in the template, what can be built on it, and work with data that is not small."""
 
+import http.client
 import io
 import os
 import re
 import time
+import urllib.parse
 import uuid
 import zipfile
 from pathlib import Path
@@ -59,9 +61,16 @@ def test_ci_067_a_template_of_ones_own(tmp_path):
     template = Template(file_context_path=str(tmp_path)).from_template(NAME).copy(wheel.name, "/tmp/")
     template = template.run_cmd(f"pip install --no-index /tmp/{wheel.name}", user="root")
     Template.build(template, alias=name, cpu_count=1, memory_mb=1024)
-    with Sandbox.create(name, timeout=120) as sandbox:
-        assert sandbox.run_code("import ours; ours.answer").text == "42"
-        assert sandbox.run_code("import numpy; int(numpy.arange(4).sum())").text == "6"
+    try:
+        with Sandbox.create(name, timeout=120) as sandbox:
+            assert sandbox.run_code("import ours; ours.answer").text == "42"
+            assert sandbox.run_code("import numpy; int(numpy.arange(4).sum())").text == "6"
+            assert sandbox.files.exists("/run/soulbox/generation"), "it goes on from a snapshot, as the template below does"
+    finally:
+        address = urllib.parse.urlparse(os.environ["E2B_API_URL"]).netloc
+        connection = http.client.HTTPConnection(address, timeout=60)
+        connection.request("DELETE", f"/templates/{name}", headers={"X-API-Key": os.environ["E2B_API_KEY"]})
+        assert connection.getresponse().status == 204
 
 
 def test_the_libraries_work_at_first_use_and_without_a_network(own):

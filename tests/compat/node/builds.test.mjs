@@ -2,7 +2,7 @@
 // the package (tests/compat/run.sh copies this file there): node --test builds.test.mjs
 import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
-import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
@@ -86,6 +86,22 @@ describe('templates', { timeout: 240_000 }, () => {
     assert.equal(await inside(child.name, 'cat ~/second'), 'first')
     await Template.removeTags(name, ['stable'])
     await assert.rejects(Sandbox.create(`${name}:stable`), /tag 'stable' does not exist/)
+  })
+
+  test('cli_079_the_trace_leads_to_the_call', async () => {
+    await writeFile(join(folder, 'plain'), 'plain')
+    const lines = (await readFile(new URL(import.meta.url), 'utf8')).split('\n')
+    const at = lines.findIndex((line) => line.endsWith('// its second source fails')) + 1
+    const failed = build((t) => {
+      t = t.runCmd('true')
+      t = t.copy(['plain', 'tree'], '/srv/taken', { user: 'root' }) // its second source fails
+      return t.runCmd('true')
+    })
+    await assert.rejects(failed, (error) => {
+      assert.match(error.message, /failed to copy 'tree' to '\/srv\/taken'/)
+      assert.ok(error.stack.includes(`builds.test.mjs:${at}:`), error.stack)
+      return true
+    })
   })
 
   test('what fails says why, and where the call was', async () => {

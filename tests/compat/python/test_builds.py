@@ -199,6 +199,23 @@ def test_a_path_is_what_its_author_says(build):
     assert inside(name, "command -v ls", envs={"PATH": "/opt/mine:/usr/bin"}) == "/opt/mine/ls"
 
 
+def test_a_path_without_programs_is_expanded_too(build):
+    _, lines = build(
+        lambda t: t.set_envs({"PATH": "/nowhere"})
+        .set_envs({"PATH": "$PATH:/usr/bin", "PLACES": "${PATH}:/x"})
+        .run_cmd('id -u > /dev/null; echo "$PATH"; echo "$PLACES"')
+    )
+    said = [line.rsplit("[stdout]: ", 1)[1] for line in lines if "[stdout]: " in line]
+    # A step finds the usual programs too. The values of one call see what was before it.
+    assert said[0].startswith("/nowhere:/usr/bin:/usr/local/sbin:"), said
+    assert said[1] == "/nowhere:/x", said
+
+
+def test_a_user_may_have_the_name_of_a_group(build):
+    name, _ = build(lambda t: t.set_user("users").run_cmd("id -gn > ~/group; echo kept > ~/kept"))
+    assert inside(name, "id -un; cat ~/group ~/kept") == "users\nusers\nkept"
+
+
 def test_no_two_files_of_layers_have_one_number(build):
     """By device and number programs know whether two names are one file: `cp` refuses and `mv` deletes then."""
     made = "mkdir ~/step{0} && cd ~/step{0} && seq 300 | xargs touch && cp /etc/passwd /etc/bash.bashrc ."

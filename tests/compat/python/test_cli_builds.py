@@ -9,8 +9,10 @@ import json
 import os
 import tarfile
 import time
+import traceback
 import uuid
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from conftest import api, request
@@ -165,7 +167,9 @@ def test_cli_060_free_disk(raw):
     with Sandbox.create(one.name, timeout=60) as sandbox:
         shown = json.loads(api("GET", f"/sandboxes/{sandbox.sandbox_id}").body)
         assert shown["diskSizeMB"] >= 2048
-        sandbox.commands.run("head -c 200M /dev/zero > ~/big && rm ~/big", timeout=60)
+        free = sandbox.commands.run("df --output=avail -B1M / | tail -1").stdout
+        assert int(free) >= 1900, free
+        sandbox.commands.run("head -c 1900M /dev/zero > ~/big && rm ~/big", timeout=120)
     assert raw(minFreeDiskMb=0).start([]) == 202
 
 
@@ -256,6 +260,18 @@ def test_cli_072_values_are_expanded(tour):
     assert seen(tour, "cat /home/user/literal") == "$(id)"
 
 
+def test_cli_073_the_environment_of_an_image(raw):
+    for image, names in (("node:20", "YARN_VERSION"), ("python:3.11", "LANG")):
+        one = raw()
+        assert one.start([step("RUN", f'echo "PATH=$PATH {names}=${names}"')], fromImage=image) == 202
+        assert one.ended()["status"] == "ready", one.status()
+        (said,) = [line["message"] for line in one.logs("?limit=100") if "[stdout]: " in line["message"]]
+        known = {"YARN_VERSION": "1.22.19", "LANG": "C.UTF-8"}[names]
+        assert "/usr/local/bin:" in said and said.endswith(f"{names}={known}"), said
+        # What an image would start is not.
+        assert inside(one.name, "pgrep -x 'node|python3' || echo nothing") == "nothing"
+
+
 def commands_cached(lines: list[str]) -> list[bool]:
     return [line.startswith("CACHED ") for line in lines if "[builder " in line and (" RUN " in line or " COPY " in line)]
 
@@ -319,6 +335,25 @@ def test_cli_079_the_step_that_fails_is_named(raw):
     assert (state["status"], state["reason"]["step"]) == ("error", "3"), state
 
 
+def test_cli_079_the_trace_leads_to_the_call(tmp_path):
+    """Each call of the builder knows the line that it stands on, and each source of a copy is a step of its own."""
+    (tmp_path / "file").write_text("file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("file")
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    template = Template(file_context_path=str(tmp_path)).from_image(BASE).run_cmd("true")
+    template.copy(["file", "folder"], "/srv/taken", user="root")  # the second source fails
+    template.run_cmd("true")
+    with pytest.raises(Exception) as raised:
+        Template.build(template, name)
+    api("DELETE", f"/templates/{name}")
+    assert "failed to copy 'folder' to '/srv/taken'" in str(raised.value), raised.value
+    lines = Path(__file__).read_text().splitlines()
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    own = [lines[frame.lineno - 1] for frame in frames if frame.filename == __file__]
+    assert any("the second source fails" in line for line in own), own
+
+
 def test_cli_080_the_message_is_the_reasons(build, raw):
     one = raw()
     assert one.start([step("RUN", "exit 9")]) == 202
@@ -379,6 +414,15 @@ def test_cli_085_a_ready_command_gates(build):
     name, lines = build(lambda t: t.set_start_cmd("sleep 1; touch /tmp/ready; sleep 1000", wait_for_file("/tmp/ready")))
     assert "Template is ready" in lines and inside(name, "ls /tmp/ready") == "/tmp/ready"
     build(lambda t: t.set_start_cmd("sleep 1000", wait_for_timeout(1000)))
+
+
+def test_cli_085_each_helper_gates(build):
+    from e2b import wait_for_port, wait_for_process, wait_for_url
+
+    serve = "cd /tmp; sleep 1; touch came; exec python3 -m http.server 8131"
+    for ready in (wait_for_port(8131), wait_for_url("http://localhost:8131/came"), wait_for_process("python3")):
+        name, _ = build(lambda t: t.set_start_cmd(serve, ready))
+        assert inside(name, "ls /tmp/came") == "/tmp/came"
 
 
 def test_cli_086_a_start_command_that_dies(build):

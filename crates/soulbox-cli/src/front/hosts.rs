@@ -16,6 +16,7 @@ use soulbox_ingress::{Ingress, Upstream};
 use soulbox_types::{Egress, Epoch, Limits, MiB, MilliCpu, SandboxId, UnixMillis};
 use soulbox_wire::host::{self, HostErrorKind, Reply, Request as HostRequest};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::daemon_log;
 use super::startup::Startups;
@@ -34,11 +35,13 @@ pub(super) struct RpcHosts {
     /// Set once, right after control was made: the proxy needs control to find sandboxes.
     ingress: OnceLock<Ingress>,
     startups: Startups,
+    templates_seen: watch::Sender<Vec<host::HostTemplate>>,
 }
 
 impl RpcHosts {
     pub(super) fn new(client: Client) -> Self {
         Self {
+            templates_seen: watch::Sender::default(),
             startups: Startups::new(client.clone()),
             client,
             ingress: OnceLock::new(),
@@ -49,6 +52,11 @@ impl RpcHosts {
     pub(super) fn park_in(&self, ingress: Ingress) {
         // A second call would mean a second proxy; the first one stays.
         let _ = self.ingress.set(ingress);
+    }
+
+    /// The host's templates, whenever control has asked for them.
+    pub(super) fn templates_seen(&self) -> watch::Receiver<Vec<host::HostTemplate>> {
+        self.templates_seen.subscribe()
     }
 
     async fn request(&self, request: HostRequest) -> Result<(Reply, Vec<OwnedFd>), HostFailure> {
@@ -190,7 +198,10 @@ impl Hosts for RpcHosts {
 
     async fn templates(&self) -> Result<Vec<HostTemplate>, HostFailure> {
         match self.request(HostRequest::Templates).await? {
-            (Reply::Templates(templates), _) => templates.into_iter().map(template).collect(),
+            (Reply::Templates(templates), _) => {
+                self.templates_seen.send_replace(templates.clone());
+                templates.into_iter().map(template).collect()
+            }
             _ => Err(unexpected()),
         }
     }

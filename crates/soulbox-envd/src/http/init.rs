@@ -144,7 +144,7 @@ fn publish(settings: &Settings, request: &InitRequest) -> io::Result<()> {
     fork::prepare()?;
     if let Some(sandbox_id) = &request.sandbox_id {
         // A template may have made something else of it: that is its own affair.
-        _ = fork::write(Path::new(MACHINE_ID), &machine_id(sandbox_id));
+        _ = fork::write(Path::new(MACHINE_ID), &machine_id(sandbox_id), 0o444);
     }
     Ok(())
 }

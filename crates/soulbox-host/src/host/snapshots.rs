@@ -148,11 +148,32 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
-    async fn saved(&self, request: &Create, from: &FromSnapshot) -> Result<Origin, HostError> {
-        let name = from.snapshot_id.clone();
+    /// Whether a snapshot with memory can be gone on from here, with the guest programs that new sandboxes have.
+    pub(super) async fn is_current(&self, snapshot_id: &str) -> bool {
+        let Ok((_, manifest)) = self.manifest_of(snapshot_id).await else {
+            return false;
+        };
+        let here = self.workshop.runtime.checkpoints();
+        let here = here
+            .ok()
+            .and_then(|criu| Fingerprint::of_this_host(criu).ok());
+        match (manifest.memory, here) {
+            (Some(memory), Some(here)) => {
+                memory.guests == self.settings.guests && memory.fits(&here).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// What a snapshot says of itself, and the snapshot where it is local.
+    async fn manifest_of(
+        &self,
+        snapshot_id: &str,
+    ) -> Result<(Option<Snapshot>, Manifest), HostError> {
+        let name = snapshot_id.to_owned();
         let missing = || HostError {
             kind: HostErrorKind::SnapshotMissing,
-            message: format!("there is no snapshot `{}` on this host", from.snapshot_id),
+            message: format!("there is no snapshot `{snapshot_id}` on this host"),
         };
         if self.saves.is_unfinished(&name) {
             return Err(missing());
@@ -166,18 +187,23 @@ impl<R: Runtime> Inner<R> {
             })
             .await?
             .transpose()
-            .map_err(|source| refused(&from.snapshot_id, &MarkError::Damaged(source).into()))?;
+            .map_err(|source| refused(snapshot_id, &MarkError::Damaged(source).into()))?;
         let manifest = match &found {
             Some(snapshot) => {
                 let opened = self.saves.key().open(snapshot);
-                opened.map_err(|error| refused(&from.snapshot_id, &error))?
+                opened.map_err(|error| refused(snapshot_id, &error))?
             }
             None => {
-                let name = from.snapshot_id.clone();
+                let name = snapshot_id.to_owned();
                 let sealed = self.with_copies(move |copies| copies.sealed(&name)).await?;
                 sealed.ok_or_else(missing)?
             }
         };
+        Ok((found, manifest))
+    }
+
+    async fn saved(&self, request: &Create, from: &FromSnapshot) -> Result<Origin, HostError> {
+        let (found, manifest) = self.manifest_of(&from.snapshot_id).await?;
         if manifest.build_id != request.build_id {
             return Err(HostError {
                 kind: HostErrorKind::SnapshotRefused,

@@ -509,6 +509,25 @@ async fn layers_that_are_none_are_refused() {
 }
 
 #[tokio::test]
+async fn of_a_recipes_build_only_the_snapshot_is_noted() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    let template = host.templates().await.expect("templates").remove(0);
+    let mut told = template.clone();
+    told.layers.push(layer('b'));
+    told.inherited.start_command = Some("another".to_owned());
+    told.inherited.started = Some("build-snapshot".to_owned());
+    host.put_build(told).await.expect("kept");
+    let mut expected = template.clone();
+    expected.inherited.started = Some("build-snapshot".to_owned());
+    let kept = host.build(&template.build_id).await.expect("read");
+    assert_eq!(kept, Some(expected));
+    // There is none of that name, so whoever makes snapshots hears that there is one to make.
+    assert_eq!(host.templates().await.expect("templates"), [template]);
+}
+
+#[tokio::test]
 async fn a_build_without_a_name_can_be_started() {
     let data = tempfile::tempdir().expect("directory");
     let world = World::default();
