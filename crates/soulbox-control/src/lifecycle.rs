@@ -1114,7 +1114,7 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
             },
             Event::HostGone,
         ) => {}
-        (Phase::Killing { .. }, Event::HostGone | Event::Exited { .. } | Event::Lost) => {
+        (Phase::Killing { .. }, Event::HostGone | Event::Exited { .. }) => {
             next.die(now, DeathCause::Killed, &mut effects);
         }
         // It was paused before the kill came; its snapshot goes with it.

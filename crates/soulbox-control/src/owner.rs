@@ -237,13 +237,9 @@ impl Owner {
         let stopping = self.around.registry.stopping();
         self.perform().await;
         while !self.ownership.machine().is_over() {
-            let wake = self
-                .ownership
-                .machine()
-                .wake_at()
-                .map_or(LONGEST_SLEEP_MILLIS, |at| {
-                    at.millis_since(clock::now()).min(LONGEST_SLEEP_MILLIS)
-                });
+            let wake = self.ownership.wake_at().map_or(LONGEST_SLEEP_MILLIS, |at| {
+                at.millis_since(clock::now()).min(LONGEST_SLEEP_MILLIS)
+            });
             tokio::select! {
                 biased;
                 Some(fed) = self.under_way.next() => self.answered(fed).await,
@@ -360,9 +356,11 @@ impl Owner {
     async fn tick(&mut self) {
         if self.ownership.is_doubtful(clock::now()) {
             let read = self.around.store.sandbox(&self.row.sandbox_id);
-            // Should the row not be readable, the swap decides.
-            if let Ok(Ok(Some(row))) = timeout(self.around.settings.command_within, read).await {
-                self.ownership.observe(clock::now(), &row.progress);
+            match timeout(self.around.settings.command_within, read).await {
+                Ok(Ok(Some(row))) => self.ownership.observe(clock::now(), &row.progress),
+                // It has been pruned: nobody moves its deadline any more.
+                Ok(Ok(None)) => {}
+                Ok(Err(_)) | Err(_) => return self.ownership.doubt(clock::now()),
             }
         }
         self.feed(Event::Tick).await;

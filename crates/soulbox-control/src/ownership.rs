@@ -12,6 +12,9 @@ use crate::hosts::{AtDeadline, HostFailure, HostSnapshot, Started};
 use crate::lifecycle::{Effect, Event, Machine, Phase, Restoring, Told, step};
 use crate::store::{Pause, PausedBy, Progress};
 
+/// Between two attempts to read the row of a sandbox whose time may be over.
+const DOUBT_MILLIS: u64 = 1_000;
+
 /// Somebody who waits for an answer; the performer knows who.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
@@ -136,6 +139,8 @@ pub struct Ownership {
     start: Option<Epoch>,
     /// Whether other servers may decide as well.
     shared: bool,
+    /// Until when a deadline is not acted on.
+    doubted_until: UnixMillis,
     effects: VecDeque<Effect>,
     answers: VecDeque<(Ticket, Answer)>,
 }
@@ -171,6 +176,7 @@ impl Ownership {
             resumes: Vec::new(),
             start: None,
             shared: false,
+            doubted_until: UnixMillis(0),
             effects: VecDeque::new(),
             answers: VecDeque::new(),
         };
@@ -187,6 +193,23 @@ impl Ownership {
         }
     }
 
+    /// When [`Event::Tick`] is due; none when it is over and its row says so.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<UnixMillis> {
+        let at = self.machine.wake_at()?;
+        Some(if self.is_doubtful(at) {
+            at.max(self.doubted_until)
+        } else {
+            at
+        })
+    }
+
+    /// The row of a sandbox whose time is over as far as is known could not be read. Another server may have moved its deadline, and the
+    /// host keeps to that without anybody's help.
+    pub fn doubt(&mut self, now: UnixMillis) {
+        self.doubted_until = now.plus_millis(DOUBT_MILLIS);
+    }
+
     /// Whether its time is over as far as is known, which another server may have changed.
     #[must_use]
     pub fn is_doubtful(&self, now: UnixMillis) -> bool {
@@ -195,8 +218,7 @@ impl Ownership {
 
     /// The row as it is. Nothing happens unless another server changed it.
     pub fn observe(&mut self, now: UnixMillis, row: &Progress) {
-        let ours = self.machine.progress();
-        if (row.state, row.epoch) == (ours.state, ours.epoch) {
+        if *row == self.machine.progress() {
             // Perhaps by a write of ours that was given up on.
             self.row = (row.state, row.epoch);
         } else if (row.epoch, rank(row.state)) > (self.row.1, rank(self.row.0)) {
@@ -537,7 +559,8 @@ impl Ownership {
                 Event::Saved
             }
             Saving::Failed => Event::SaveFailed,
-            Saving::Overtaken { row } if (row.state, row.epoch) == wanted => {
+            // Another server may have come to the same state and epoch in another way, so all of it has to agree.
+            Saving::Overtaken { row } if row == progress => {
                 self.row = wanted;
                 Event::Saved
             }

@@ -258,6 +258,34 @@ mod tests {
     }
 
     #[test]
+    fn another_way_to_the_same_epoch_is_not_taken_for_the_own_one() {
+        let mut owned = running();
+        owned.move_deadline(NOW, DeadlineChange::Set(LATER), CALLER);
+        assert_eq!(tasks(&mut owned), [SAVE]);
+        let ours = owned.machine().progress();
+        let theirs = Progress {
+            deadline: UnixMillis(LATER.0 - 1),
+            ..ours
+        };
+        owned.saved(NOW, Saving::Overtaken { row: theirs });
+        assert_eq!(tasks(&mut owned), [SAVE], "decided anew");
+        assert_eq!(owned.machine().epoch, ours.epoch.next());
+    }
+
+    #[test]
+    fn a_deadline_that_another_server_may_have_moved_waits_for_the_row() {
+        let mut owned = running();
+        let due = owned.wake_at().expect("a timer");
+        assert!(owned.is_doubtful(due));
+        owned.doubt(due);
+        let again = owned.wake_at().expect("a timer");
+        assert!(again > due && again.millis_since(due) <= 1_000);
+        // What has no deadline to doubt keeps its timers.
+        owned.kill(due, DeathCause::Killed, CALLER);
+        assert_eq!(owned.wake_at(), owned.machine().wake_at());
+    }
+
+    #[test]
     fn a_kill_is_decided_anew_after_a_deadline_that_was_first() {
         let mut owned = running();
         owned.kill(NOW, DeathCause::Killed, CALLER);
