@@ -6,8 +6,14 @@ use soulbox_testkit::simulation::{Coverage, Fault, Op, Schedule, run, trace};
 
 #[track_caller]
 fn check(seed: u64, limit: u32, ops: Vec<Op>, faults: Vec<Fault>) {
+    check_with(1, seed, limit, ops, faults);
+}
+
+#[track_caller]
+fn check_with(fronts: u32, seed: u64, limit: u32, ops: Vec<Op>, faults: Vec<Fault>) {
     let schedule = Schedule {
         seed,
+        fronts,
         limit,
         ops,
         faults,
@@ -23,6 +29,7 @@ fn create(at: u64, timeout: u64) -> Op {
         timeout,
         leaves_after: None,
         kept: false,
+        pauses: false,
     }
 }
 
@@ -236,5 +243,60 @@ fn a_row_that_is_further_than_its_owner() {
     ];
     for seed in [30_124_101_197_334_025, 1, 2, 3] {
         check(seed, 1, ops.clone(), faults.clone());
+    }
+}
+
+/// One of two fronts could not read the row when the deadline that it knew came, and ended what the other had given more time.
+#[test]
+fn a_deadline_that_the_other_front_has_moved() {
+    let set = Op::Set {
+        at: 2_062,
+        sandbox: 0,
+        timeout: 50_576,
+    };
+    let fails = Fault::StoreFails {
+        from: 2_065,
+        until: 9_958,
+    };
+    for seed in 0..50 {
+        let ops = vec![create(2_049, 3_487), set];
+        check_with(2, seed, 1, ops, vec![fails]);
+    }
+}
+
+/// Two fronts came to the same state and epoch, one by a resume and a pause, one by a resume that it had given up on: that one took the
+/// row for its own and the deleted snapshot of the former pause for the present one.
+#[test]
+fn another_way_to_the_same_epoch() {
+    let resume = |at, timeout| Op::Resume {
+        at,
+        sandbox: 0,
+        timeout,
+    };
+    let pauses = Op::Create {
+        at: 0,
+        timeout: 35_000,
+        leaves_after: None,
+        kept: false,
+        pauses: true,
+    };
+    let pause = Op::Pause {
+        at: 300,
+        sandbox: 0,
+    };
+    let ops = vec![
+        pauses,
+        pause,
+        resume(1_197, 981),
+        resume(1_195, 1),
+        resume(3_746, 2),
+    ];
+    let slow = Fault::StoreSlow {
+        from: 1_129,
+        until: 1_268,
+        by: 23_952,
+    };
+    for seed in (0..50).chain([1_142_879]) {
+        check_with(2, seed, 1, ops.clone(), vec![slow]);
     }
 }

@@ -9,6 +9,20 @@ use soulbox_testkit::simulation::{Coverage, Schedule, run, shrink, trace};
 
 const THREADS: u64 = 2;
 
+/// What comes less often than once in 8,000 schedules: too seldom to be missed in 100,000.
+const RARE: [[&str; 4]; 5] = [
+    ["control", "Pausing, to save", "Paused", "Paused"],
+    ["control", "Killing, start pending", "Paused", "Dead"],
+    [
+        "control",
+        "Running, host asked",
+        "DeadlineTooLate",
+        "Pausing, watched",
+    ],
+    ["host", "Starting", "late command", "Starting"],
+    ["host", "Saving, exited", "SaveFailed, harmed", "Gone"],
+];
+
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     match text.parse() {
@@ -105,14 +119,17 @@ fn no_schedule_breaks_a_rule() {
     let table = table();
     let unknown: Vec<_> = reached.difference(&table).collect();
     assert!(unknown.is_empty(), "docs/lifecycle.md lacks {unknown:?}");
-    // The rarest of them comes once in a thousand schedules.
-    if schedules >= 50_000 {
-        let missed: Vec<_> = table.difference(&reached).collect();
+    if schedules >= 100_000 {
+        let is_rare = |it: &&[String; 4]| RARE.iter().any(|rare| **it == rare.map(str::to_owned));
+        let missed = table.difference(&reached);
+        let missed: Vec<_> = missed
+            .filter(|it| schedules >= 1_000_000 || !is_rare(it))
+            .collect();
         assert!(missed.is_empty(), "never reached: {missed:?}");
     }
 }
 
-/// The transitions of docs/lifecycle.md: machine, from, event, to.
+/// The transitions of docs/lifecycle.md: machine, from, event, to. Semicolons separate several of a cell.
 fn table() -> BTreeSet<[String; 4]> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/lifecycle.md");
     let text = std::fs::read_to_string(path).expect("docs/lifecycle.md");
@@ -121,8 +138,8 @@ fn table() -> BTreeSet<[String; 4]> {
     for line in text.lines() {
         if line.starts_with('#') {
             machine = match line {
-                "### Control" => Some("control"),
-                "### Host" => Some("host"),
+                "### Control" | "### Pauses" => Some("control"),
+                "### Host" | "### Host, snapshots" | "### Host, rollbacks" => Some("host"),
                 "### Starts and comparisons" => Some("recovery"),
                 _ => None,
             };
@@ -131,7 +148,11 @@ fn table() -> BTreeSet<[String; 4]> {
         if let (Some(machine), [from, event, to, _]) = (machine, &cells[..])
             && *from != "from"
         {
-            table.insert([machine, from, event, to].map(|cell| (*cell).to_owned()));
+            for from in from.split("; ") {
+                for event in event.split("; ") {
+                    table.insert([machine, from, event, to].map(|cell| (*cell).to_owned()));
+                }
+            }
         }
     }
     assert!(

@@ -1,10 +1,14 @@
 //! The host agent with its processes and records. Every decision in here is [`soulbox_host::lifecycle`]'s; this performs, and dies where
 //! it is told to.
 
+mod saves;
+
 use std::collections::BTreeMap;
 
-use soulbox_control::HostFailure;
+use soulbox_control::lifecycle::Event as Told;
+use soulbox_control::ownership::pause_of;
 use soulbox_control::reconcile::Listed;
+use soulbox_control::{HostFailure, HostSnapshot};
 use soulbox_host::lifecycle::{
     After, Answer, AtDeadline, Effect, Event, Fences, Machine, Phase, step,
 };
@@ -22,6 +26,9 @@ pub(super) struct Agent {
     fences: Fences<usize>,
     /// On disk.
     records: BTreeMap<usize, Record>,
+    /// On disk too, whole ones, by their names.
+    pub(super) snapshots: BTreeMap<String, HostSnapshot>,
+    last_job: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -45,9 +52,29 @@ struct Entry {
     savers: Vec<Caller>,
     /// Who asked for it to be made, while it is.
     creator: Option<Caller>,
+    /// The snapshot that it begins with.
+    from: Option<String>,
+    /// What the command says that is being decided about.
+    wanted: Option<Wanted>,
+    /// The snapshot that is being made.
+    job: Option<(u64, Wanted)>,
+    /// The one that was made last.
+    made: Option<HostSnapshot>,
+    /// When the last save came to something.
+    saved_at: UnixMillis,
+    /// A snapshot with which it ends is being made, or is why it ends: then the deadline does not.
+    is_being_paused: bool,
+    /// When it heard of its deadline.
+    told_at: UnixMillis,
     /// As the agent knows it, which may be newer than what is on disk.
     record: Record,
     wakes_at: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    name: String,
+    after: After,
 }
 
 impl Agent {
@@ -64,7 +91,8 @@ impl World<'_> {
                 sandbox,
                 epoch,
                 deadline,
-            } => self.makes(sandbox, epoch, deadline, caller),
+                from,
+            } => self.makes(sandbox, epoch, deadline, from, caller),
             Command::Kill { sandbox, epoch } => {
                 if self.agent.entries.contains_key(&sandbox) {
                     self.host_feeds(sandbox, Event::Kill { epoch }, Some(caller));
@@ -86,6 +114,36 @@ impl World<'_> {
                     self.replies(caller, Reply::Failed(HostFailure::NotFound));
                 }
             }
+            Command::Save {
+                sandbox,
+                epoch,
+                name,
+                after,
+            } => {
+                let wanted = Wanted { name, after };
+                let Some(entry) = self.agent.entries.get_mut(&sandbox) else {
+                    return self.replies(caller, Reply::Failed(HostFailure::NotFound));
+                };
+                let same = entry.job.as_ref().is_some_and(|(_, job)| *job == wanted);
+                entry.wanted = Some(wanted);
+                let event = Event::Save { epoch, after, same };
+                self.host_feeds(sandbox, event, Some(caller));
+            }
+            Command::Replace { sandbox, epoch } => {
+                if self.agent.entries.contains_key(&sandbox) {
+                    self.host_feeds(sandbox, Event::Replace { epoch }, Some(caller));
+                } else {
+                    self.replies(caller, Reply::Failed(HostFailure::NotFound));
+                }
+            }
+            Command::Snapshots => {
+                let snapshots = self.agent.snapshots.values().cloned().collect();
+                self.replies(caller, Reply::Snapshots(snapshots));
+            }
+            Command::Delete { name } => {
+                self.forgets(&name);
+                self.replies(caller, Reply::Done);
+            }
             Command::List => {
                 let listed = self.agent.entries.iter().filter_map(|(sandbox, entry)| {
                     let listed = Listed {
@@ -102,18 +160,37 @@ impl World<'_> {
         }
     }
 
-    fn makes(&mut self, sandbox: usize, epoch: Epoch, deadline: UnixMillis, caller: Caller) {
+    fn makes(
+        &mut self,
+        sandbox: usize,
+        epoch: Epoch,
+        deadline: UnixMillis,
+        from: Option<String>,
+        caller: Caller,
+    ) {
         if self.agent.entries.contains_key(&sandbox) {
             return self.replies(caller, Reply::Failed(HostFailure::AlreadyExists));
         }
         if self.agent.fences.bars(&sandbox, epoch) {
             return self.replies(caller, Reply::Failed(HostFailure::StaleEpoch));
         }
+        if let Some(name) = &from
+            && !self.agent.snapshots.contains_key(name)
+        {
+            return self.replies(caller, Reply::Failed(HostFailure::SnapshotMissing));
+        }
         let entry = Entry {
-            machine: Machine::create(epoch, deadline, AtDeadline::Kill),
+            machine: Machine::create(epoch, deadline, self.at_deadline(sandbox)),
             waiting: Vec::new(),
             savers: Vec::new(),
             creator: Some(caller),
+            from,
+            wanted: None,
+            job: None,
+            made: None,
+            saved_at: UnixMillis(0),
+            is_being_paused: false,
+            told_at: UnixMillis(0),
             record: Record {
                 epoch,
                 deadline,
@@ -142,9 +219,9 @@ impl World<'_> {
         if entry.machine.is_doomed() || fails.is_some() {
             return self.start_failed(sandbox);
         }
-        let started = self
-            .ledger
-            .started(sandbox, self.time(), self.schedule.limit);
+        let from = entry.from.clone();
+        let limit = self.schedule.limit;
+        let started = self.ledger.started(sandbox, self.time(), limit, from);
         self.check(started);
         let takes = self.random.skewed(10);
         let agent = self.agent.incarnation;
@@ -164,7 +241,8 @@ impl World<'_> {
             // It is told only when nothing is left.
             let takes = self.random.skewed(10);
             let agent = self.agent.incarnation;
-            self.after(takes, Item::Ends { sandbox });
+            let run = self.ledger.run_of(sandbox);
+            self.after(takes, Item::Ends { sandbox, run });
             self.after(takes, Item::StartFailed { agent, sandbox });
             return;
         }
@@ -195,6 +273,14 @@ impl World<'_> {
         self.host_feeds(sandbox, Event::StartFailed, None);
     }
 
+    fn at_deadline(&self, sandbox: usize) -> AtDeadline {
+        if self.pauses(sandbox) {
+            AtDeadline::Pause
+        } else {
+            AtDeadline::Kill
+        }
+    }
+
     fn disk_is_full(&self) -> bool {
         self.fault(|fault| match *fault {
             Fault::DiskFull { from, until } => Some((from, until, 0)),
@@ -223,6 +309,9 @@ impl World<'_> {
         entry.machine = machine;
         self.coverage.host(&before, &event, &machine, &effects);
         let agent = self.agent.incarnation;
+        if !matches!(event, Event::Save { .. }) {
+            entry.wanted = None;
+        }
         for effect in effects {
             if let Some(front_too) = self.agent_dies_here() {
                 self.note(|| format!("  agent dies at {effect:?} of {sandbox}"));
@@ -298,6 +387,7 @@ impl World<'_> {
                 };
                 entry.record.epoch = entry.machine.epoch;
                 entry.record.deadline = entry.machine.deadline;
+                entry.told_at = now;
                 let record = entry.record;
                 let reply = if full {
                     Reply::Failed(HostFailure::Failed(String::new()))
@@ -319,14 +409,12 @@ impl World<'_> {
                     entry.savers.extend(caller.take());
                 }
             }
-            Effect::Save => self.begins_save(sandbox),
-            Effect::SaveDone => self.answers_savers(sandbox, &Reply::Done),
-            Effect::SaveFailed | Effect::DiscardSave => {
-                let failure = HostFailure::Failed(String::new());
-                self.answers_savers(sandbox, &Reply::Failed(failure));
-            }
+            Effect::Save => self.begins_save(sandbox, event),
+            Effect::SaveDone => self.save_done(sandbox),
+            Effect::SaveFailed => self.save_failed(sandbox),
+            Effect::DiscardSave => self.discards_save(sandbox),
             Effect::Signal => self.signals(sandbox),
-            Effect::Replace => unreachable!("nobody rolls back in this world"),
+            Effect::Replace => self.replaces(sandbox, caller.take()),
             Effect::StillThere => {
                 let entry = self.agent.entries.get_mut(&sandbox);
                 let waiting = entry.map(|it| std::mem::take(&mut it.waiting));
@@ -344,22 +432,34 @@ impl World<'_> {
                     return;
                 };
                 self.agent.fences.bar(&sandbox, entry.machine.epoch, now);
-                if entry.machine.saved {
-                    for caller in entry.savers {
-                        self.replies(caller, Reply::Done);
+                let (epoch, mut told) = (entry.machine.epoch, None);
+                match &entry.made {
+                    Some(made) if entry.machine.saved => {
+                        if entry.savers.is_empty() {
+                            told = pause_of(made).map(|pause| Told::Paused { pause });
+                        }
+                        for caller in entry.savers {
+                            self.replies(caller, Reply::Saved(made.clone()));
+                        }
                     }
-                } else if entry.waiting.is_empty() && buried {
-                    let cause = entry.machine.cause.unwrap_or(DeathCause::AgentDied);
-                    let front = self.front.incarnation;
-                    for delay in self.sends() {
-                        self.after(
-                            delay,
-                            Item::ToldOfEnd {
+                    _ if entry.waiting.is_empty() && buried => {
+                        let cause = entry.machine.cause.unwrap_or(DeathCause::AgentDied);
+                        told = Some(Told::Exited { cause });
+                    }
+                    _ => {}
+                }
+                if let Some(event) = told {
+                    let fronts: Vec<u32> = self.fronts().map(|it| it.incarnation).collect();
+                    for front in fronts {
+                        for delay in self.sends() {
+                            let item = Item::ToldOfEnd {
                                 front,
                                 sandbox,
-                                cause,
-                            },
-                        );
+                                epoch,
+                                event,
+                            };
+                            self.after(delay, item);
+                        }
                     }
                 }
                 for caller in entry.waiting {
@@ -369,71 +469,48 @@ impl World<'_> {
         }
     }
 
-    /// A save under way: its epoch is on disk first, and what does not get there fails it.
-    fn begins_save(&mut self, sandbox: usize) {
+    /// What has been prepared takes the place of what runs, record and all, or does not.
+    fn replaces(&mut self, sandbox: usize, caller: Option<Caller>) {
         let full = self.disk_is_full();
+        let now = self.time();
         let Some(entry) = self.agent.entries.get_mut(&sandbox) else {
             return;
         };
-        let epoch = entry.machine.epoch;
-        entry.record.epoch = epoch;
-        let record = entry.record;
-        let applied = self.ledger.applies(sandbox, epoch, !full);
+        let applied = self.ledger.applies(sandbox, entry.machine.epoch, !full);
+        let reply = if full {
+            Reply::Failed(HostFailure::Failed(String::new()))
+        } else {
+            entry.record.epoch = entry.machine.epoch;
+            entry.record.started_at = now;
+            self.agent.records.insert(sandbox, entry.record);
+            self.ledger.replaced(sandbox);
+            Reply::Done
+        };
         self.check(applied);
-        if !full {
-            self.agent.records.insert(sandbox, record);
-        }
-        let well = !full && !self.random.once_in(6);
-        let takes = self.random.skewed(200);
-        let agent = self.agent.incarnation;
-        self.after(
-            takes,
-            Item::SaveEnds {
-                agent,
-                sandbox,
-                well,
-            },
-        );
-    }
-
-    /// A save has come to something. One with which the sandbox ends may have ended it already.
-    pub(super) fn save_ends(&mut self, sandbox: usize, well: bool) {
-        let Some(entry) = self.agent.entries.get(&sandbox) else {
-            return;
-        };
-        let Phase::Saving(saving) = entry.machine.phase else {
-            return;
-        };
-        if !well {
-            let harmed = self.random.once_in(8);
-            return self.host_feeds(sandbox, Event::SaveFailed { harmed }, None);
-        }
-        if saving.after == After::End && self.random.once_in(2) {
-            self.ends(sandbox);
-        }
-        self.host_feeds(sandbox, Event::Saved, None);
-    }
-
-    fn answers_savers(&mut self, sandbox: usize, reply: &Reply) {
-        let entry = self.agent.entries.get_mut(&sandbox);
-        let savers = entry.map(|it| std::mem::take(&mut it.savers));
-        for caller in savers.into_iter().flatten() {
-            self.replies(caller, reply.clone());
+        if let Some(caller) = caller {
+            self.replies(caller, reply);
         }
     }
 
     /// SIGKILL to a sandbox, whose end may take its time.
     fn signals(&mut self, sandbox: usize) {
-        let promised = self.ledger.promised(sandbox).map(|(_, latest)| latest);
-        let known = self
-            .agent
-            .entries
-            .get(&sandbox)
-            .map(|it| it.machine.deadline);
         let up_since = UnixMillis(self.time().0 - (self.now - self.agent.up_since));
-        // Promises count only where the host has heard of them, or nobody would have been told.
-        let due = promised.or(known).unwrap_or(up_since).max(up_since);
-        let signalled = self.ledger.signalled(sandbox, self.time(), due);
+        let entry = self.agent.entries.get(&sandbox);
+        let due = match entry {
+            // It ends when its snapshot is there or cannot be, and that began in time.
+            Some(it) if it.is_being_paused || it.machine.at_deadline == AtDeadline::Pause => {
+                self.time()
+            }
+            // Promises count only where the host has heard of them, or nobody would have been told.
+            Some(it) => {
+                let known = it.machine.deadline.max(it.told_at);
+                self.ledger.due(sandbox).unwrap_or(known).max(it.saved_at)
+            }
+            None => up_since,
+        };
+        let signalled = self
+            .ledger
+            .signalled(sandbox, self.time(), due.max(up_since));
         self.check(signalled);
         let slow = self.fault(|fault| match *fault {
             Fault::EndSlow { from, until, by } => Some((from, until, by)),
@@ -441,7 +518,8 @@ impl World<'_> {
         });
         let takes = self.random.skewed(10) + slow.unwrap_or(0);
         if self.ledger.is_alive(sandbox) {
-            self.after(takes, Item::Ends { sandbox });
+            let run = self.ledger.run_of(sandbox);
+            self.after(takes, Item::Ends { sandbox, run });
         }
     }
 
@@ -479,11 +557,16 @@ impl World<'_> {
         let delay = 10 + self.random.skewed(4_000);
         self.after(delay, Item::AgentStarts { agent });
         if front_too {
-            // The front notices a little later and ends.
-            let delay = self.random.skewed(50);
-            self.after(delay, Item::FrontDies);
+            // The fronts notice a little later and end.
+            for front in 0..self.schedule.fronts {
+                let delay = self.random.skewed(50);
+                self.after(delay, Item::FrontDies { front });
+            }
         }
-        self.front_is_cut_off();
+        for front in 0..self.schedule.fronts {
+            self.turn_to(front);
+            self.front_is_cut_off();
+        }
     }
 
     /// The next agent adopts what lives and has a record, and ends the rest, before it listens.
@@ -509,6 +592,7 @@ impl World<'_> {
         self.agent
             .records
             .retain(|sandbox, _| ledger.is_alive(*sandbox));
+        self.ends_what_was_paused();
         let records: Vec<_> = self
             .agent
             .records
@@ -517,10 +601,17 @@ impl World<'_> {
             .collect();
         for (sandbox, record) in records {
             let entry = Entry {
-                machine: Machine::adopt(record.epoch, record.deadline, AtDeadline::Kill),
+                machine: Machine::adopt(record.epoch, record.deadline, self.at_deadline(sandbox)),
                 waiting: Vec::new(),
                 savers: Vec::new(),
                 creator: None,
+                from: None,
+                wanted: None,
+                job: None,
+                made: None,
+                saved_at: UnixMillis(0),
+                is_being_paused: false,
+                told_at: UnixMillis(0),
                 record,
                 wakes_at: None,
             };

@@ -54,8 +54,11 @@ impl Coverage {
             Event::Saved | Event::SaveFailed if running && to == "Killing" => {
                 (from, name) = ("Running", "Kill");
             }
+            Event::Saved | Event::SaveFailed if to == "Killing" && from != to => name = "Kill",
             // An earlier attempt came through after all.
-            Event::SaveFailed if running && from != to => name = "Saved",
+            Event::SaveFailed if (running || from == "Pausing, to save") && from != to => {
+                name = "Saved";
+            }
             // Alike in every phase.
             Event::Saved | Event::SaveFailed if from == to => (from, to) = ("any", "same"),
             Event::Tick if from == to && !matches!(from, "Killing" | "Killing, start pending") => {
@@ -70,7 +73,12 @@ impl Coverage {
             {
                 from = "Running";
             }
-            Event::Tick if running && to == "Killing" => from = "Running",
+            Event::Pause { .. } | Event::Paused { .. } | Event::Looked { .. } if running => {
+                from = "Running";
+            }
+            Event::Tick if running && (to == "Killing" || to == "Pausing, watched") => {
+                from = "Running";
+            }
             _ => {}
         }
         let transition = Transition {
@@ -98,6 +106,19 @@ impl Coverage {
             event: host_event(event),
             to: host_phase(after),
         };
+        // Which late command it is does not matter to what is only starting.
+        if effects == [host::Effect::Answer(host::Answer::NotLive)]
+            && transition.from.starts_with("Starting")
+        {
+            transition.event = "late command";
+            (transition.from, transition.to) = ("Starting", "Starting");
+        }
+        // What kind of save is under way, or why it ends, does not matter to a rollback.
+        if matches!(event, host::Event::Replace { .. }) {
+            for phase in [&mut transition.from, &mut transition.to] {
+                *phase = phase.split_once(',').map_or(*phase, |(kind, _)| kind);
+            }
+        }
         if effects == [host::Effect::Answer(host::Answer::StaleEpoch)] {
             transition.from = "any";
             transition.event = "stale command";
@@ -192,8 +213,8 @@ fn control_event(event: &control::Event) -> &'static str {
         Event::Paused { .. } => "Paused",
         Event::PauseFailed => "PauseFailed",
         Event::PauseUnknown => "PauseUnknown",
-        Event::Looked { pause: Some(_), .. } => "Looked, snapshot",
         Event::Looked { alive: true, .. } => "Looked, alive",
+        Event::Looked { pause: Some(_), .. } => "Looked, snapshot",
         Event::Looked { .. } => "Looked, nothing",
         Event::Resume { .. } => "Resume",
         Event::Reclaimed => "Reclaimed",

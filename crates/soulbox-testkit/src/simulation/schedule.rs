@@ -15,11 +15,39 @@ pub enum Op {
         leaves_after: Option<u64>,
         /// The request has an idempotency key, so the sandbox is kept for a client that asks again.
         kept: bool,
+        /// At its deadline it is paused, not killed.
+        pauses: bool,
     },
     Set {
         at: u64,
         sandbox: usize,
         timeout: u64,
+    },
+    Pause {
+        at: u64,
+        sandbox: usize,
+    },
+    /// By a client, or since traffic came.
+    Resume {
+        at: u64,
+        sandbox: usize,
+        timeout: u64,
+    },
+    /// A snapshot beside which it goes on.
+    Snapshot {
+        at: u64,
+        sandbox: usize,
+    },
+    /// A sandbox that begins as another one is then. It is counted as if it were created.
+    Fork {
+        at: u64,
+        of: usize,
+        timeout: u64,
+    },
+    /// Back to a snapshot of its own, if it has one.
+    Rollback {
+        at: u64,
+        sandbox: usize,
     },
     Extend {
         at: u64,
@@ -33,16 +61,29 @@ pub enum Op {
         any: bool,
     },
     /// All its processes end by themselves.
-    Exit { at: u64, sandbox: usize },
+    Exit {
+        at: u64,
+        sandbox: usize,
+    },
 }
 
 impl Op {
+    /// Whether it makes a sandbox.
+    pub(super) fn creates(&self) -> bool {
+        matches!(self, Self::Create { .. } | Self::Fork { .. })
+    }
+
     pub(super) fn at(&self) -> u64 {
         match *self {
             Self::Create { at, .. }
             | Self::Set { at, .. }
             | Self::Extend { at, .. }
             | Self::Kill { at, .. }
+            | Self::Pause { at, .. }
+            | Self::Resume { at, .. }
+            | Self::Snapshot { at, .. }
+            | Self::Fork { at, .. }
+            | Self::Rollback { at, .. }
             | Self::Exit { at, .. } => at,
         }
     }
@@ -120,12 +161,25 @@ pub enum Fault {
         until: u64,
         by: u64,
     },
+    /// Snapshots do not come about.
+    SaveFails {
+        from: u64,
+        until: u64,
+    },
+    /// They take long.
+    SaveSlow {
+        from: u64,
+        until: u64,
+        by: u64,
+    },
 }
 
 /// A whole run; the seed decides what is left to chance in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
     pub seed: u64,
+    /// Servers on the same records, one or two.
+    pub fronts: u32,
     /// Sandboxes that may live at once.
     pub limit: u32,
     pub ops: Vec<Op>,
@@ -143,16 +197,30 @@ impl Schedule {
         for sandbox in 0..sandboxes {
             sandbox_ops(random, sandbox, &mut ops);
         }
+        for _ in 0..random.below(3) {
+            let of = usize::try_from(random.below(6)).unwrap_or(0);
+            let at = random.skewed(BUSY_MILLIS);
+            let timeout = 1 + random.below(40_000);
+            ops.push(Op::Fork { at, of, timeout });
+        }
+        let fronts = if random.once_in(3) { 2 } else { 1 };
         if random.once_in(200) {
             return Self::unanswered(seed, random);
         }
         if random.once_in(200) {
             return Self::overtaken(seed, random);
         }
+        if random.once_in(12) {
+            return Self::around_a_save(seed, random);
+        }
+        if random.once_in(12) {
+            return Self::around_a_resume(seed, random);
+        }
         let most = if random.once_in(4) { 16 } else { 6 };
         let faults = (0..random.below(most)).map(|_| fault(random)).collect();
         Self {
             seed,
+            fronts,
             limit,
             ops,
             faults,
@@ -166,6 +234,7 @@ impl Schedule {
             timeout: 60_000,
             leaves_after: None,
             kept: false,
+            pauses: false,
         };
         let kill = Op::Kill {
             at: random.between(15_000, 40_000),
@@ -180,6 +249,7 @@ impl Schedule {
         };
         Self {
             seed,
+            fronts: 1,
             limit: 1,
             ops: vec![create, kill],
             faults: vec![slow, Fault::Lost { n: 0 }],
@@ -199,6 +269,7 @@ impl Schedule {
             timeout: 40_000,
             leaves_after: None,
             kept: false,
+            pauses: false,
         };
         let ops = vec![
             create,
@@ -220,6 +291,178 @@ impl Schedule {
         ];
         Self {
             seed,
+            fronts: 1,
+            limit: 1,
+            ops,
+            faults,
+        }
+    }
+
+    /// A slow pause or snapshot, by a client or at the deadline, and what else may come at that time: a schedule seldom has it all.
+    fn around_a_save(seed: u64, random: &mut Random) -> Self {
+        let pauses = random.once_in(2);
+        let lives = random.between(1_500, 4_000);
+        let saves_at = if random.once_in(3) {
+            lives
+        } else {
+            lives - random.skewed(1_000)
+        };
+        let create = Op::Create {
+            at: 0,
+            timeout: lives,
+            leaves_after: None,
+            kept: false,
+            pauses,
+        };
+        let (sandbox, at) = (0, saves_at);
+        let mut ops = vec![create, Op::Snapshot { at: 200, sandbox }];
+        if saves_at < lives {
+            ops.push(if random.once_in(3) {
+                Op::Snapshot { at, sandbox }
+            } else {
+                Op::Pause { at, sandbox }
+            });
+        }
+        for _ in 0..random.between(1, 6) {
+            let at = if random.once_in(2) {
+                saves_at - 12 + random.below(40)
+            } else {
+                saves_at + random.skewed(BUSY_MILLIS / 2)
+            };
+            let timeout = 1 + random.skewed(60_000);
+            ops.push(match random.below(8) {
+                0 => Op::Snapshot { at, sandbox },
+                1 => Op::Pause { at, sandbox },
+                2 => Op::Exit { at, sandbox },
+                3 => Op::Rollback { at, sandbox },
+                4 => Op::Kill {
+                    at,
+                    sandbox,
+                    any: true,
+                },
+                5 => Op::Set {
+                    at,
+                    sandbox,
+                    timeout,
+                },
+                _ => Op::Resume {
+                    at,
+                    sandbox,
+                    timeout,
+                },
+            });
+        }
+        let from = saves_at - random.skewed(200);
+        let until = from + random.skewed(BUSY_MILLIS);
+        let by = 1 + random.skewed(25_000);
+        let mut faults = Vec::new();
+        for _ in 0..random.below(4) {
+            faults.push(match random.below(7) {
+                0 => Fault::SaveSlow { from, until, by },
+                // Longer than a host lets it take.
+                1 => Fault::SaveSlow {
+                    from,
+                    until,
+                    by: if random.once_in(8) { 430_000 } else { by },
+                },
+                2 => Fault::SaveFails { from, until },
+                3 => Fault::EndSlow { from, until, by },
+                4 => Fault::StoreSlow { from, until, by },
+                5 => Fault::InitFails { from, until },
+                _ => Fault::FrontDies {
+                    at: saves_at + random.skewed(10_000),
+                },
+            });
+        }
+        Self {
+            seed,
+            fronts: if random.once_in(4) { 2 } else { 1 },
+            limit: 2,
+            ops,
+            faults,
+        }
+    }
+
+    /// A resume that does not go well, what came before it and arrives late, and what is asked for meanwhile.
+    fn around_a_resume(seed: u64, random: &mut Random) -> Self {
+        let (sandbox, paused_at, resumed_at) = (0, 300, random.between(400, 1_200));
+        let lasts = |random: &mut Random| 1 + random.skewed(30_000);
+        let timeout = lasts(random);
+        let mut ops = vec![
+            Op::Create {
+                at: 0,
+                timeout: 35_000,
+                leaves_after: None,
+                kept: false,
+                pauses: random.once_in(2),
+            },
+            Op::Snapshot { at: 100, sandbox },
+            Op::Pause {
+                at: paused_at,
+                sandbox,
+            },
+            Op::Resume {
+                at: resumed_at,
+                sandbox,
+                timeout,
+            },
+        ];
+        for _ in 0..random.below(3) {
+            let at = random.between(200, paused_at);
+            let timeout = lasts(random);
+            ops.push(match random.below(3) {
+                0 => Op::Set {
+                    at,
+                    sandbox,
+                    timeout,
+                },
+                1 => Op::Snapshot { at, sandbox },
+                _ => Op::Rollback { at, sandbox },
+            });
+        }
+        for _ in 0..random.below(4) {
+            let at = resumed_at + random.skewed(BUSY_MILLIS / 2);
+            let timeout = lasts(random);
+            ops.push(match random.below(4) {
+                0 | 1 => Op::Kill {
+                    at,
+                    sandbox,
+                    any: true,
+                },
+                2 => Op::Pause { at, sandbox },
+                _ => Op::Resume {
+                    at,
+                    sandbox,
+                    timeout,
+                },
+            });
+        }
+        let from = resumed_at - 50;
+        let until = resumed_at + random.skewed(5_000);
+        let by = 1 + random.skewed(35_000);
+        let mut faults = Vec::new();
+        for _ in 0..random.below(4) {
+            faults.push(match random.below(7) {
+                0 => Fault::StoreSlow {
+                    from,
+                    until,
+                    by: random.between(12_000, 25_000),
+                },
+                1 => Fault::InitFails { from, until },
+                2 => Fault::EndSlow { from, until, by },
+                3 => Fault::StartSlow { from, until, by },
+                4 | 5 => Fault::Late {
+                    n: random.below(30),
+                    by: random.skewed(2_000),
+                },
+                _ => Fault::FrontDies {
+                    at: resumed_at + random.skewed(10_000),
+                },
+            });
+        }
+        Self {
+            seed,
+            fronts: if random.once_in(4) { 2 } else { 1 },
             limit: 1,
             ops,
             faults,
@@ -232,12 +475,10 @@ impl Schedule {
         let mut shorter = self.clone();
         if part < shorter.ops.len() {
             // A create that goes would change the numbers of the others, so it comes after all is over and is refused nothing.
-            match &mut shorter.ops[part] {
-                Op::Create { .. } => {
-                    let number = self.ops[..part]
-                        .iter()
-                        .filter(|op| matches!(op, Op::Create { .. }))
-                        .count();
+            match shorter.ops[part] {
+                op if op.creates() => {
+                    let before = self.ops[..part].iter();
+                    let number = before.filter(|op| op.creates()).count();
                     shorter.ops = self
                         .ops
                         .iter()
@@ -259,9 +500,22 @@ impl Schedule {
 
 /// An operation as it is when the sandbox `gone` is never created.
 fn renumber(mut op: Op, gone: usize) -> Option<Op> {
+    if let Op::Fork { of, .. } = &mut op {
+        // A fork of nothing comes to nothing and keeps its number.
+        *of = match *of {
+            of if of == gone => usize::MAX,
+            of if of > gone && of < usize::MAX => of - 1,
+            of => of,
+        };
+        return Some(op);
+    }
     if let Op::Set { sandbox, .. }
     | Op::Extend { sandbox, .. }
     | Op::Kill { sandbox, .. }
+    | Op::Pause { sandbox, .. }
+    | Op::Resume { sandbox, .. }
+    | Op::Snapshot { sandbox, .. }
+    | Op::Rollback { sandbox, .. }
     | Op::Exit { sandbox, .. } = &mut op
     {
         if *sandbox == gone {
@@ -287,8 +541,9 @@ fn sandbox_ops(random: &mut Random, sandbox: usize, ops: &mut Vec<Op>) {
         timeout: lives,
         leaves_after: random.once_in(10).then(|| random.skewed(20_000)),
         kept: random.once_in(8),
+        pauses: random.once_in(3),
     });
-    for _ in 0..random.below(5) {
+    for _ in 0..random.below(7) {
         let at = if random.once_in(10) {
             // As it expires.
             created + lives + random.below(12)
@@ -296,7 +551,7 @@ fn sandbox_ops(random: &mut Random, sandbox: usize, ops: &mut Vec<Op>) {
             created + random.skewed(BUSY_MILLIS - created)
         };
         let timeout = random.skewed(60_000);
-        ops.push(match random.below(8) {
+        ops.push(match random.below(17) {
             0..=2 => Op::Set {
                 at,
                 sandbox,
@@ -312,7 +567,15 @@ fn sandbox_ops(random: &mut Random, sandbox: usize, ops: &mut Vec<Op>) {
                 sandbox,
                 any: random.once_in(3),
             },
-            _ => Op::Exit { at, sandbox },
+            7 => Op::Exit { at, sandbox },
+            8..=10 => Op::Pause { at, sandbox },
+            11..=13 => Op::Resume {
+                at,
+                sandbox,
+                timeout: timeout + 1,
+            },
+            14 | 15 => Op::Snapshot { at, sandbox },
+            _ => Op::Rollback { at, sandbox },
         });
     }
 }
@@ -323,7 +586,7 @@ fn fault(random: &mut Random) -> Fault {
     let at = from;
     let by = 1 + random.skewed(45_000);
     let front_too = !random.once_in(3);
-    match random.below(20) {
+    match random.below(23) {
         0 | 1 => Fault::FrontDiesAtEffect {
             n: random.below(40),
         },
@@ -351,6 +614,12 @@ fn fault(random: &mut Random) -> Fault {
         16 => Fault::StartFails { from, until },
         17 => Fault::StartSlow { from, until, by },
         18 => Fault::InitFails { from, until },
+        19 => Fault::SaveFails { from, until },
+        20 | 21 => Fault::SaveSlow {
+            from,
+            until,
+            by: 1 + random.skewed(450_000),
+        },
         _ => Fault::EndSlow {
             from,
             until,

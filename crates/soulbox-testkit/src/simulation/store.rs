@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use soulbox_control::ownership::rank;
-use soulbox_control::{Progress, Swap};
+use soulbox_control::ownership::{ending, rank};
+use soulbox_control::{Progress, Reclaim, Swap};
 use soulbox_types::{Epoch, SandboxState, UnixMillis};
 
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub(super) struct Rows {
 impl Rows {
     /// Inserts a row if fewer than `limit` are alive.
     pub(super) fn reserve(&mut self, sandbox: usize, row: Row, limit: u32) -> bool {
-        if self.living() >= limit {
+        if self.counted() >= limit {
             return false;
         }
         self.rows.insert(sandbox, row);
@@ -42,10 +42,28 @@ impl Rows {
             return Ok(Swap::Conflict);
         }
         row.progress = *progress;
-        if rank(progress.state) < rank(before.state) || progress.epoch < before.epoch {
+        let back = (progress.epoch, rank(progress.state)) < (before.epoch, rank(before.state));
+        if back || ending(progress.state) < ending(before.state) {
             return Err(format!("sandbox {sandbox}: {before:?} became {progress:?}"));
         }
         Ok(Swap::Done)
+    }
+
+    /// As [`Rows::advance`] if fewer than `limit` are alive.
+    pub(super) fn reclaim(
+        &mut self,
+        sandbox: usize,
+        expected: (SandboxState, Epoch),
+        progress: &Progress,
+        limit: u32,
+    ) -> Result<Reclaim, String> {
+        if self.counted() >= limit {
+            return Ok(Reclaim::LimitReached);
+        }
+        Ok(match self.advance(sandbox, expected, progress)? {
+            Swap::Done => Reclaim::Done,
+            Swap::Conflict => Reclaim::Conflict,
+        })
     }
 
     pub(super) fn get(&self, sandbox: usize) -> Option<&Row> {
@@ -58,7 +76,11 @@ impl Rows {
         rows.filter(|(_, row)| row.progress.state != SandboxState::Dead)
     }
 
-    pub(super) fn living(&self) -> u32 {
-        u32::try_from(self.live().count()).unwrap_or(u32::MAX)
+    /// Those that count against the limit.
+    fn counted(&self) -> u32 {
+        let counted = self
+            .live()
+            .filter(|(_, row)| row.progress.state != SandboxState::Paused);
+        u32::try_from(counted.count()).unwrap_or(u32::MAX)
     }
 }

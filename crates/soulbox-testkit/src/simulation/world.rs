@@ -3,11 +3,12 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use soulbox_control::HostFailure;
 use soulbox_control::lifecycle::Event;
 use soulbox_control::ownership::Ticket;
 use soulbox_control::reconcile::Listed;
-use soulbox_types::{DeathCause, Epoch, SandboxState, UnixMillis};
+use soulbox_control::{HostFailure, HostSnapshot};
+use soulbox_host::lifecycle::After;
+use soulbox_types::{Epoch, SandboxId, SandboxState, UnixMillis};
 
 use super::agent::Agent;
 use super::coverage::Coverage;
@@ -26,12 +27,19 @@ const REST_WITHIN: u64 = 900_000;
 const MOST_EVENTS: u64 = 200_000;
 
 /// A command to the agent.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Command {
     Create {
         sandbox: usize,
         epoch: Epoch,
         deadline: UnixMillis,
+        /// The snapshot that it begins with.
+        from: Option<String>,
+    },
+    /// Go back to what has been prepared.
+    Replace {
+        sandbox: usize,
+        epoch: Epoch,
     },
     Kill {
         sandbox: usize,
@@ -42,7 +50,17 @@ pub(super) enum Command {
         epoch: Epoch,
         deadline: UnixMillis,
     },
+    Save {
+        sandbox: usize,
+        epoch: Epoch,
+        name: String,
+        after: After,
+    },
     List,
+    Snapshots,
+    Delete {
+        name: String,
+    },
 }
 
 /// What the agent answers.
@@ -52,6 +70,8 @@ pub(super) enum Reply {
     Done,
     Failed(HostFailure),
     Listed(Vec<(usize, Listed)>),
+    Saved(HostSnapshot),
+    Snapshots(Vec<HostSnapshot>),
 }
 
 /// One connection of a front to an agent.
@@ -68,7 +88,14 @@ pub(super) enum Item {
         sandbox: usize,
     },
     Leave(Ticket),
-    FrontDies,
+    FrontDies {
+        front: u32,
+    },
+    /// Another front has changed a row.
+    News {
+        front: u32,
+        sandbox: usize,
+    },
     FrontStarts {
         front: u32,
     },
@@ -115,7 +142,8 @@ pub(super) enum Item {
     ToldOfEnd {
         front: u32,
         sandbox: usize,
-        cause: DeathCause,
+        epoch: Epoch,
+        event: Event,
     },
     HostWakes {
         agent: u32,
@@ -137,10 +165,13 @@ pub(super) enum Item {
     SaveEnds {
         agent: u32,
         sandbox: usize,
+        job: u64,
         well: bool,
     },
     Ends {
         sandbox: usize,
+        /// Of which of its starts the processes are.
+        run: u32,
     },
 }
 
@@ -179,7 +210,10 @@ pub(super) struct World<'a> {
     pub(super) schedule: &'a Schedule,
     pub(super) coverage: &'a mut Coverage,
     lines: Option<&'a mut Vec<String>>,
+    /// The front that acts now.
     pub(super) front: Front,
+    /// Others on the same records.
+    others: Vec<Front>,
     pub(super) agent: Agent,
     pub(super) rows: Rows,
     pub(super) ledger: Ledger,
@@ -188,6 +222,8 @@ pub(super) struct World<'a> {
     front_effects: u64,
     agent_effects: u64,
     calm_at: u64,
+    /// Which sandboxes are paused at their deadline.
+    pub(super) pausing: Vec<bool>,
 }
 
 impl<'a> World<'a> {
@@ -204,7 +240,8 @@ impl<'a> World<'a> {
             schedule,
             coverage,
             lines,
-            front: Front::default(),
+            front: Front::new(0),
+            others: (1..schedule.fronts).map(Front::new).collect(),
             agent: Agent::default(),
             rows: Rows::default(),
             ledger: Ledger::default(),
@@ -213,20 +250,33 @@ impl<'a> World<'a> {
             front_effects: 0,
             agent_effects: 0,
             calm_at: 0,
+            pausing: Vec::new(),
         };
-        world.front.serving = true;
         world.agent.up = true;
-        world.after(20_000, Item::Compare { front: 0 });
+        world.ledger.shared = world.is_shared();
+        for front in 0..schedule.fronts {
+            world.after(20_000, Item::Compare { front });
+        }
         let mut created = 0;
         for op in &schedule.ops {
             let sandbox = match *op {
-                Op::Create { .. } => {
+                Op::Create { pauses, .. } => {
+                    world.pausing.push(pauses);
+                    created += 1;
+                    created - 1
+                }
+                Op::Fork { .. } => {
+                    world.pausing.push(false);
                     created += 1;
                     created - 1
                 }
                 Op::Set { sandbox, .. }
                 | Op::Extend { sandbox, .. }
                 | Op::Kill { sandbox, .. }
+                | Op::Pause { sandbox, .. }
+                | Op::Resume { sandbox, .. }
+                | Op::Snapshot { sandbox, .. }
+                | Op::Rollback { sandbox, .. }
                 | Op::Exit { sandbox, .. } => sandbox,
             };
             world.calm_at = world.calm_at.max(op.at());
@@ -236,7 +286,8 @@ impl<'a> World<'a> {
             match *fault {
                 Fault::FrontDies { at } => {
                     world.calm_at = world.calm_at.max(at);
-                    world.after(at, Item::FrontDies);
+                    let front = world.number(at);
+                    world.after(at, Item::FrontDies { front });
                 }
                 Fault::AgentDies { at, front_too } => {
                     world.calm_at = world.calm_at.max(at);
@@ -249,6 +300,8 @@ impl<'a> World<'a> {
                 | Fault::StartFails { until, .. }
                 | Fault::StartSlow { until, .. }
                 | Fault::InitFails { until, .. }
+                | Fault::SaveFails { until, .. }
+                | Fault::SaveSlow { until, .. }
                 | Fault::EndSlow { until, .. } => world.calm_at = world.calm_at.max(until),
                 Fault::FrontDiesAtEffect { .. }
                 | Fault::AgentDiesAtEffect { .. }
@@ -269,7 +322,15 @@ impl<'a> World<'a> {
                 return Err(broken);
             }
             if self.now > self.calm_at && self.is_at_rest() {
-                return self.at_rest();
+                if self.is_cleared() {
+                    return Ok(self.summary);
+                }
+                // What is paused may stay so for ever; what is killed may not. A failure may still hit that kill.
+                if self.rows.live().next().is_some() {
+                    self.calm_at = self.now;
+                    self.turn_to(0);
+                    self.kills_what_is_paused();
+                }
             }
             if self.now > self.calm_at + REST_WITHIN || self.summary.events > MOST_EVENTS {
                 break;
@@ -277,8 +338,11 @@ impl<'a> World<'a> {
         }
         let rows: Vec<_> = self.rows.live().collect();
         let alive: Vec<_> = self.ledger.alive().collect();
-        let owners: Vec<_> = self.front.owned().collect();
-        let detail = format!("processes {alive:?}, owners {owners:?}, rows {rows:?}");
+        let owners: Vec<_> = self.fronts().flat_map(Front::owned).collect();
+        let snapshots: Vec<_> = self.agent.snapshots.keys().collect();
+        let detail = format!(
+            "processes {alive:?}, owners {owners:?}, rows {rows:?}, snapshots {snapshots:?}"
+        );
         self.breaks(("nothing is stuck", detail));
         self.broken.take().map_or(Ok(self.summary), Err)
     }
@@ -286,14 +350,28 @@ impl<'a> World<'a> {
     fn happens(&mut self, item: Item) {
         self.note(|| format!("{item:?}"));
         match item {
-            Item::Op { op, sandbox } => self.asked(op, sandbox),
+            Item::Op { op, sandbox } => {
+                self.turn_to(self.number(op.at()));
+                self.asked(op, sandbox);
+            }
             Item::Leave(ticket) => self.ledger.leave(ticket),
-            Item::FrontDies => self.front_dies(),
-            Item::FrontStarts { front } => self.front_starts(front),
+            Item::FrontDies { front } => {
+                self.turn_to(front);
+                self.front_dies();
+            }
+            Item::FrontStarts { front } => {
+                self.turn_to(front);
+                self.front_starts(front);
+            }
+            Item::News { front, sandbox } => {
+                if self.is_now(front) && self.front.serving {
+                    self.catches_up(sandbox);
+                }
+            }
             Item::AgentDies { front_too } => self.agent_dies(front_too),
             Item::AgentStarts { agent } => self.agent_starts(agent),
             Item::OwnerWakes { front, sandbox, at } => {
-                if front == self.front.incarnation {
+                if self.is_now(front) {
                     self.owner_wakes(sandbox, at);
                 }
             }
@@ -303,14 +381,20 @@ impl<'a> World<'a> {
                 call,
                 write,
                 fails,
-            } => self.written(front, sandbox, call, write, fails),
+            } => {
+                self.turn_to(front);
+                self.written(front, sandbox, call, write, fails);
+            }
             Item::WriteTimesOut {
                 front,
                 sandbox,
                 call,
-            } => self.write_times_out(front, sandbox, call),
+            } => {
+                self.turn_to(front);
+                self.write_times_out(front, sandbox, call);
+            }
             Item::Compare { front } => {
-                if front == self.front.incarnation {
+                if self.is_now(front) {
                     self.compare();
                 }
             }
@@ -324,22 +408,23 @@ impl<'a> World<'a> {
                 }
             }
             Item::Reply { front, call, reply } => {
-                if front == self.front.incarnation {
+                if self.is_now(front) {
                     self.replied(call, Some(reply));
                 }
             }
             Item::CallTimesOut { front, call } => {
-                if front == self.front.incarnation {
+                if self.is_now(front) {
                     self.replied(call, None);
                 }
             }
             Item::ToldOfEnd {
                 front,
                 sandbox,
-                cause,
+                epoch,
+                event,
             } => {
-                if front == self.front.incarnation {
-                    self.told(sandbox, Event::Exited { cause });
+                if self.is_now(front) {
+                    self.told(sandbox, epoch, event);
                 }
             }
             Item::HostWakes { agent, sandbox, at } => {
@@ -365,40 +450,71 @@ impl<'a> World<'a> {
             Item::SaveEnds {
                 agent,
                 sandbox,
+                job,
                 well,
             } => {
                 if agent == self.agent.incarnation {
-                    self.save_ends(sandbox, well);
+                    self.save_ends(sandbox, job, well);
                 }
             }
-            Item::Ends { sandbox } => self.ends(sandbox),
+            Item::Ends { sandbox, run } => {
+                if run == self.ledger.run_of(sandbox) {
+                    self.ends(sandbox);
+                }
+            }
         }
     }
 
     fn is_at_rest(&self) -> bool {
-        self.front.serving
+        self.fronts().all(|front| front.serving && front.is_idle())
             && self.agent.up
-            && self.front.is_idle()
             && self.agent.is_idle()
             && self.ledger.alive().next().is_none()
-            && self.rows.living() == 0
+            && self
+                .rows
+                .live()
+                .all(|(_, row)| row.progress.state == SandboxState::Paused)
             && self.ledger.waiting().is_none()
     }
 
-    fn at_rest(mut self) -> Result<Summary, Violation> {
-        // What no row has and the agent still lists would be found by the next comparison; there must be none.
-        for (sandbox, state) in self.front.owned() {
-            if state != SandboxState::Dead {
-                let detail = format!("sandbox {sandbox} is {state:?}");
-                self.broken = Some(Violation {
-                    rule: "nothing is stuck",
-                    at: self.now,
-                    detail,
-                });
-                break;
-            }
+    /// Whether no row is left, nor the snapshot of a pause: those are found when snapshots are compared.
+    fn is_cleared(&self) -> bool {
+        self.rows.live().next().is_none()
+            && !self.agent.snapshots.values().any(|snapshot| snapshot.ended)
+    }
+
+    /// All fronts, whoever acts.
+    pub(super) fn fronts(&self) -> impl Iterator<Item = &Front> + '_ {
+        std::iter::once(&self.front).chain(&self.others)
+    }
+
+    /// Whether several fronts share the records.
+    pub(super) fn is_shared(&self) -> bool {
+        self.schedule.fronts > 1
+    }
+
+    /// The number of the front that something at that time is for.
+    fn number(&self, at: u64) -> u32 {
+        u32::try_from(at % u64::from(self.schedule.fronts)).unwrap_or(0)
+    }
+
+    /// Lets that front act. Its incarnations are as many apart as there are fronts.
+    pub(super) fn turn_to(&mut self, front: u32) {
+        let number = front % self.schedule.fronts;
+        if let Some(other) = self.others.iter_mut().find(|it| it.number == number) {
+            std::mem::swap(other, &mut self.front);
         }
-        self.broken.take().map_or(Ok(self.summary), Err)
+    }
+
+    /// Lets that front act, if it has not died since.
+    fn is_now(&mut self, front: u32) -> bool {
+        self.turn_to(front);
+        front == self.front.incarnation
+    }
+
+    /// The name of a sandbox in the code under test.
+    pub(super) fn id(sandbox: usize) -> SandboxId {
+        SandboxId::from_random([u8::try_from(sandbox).unwrap_or(u8::MAX); 20])
     }
 
     /// The time as the code under test sees it.
