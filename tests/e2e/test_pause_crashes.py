@@ -1,5 +1,6 @@
-"""SIGKILL of the agent, the front or CRIU amid pauses, resumes, forks and snapshots, at random moments: SOULBOX_PAUSE_KILLS of them (5;
-`make soak` takes 20). A sandbox then runs, or is paused and whole, or is told to be lost; nothing hangs and nothing is left.
+"""SIGKILL of the agent, the front or CRIU amid pauses, resumes, forks, snapshots and rollbacks, at random moments: SOULBOX_PAUSE_KILLS of
+them (5; `make soak` takes 20). A sandbox then runs, or is paused and whole, or is told to be lost; nothing hangs and nothing is left. As
+many kills hit CRIU while it holds the processes: most of those lose nothing.
 
 A failure names its seed; SOULBOX_PAUSE_SEED repeats it as far as time allows.
 """
@@ -20,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from conftest import Server, until
 from e2b import NotFoundException, Sandbox, SandboxException, SandboxState
-from footprint import Objects, criu
+from footprint import GROUPS, Objects, criu, instance
 from held import Held
 
 KILLS = int(os.environ.get("SOULBOX_PAUSE_KILLS", "5"))
@@ -47,7 +48,17 @@ def snapshot(sandbox: Sandbox) -> None:
     sandbox.create_snapshot(request_timeout=100)
 
 
-OPERATIONS: list[Callable[[Sandbox], None]] = [pause, resume, fork, snapshot]
+def rollback(sandbox: Sandbox) -> None:
+    """To the latest snapshot of it."""
+    name = Sandbox.list_snapshots(sandbox_id=sandbox.sandbox_id).next_items()[0].snapshot_id
+    url = f"{os.environ['E2B_API_URL']}/sandboxes/{sandbox.sandbox_id}/rollback"
+    headers = {"X-API-Key": os.environ["E2B_API_KEY"], "Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps({"snapshotID": name}).encode(), headers)
+    urllib.request.urlopen(request, timeout=100).close()
+
+
+# Each finds what it needs after those before it.
+OPERATIONS: list[Callable[[Sandbox], None]] = [pause, resume, fork, snapshot, rollback]
 
 
 def start(server: Server) -> None:
@@ -168,6 +179,8 @@ def test_a_kill_amid_a_pause_loses_nothing_silently():
         for number, (operation, victim) in enumerate(itertools.islice(itertools.cycle(wanted), KILLS)):
             if operation is resume:
                 pause(held.sandbox)
+            elif operation is rollback:
+                snapshot(held.sandbox)
             moment = chance.uniform(0, durations[operation])
             print(f"{number}: {victim} {moment:.3f} s into a {operation.__name__} of {durations[operation]:.3f} s", end="; ")
             with ThreadPoolExecutor(1) as pool:
@@ -199,9 +212,56 @@ def test_a_kill_amid_a_pause_loses_nothing_silently():
         server.end()
 
 
+@pytest.mark.timeout(120 + 30 * KILLS)
+def test_a_criu_that_dies_with_processes_in_its_hands_loses_few(server: Server):
+    """They are stopped before it lets go of them, and go on from where they were, unless one of them was in CRIU's code just then."""
+    print(f"\nseed {SEED}")
+    chance = random.Random(SEED)
+    held, outcomes = begun(server), Counter[str]()
+    durations = {operation: timed(operation, held) for operation in (pause, resume, snapshot)}
+    for number in range(KILLS):
+        operation = (pause, snapshot)[number % 2]
+        moment = chance.uniform(0, durations[operation]) * 0.7
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(operation, held.sandbox)
+            struck = strike_criu(server, asked, moment)
+            failure = asked.exception(110)
+        became = outcome(server, held)
+        print(f"{number}: {operation.__name__}, {'killed' if struck else 'it was done by then'}, {became}, {failure}")
+        if not struck:
+            assert failure is None
+            continue
+        outcomes[became] += 1
+        if became == "lost":
+            assert "was lost while it was being saved" in str(failure)
+            held = begun(server)
+        elif failure:
+            assert became == "running" and "cannot be saved and goes on" in str(failure)
+    print(f"of {outcomes.total()} killed: {dict(outcomes)}")
+    # A process that is lost was in CRIU's code at that moment, which takes a small part of the time.
+    assert outcomes["lost"] <= 2 + outcomes.total() // 10
+    # What CRIU has left in them is in nobody's way.
+    for operation in (pause, resume):
+        operation(held.sandbox)
+    held.right(held.sandbox)
+
+
 @pytest.mark.timeout(120)
-def test_a_criu_that_ends_while_it_holds_processes_is_told(server: Server):
-    """Also when all is written: it has left the connections within in a state in which they cannot be used."""
+def test_a_sandbox_that_a_dead_agent_had_stopped_goes_on(server: Server):
+    """The agent stops a sandbox whose CRIU has died for some milliseconds; this one died in them."""
+    held = begun(server)
+    group = f"soulbox-{instance(server.data)}/{Objects.of(server.data).records[held.sandbox.sandbox_id]}"
+    server.kill()
+    of_each_version = ((GROUPS / "freezer" / group / "freezer.state", "FROZEN"), (GROUPS / group / "cgroup.freeze", "1"))
+    stopped = [path.write_text(word) for path, word in of_each_version if path.exists()]
+    assert len(stopped) == 1
+    server.start()
+    held.right(held.sandbox)
+
+
+@pytest.mark.timeout(120)
+def test_a_criu_that_dies_when_all_is_written_loses_nothing(server: Server):
+    """What was to be saved is saved, and what was to go on goes on, connections within included: CRIU had left them unusable."""
     for operation, name in ((pause, "pause-*"), (snapshot, "snap-*")):
         held = begun(server)
         folder = server.data / "pool/snapshots"
@@ -216,9 +276,5 @@ def test_a_criu_that_ends_while_it_holds_processes_is_told(server: Server):
             failure = asked.exception(110)
         became = outcome(server, held)
         print(f"{operation.__name__}: {'killed' if pid else 'it was done by then'}, {became}, {failure}")
-        if failure:
-            assert became == "lost" and "was lost while it was being saved" in str(failure)
-        else:
-            assert became == ("paused" if operation is pause else "running")
-            held.sandbox.kill()
+        assert failure is None and became == ("paused" if operation is pause else "running")
         tidy(server, held)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use soulbox_types::Limits;
 
-/// Controllers that limit something here. `freezer` is wanted by checkpoints, `blkio` and `cpuacct` by accounting.
+/// Controllers of use here. `freezer` stops a sandbox whose CRIU has died, `blkio` and `cpuacct` are for accounting.
 const CONTROLLERS: [&str; 7] = [
     "memory", "cpu", "pids", "devices", "cpuacct", "freezer", "blkio",
 ];
@@ -409,6 +409,59 @@ impl Cgroup {
         Ok(usage)
     }
 
+    /// Stops all of it. What somebody traces stays where it is even when the tracer is gone. Blocks for at most `within`.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; it goes on then.
+    pub(crate) fn freeze(&self, within: Duration) -> Result<Frozen, CgroupError> {
+        let frozen = Frozen {
+            cgroup: self.hierarchies.adopt(&self.name),
+        };
+        let freezer = self.freezer()?;
+        let deadline = Instant::now() + within;
+        freezer.switch(true)?;
+        while !freezer.stands_still()? {
+            if Instant::now() > deadline {
+                return Err(CgroupError::File {
+                    step: "see all processes stopped by",
+                    path: freezer.file,
+                    source: io::ErrorKind::TimedOut.into(),
+                });
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(frozen)
+    }
+
+    /// Takes over what an agent had frozen that died before it could thaw it.
+    pub(crate) fn found_frozen(&self) -> Option<Frozen> {
+        let stands_still = self.freezer().and_then(|it| it.stands_still());
+        matches!(stands_still, Ok(true)).then(|| Frozen {
+            cgroup: self.hierarchies.adopt(&self.name),
+        })
+    }
+
+    fn freezer(&self) -> Result<Freezer, CgroupError> {
+        let version = self.hierarchies.version;
+        let (directory, _) = self
+            .directories()
+            // It is no controller but part of every cgroup in version 2.
+            .find(|(_, controllers)| version == Version::V2 || controllers.contains(&"freezer"))
+            .ok_or(CgroupError::ControllerMissing("freezer"))?;
+        Ok(match version {
+            Version::V1 => Freezer {
+                file: directory.join("freezer.state"),
+                words: ["THAWED", "FROZEN"],
+                told: (directory.join("freezer.state"), "FROZEN"),
+            },
+            Version::V2 => Freezer {
+                file: directory.join("cgroup.freeze"),
+                words: ["0", "1"],
+                told: (directory.join("cgroup.events"), "frozen 1"),
+            },
+        })
+    }
+
     /// Removes the cgroup; the kernel may need a moment after the last process ended. Blocks for at most `within`.
     ///
     /// # Errors
@@ -446,6 +499,44 @@ impl Cgroup {
             .mounts
             .iter()
             .map(|(mount, controllers)| (mount.join(&self.name), controllers.as_slice()))
+    }
+}
+
+/// How a cgroup is stopped and let go on.
+struct Freezer {
+    file: PathBuf,
+    /// To go on, to stop.
+    words: [&'static str; 2],
+    /// The file with a line that says that all stands still, and the line.
+    told: (PathBuf, &'static str),
+}
+
+impl Freezer {
+    fn switch(&self, stop: bool) -> Result<(), CgroupError> {
+        write(&self.file, self.words[usize::from(stop)])
+    }
+
+    fn stands_still(&self) -> Result<bool, CgroupError> {
+        let (path, line) = &self.told;
+        let text = fs::read_to_string(path).map_err(|source| CgroupError::File {
+            step: "read",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(text.lines().any(|it| it == *line))
+    }
+}
+
+/// A cgroup whose processes stand still; dropped, they go on.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    cgroup: Cgroup,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Fails only when the cgroup is gone, with all that was in it.
+        let _ = self.cgroup.freezer().and_then(|it| it.switch(false));
     }
 }
 

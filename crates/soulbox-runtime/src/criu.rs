@@ -5,6 +5,7 @@
 //! restore, the cgroups and mounts that the tree shall have. The restored tree is a child of this process too.
 
 mod images;
+mod watch;
 mod wire;
 
 use std::fs;
@@ -24,11 +25,12 @@ use rustix::mount::{
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::launch::channel::{Channel, CriuPlan, ToLauncher};
 
 pub use images::{ImagesError, remap};
+pub(crate) use watch::Watch;
 pub(crate) use wire::{Options, Request, RequestKind, Response};
 
 /// Answers are small: an error message is the longest part.
@@ -64,7 +66,7 @@ pub enum CriuError {
     Ended,
     #[error("CRIU sent what is no answer")]
     Malformed(#[source] prost::DecodeError),
-    /// It was ended; what it worked on may be spoilt.
+    /// It was ended.
     #[error("CRIU was not done within {0:?}")]
     TimedOut(Duration),
 }
@@ -177,6 +179,8 @@ fn make_run() -> io::Result<OwnedFd> {
 #[derive(Debug)]
 pub(crate) struct Session {
     process: Child,
+    /// Of the process. Who waits for one that is watched is told of every stop; this is readable at its end and not before.
+    ended: OwnedFd,
     socket: OwnedFd,
     /// To the launcher that becomes CRIU.
     pub(crate) control: Channel,
@@ -204,8 +208,11 @@ impl Session {
         .map_err(io_step("make a socket for CRIU"))?;
         let run = criu.clone_run().map_err(io_step("clone the tmpfs"))?;
         let (control, process) = Channel::start(launcher).map_err(io_step("start the launcher"))?;
+        let ended = pidfd_open(Pid::from_child(&process), PidfdFlags::empty())
+            .map_err(io_step("open the process of CRIU"))?;
         let session = Self {
             process,
+            ended,
             socket,
             control,
             started: Instant::now(),
@@ -222,6 +229,15 @@ impl Session {
             .send(&ToLauncher::Criu(plan), &descriptors)
             .map_err(io_step("tell the launcher"))?;
         Ok(session)
+    }
+
+    /// Has `last` called when CRIU ends while it holds processes.
+    pub(crate) fn watch<T: Send + 'static>(
+        &self,
+        last: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Watch<T>, CriuError> {
+        let pid = Pid::from_child(&self.process).as_raw_nonzero().get();
+        Watch::begin(pid, last).map_err(io_step("watch CRIU"))
     }
 
     pub(crate) fn send(&self, request: &Request) -> Result<(), CriuError> {
@@ -276,9 +292,8 @@ impl Session {
 
     /// Whether CRIU is gone; it is reaped when this is dropped.
     fn has_ended(&self) -> bool {
-        let pid = Pid::from_child(&self.process);
-        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        matches!(waitid(WaitId::Pid(pid), how), Ok(Some(_)) | Err(_))
+        let mut ended = [PollFd::new(&self.ended, PollFlags::IN)];
+        matches!(poll(&mut ended, Some(&Timespec::default())), Ok(1..))
     }
 }
 
@@ -286,6 +301,10 @@ impl Drop for Session {
     fn drop(&mut self) {
         // After its last answer it ends by itself, in no time; one that hangs is of no more use.
         let _ = self.process.kill();
+        while !matches!(
+            poll(&mut [PollFd::new(&self.ended, PollFlags::IN)], None),
+            Ok(1..)
+        ) {}
         let _ = self.process.wait();
     }
 }

@@ -11,6 +11,7 @@
 pub mod checkpoint;
 mod guards;
 mod programs;
+mod rescue;
 mod shortage;
 
 use std::collections::HashMap;
@@ -243,7 +244,8 @@ impl Native {
         })
     }
 
-    /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time.
+    /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time. One that cannot
+    /// go on from where that agent left it is killed.
     #[must_use]
     pub fn adopt(&self, slot: Slot, pid: i32, start_time: u64) -> Option<Running> {
         let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
@@ -252,8 +254,7 @@ impl Native {
             return None;
         }
         let network_namespace = open_namespace(pid, "net").ok()?;
-        let cgroup = self.hierarchies.adopt(&slot.cgroup());
-        Some(Running {
+        let running = Running {
             slot,
             pid,
             process: Process {
@@ -261,9 +262,16 @@ impl Native {
                 ends_with_this: false,
             },
             network_namespace,
-            cgroup,
+            cgroup: self.hierarchies.adopt(&slot.cgroup()),
             shortage: Shortage::new(),
-        })
+        };
+        // The earlier agent died while it saw to what a dying CRIU had left.
+        if let Some(frozen) = running.cgroup.found_frozen()
+            && self.rescue(&running, frozen).is_err()
+        {
+            running.kill();
+        }
+        Some(running)
     }
 
     /// Changes where a slot may connect to.

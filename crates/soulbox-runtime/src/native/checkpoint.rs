@@ -16,6 +16,7 @@ use soulbox_types::Limits;
 
 use super::guards::{Attached, Process, open_namespace};
 use super::programs::Programs;
+use super::rescue::{Harm, STOP_WITHIN};
 use super::{Native, NativeError, Running, expect, io_step};
 use crate::criu::{
     self, Criu, CriuError, DUMP_LOG, ImagesError, Options, RESTORE_LOG, Request, RequestKind,
@@ -50,8 +51,16 @@ pub enum CheckpointError {
     Restore(String),
     #[error("failed to copy its files while it stood still")]
     Copy(#[source] io::Error),
+    /// Of a dump: the tree goes on as if nothing had been.
     #[error(transparent)]
     Criu(#[from] CriuError),
+    /// CRIU ended while it had hold of the tree, which cannot go on.
+    #[error("{harm}")]
+    Harmed {
+        harm: Harm,
+        #[source]
+        source: CriuError,
+    },
     #[error(transparent)]
     Images(#[from] ImagesError),
     #[error(transparent)]
@@ -59,10 +68,10 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    /// Whether the tree may be damaged: CRIU was ended, or ended, while it had hold of it.
+    /// Whether the tree may be damaged.
     #[must_use]
     pub fn may_have_harmed(&self) -> bool {
-        matches!(self, Self::Criu(CriuError::TimedOut(_) | CriuError::Ended))
+        matches!(self, Self::Harmed { .. })
     }
 }
 
@@ -107,6 +116,11 @@ impl Native {
         flock(&folder[0], FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| io_step("lock the folder of images")(error.into()))?;
         let session = Session::start(criu, &self.launcher, None, &folder, within)?;
+        let (init, cgroup) = (running.pid, self.hierarchies.adopt(&running.slot.cgroup()));
+        let watch = session.watch(move || {
+            // What is being ended would only be kept from it.
+            (!is_ending(init)).then(|| cgroup.freeze(STOP_WITHIN))
+        })?;
         session.send(&Request {
             kind: RequestKind::Dump.into(),
             options: Some(Options {
@@ -121,39 +135,36 @@ impl Native {
             }),
             notify_success: None,
         })?;
-        let mut copied = Ok(());
-        let mut all_is_written = false;
-        loop {
-            // A kill reaches what CRIU holds only when CRIU is gone; afterwards the end is CRIU's own work.
-            let response =
-                match session.receive_while(&|| all_is_written || !is_ending(running.pid)) {
-                    // It had heard that all was copied, and what is left of the tree is ended by the caller.
-                    Err(CriuError::Ended | CriuError::TimedOut(_))
-                        if all_is_written && copied.is_ok() && after == After::End =>
-                    {
-                        return Ok(());
-                    }
-                    received => received?,
-                };
-            if response.kind != i32::from(RequestKind::Notify) {
-                copied.map_err(CheckpointError::Copy)?;
-                return if response.success {
-                    Ok(())
-                } else {
-                    Err(CheckpointError::Dump(criu::complaint(
+        let mut copied = None;
+        let died = match attend_dump(&session, running.pid, &mut copied, stopped) {
+            Ok(success) => {
+                watch.release();
+                return match copied {
+                    Some(Err(error)) => Err(CheckpointError::Copy(error)),
+                    _ if success => Ok(()),
+                    _ => Err(CheckpointError::Dump(criu::complaint(
                         &images.join(DUMP_LOG),
-                    )))
+                    ))),
                 };
             }
-            let stage = response.notify.and_then(|it| it.script).unwrap_or_default();
-            if stage == "post-dump" {
-                copied = stopped();
-                all_is_written = true;
-            }
-            // One that is gone has left connections within the tree in a state (TCP_REPAIR) in which they cannot be used.
-            if session.acknowledge(copied.is_ok()).is_err() {
-                return Err(CriuError::Ended.into());
-            }
+            Err(died) => died,
+        };
+        drop(session);
+        let frozen = watch.end();
+        let all_is_saved = matches!(copied, Some(Ok(())));
+        // What is left of the tree is ended by the caller.
+        if all_is_saved && after == After::End {
+            return Ok(());
+        }
+        let rescued = match frozen.flatten() {
+            None => Err(Harm::NotStopped),
+            Some(Err(error)) => Err(Harm::CannotStop(error)),
+            Some(Ok(frozen)) => self.rescue(running, frozen),
+        };
+        match rescued {
+            Ok(()) if all_is_saved => Ok(()),
+            Ok(()) => Err(died.into()),
+            Err(harm) => Err(CheckpointError::Harmed { harm, source: died }),
         }
     }
 
@@ -332,6 +343,30 @@ impl Native {
     }
 }
 
+/// Serves CRIU's stages until its answer, whether it succeeded. `copied` tells what `stopped` gave, once it was called.
+fn attend_dump(
+    session: &Session,
+    init: i32,
+    copied: &mut Option<io::Result<()>>,
+    stopped: &mut dyn FnMut() -> io::Result<()>,
+) -> Result<bool, CriuError> {
+    loop {
+        // A kill reaches what CRIU holds only when CRIU is gone; afterwards the end is CRIU's own work.
+        let is_held = copied.is_none();
+        let response = session.receive_while(&|| !is_held || !is_ending(init))?;
+        if response.kind != i32::from(RequestKind::Notify) {
+            return Ok(response.success);
+        }
+        let stage = response.notify.and_then(|it| it.script).unwrap_or_default();
+        if stage == "post-dump" {
+            *copied = Some(stopped());
+        }
+        session
+            .acknowledge(!matches!(copied, Some(Err(_))))
+            .map_err(|_| CriuError::Ended)?;
+    }
+}
+
 /// What a tree that is being restored has; dropping it ends the tree.
 struct Surroundings {
     visitor: Visitor,
@@ -365,7 +400,7 @@ fn is_ending(pid: i32) -> bool {
     flags.is_none_or(|flags| flags & EXITING != 0)
 }
 
-fn pid_descriptor(pid: i32) -> io::Result<OwnedFd> {
+pub(super) fn pid_descriptor(pid: i32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
@@ -457,24 +492,32 @@ fn namespace_apart(pid: i32, init: i32) -> Option<&'static str> {
 
 /// What in a /proc/PID/status keeps the process from being saved, or a namespace that it has for itself.
 fn obstacle(status: &str, namespace: Option<&str>) -> Option<String> {
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(str::trim)
-    };
-    let name = field("Name").unwrap_or("?");
-    // Its pid inside stands last.
-    let pid = field("NSpid")?.split_whitespace().last()?;
+    let title = title(status)?;
     if let Some(kind) = namespace {
         return Some(format!(
-            "process {pid} ({name}) has a namespace of its own ({kind})"
+            "process {title} has a namespace of its own ({kind})"
         ));
     }
-    match field("TracerPid") {
+    match field(status, "TracerPid") {
         None | Some("0") => None,
-        Some(_) => Some(format!("process {pid} ({name}) is being traced")),
+        Some(_) => Some(format!("process {title} is being traced")),
     }
+}
+
+/// A process as those inside know it: its pid there and its name.
+pub(super) fn title(status: &str) -> Option<String> {
+    // The pid of the innermost namespace stands last.
+    let pid = field(status, "NSpid")?.split_whitespace().last()?;
+    let name = field(status, "Name").unwrap_or("?");
+    Some(format!("{pid} ({name})"))
+}
+
+/// A line of a /proc/PID/status.
+pub(super) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
 }
 
 #[cfg(test)]
