@@ -367,6 +367,16 @@ def test_cp_045_a_kill_makes_room(one):
     one.create()
 
 
+def test_cp_082_no_more_forks_than_a_team_may_have(one):
+    fork = f"/sandboxes/{one.create()}/fork"
+    for count in (LIMIT, LIMIT + 1):
+        status, said = one.call("POST", fork, {"count": count})
+        assert status == 400 and said["message"] == f"Count must be lower than the maximum number of concurrent sandboxes ({LIMIT})"
+    status, made = one.call("POST", fork, {"count": LIMIT - 1})
+    assert status == 201 and all("sandbox" in each for each in made), made
+    assert len(one.call("GET", "/sandboxes")[1]) == LIMIT
+
+
 def test_cp_046_a_burst_never_exceeds_the_limit(one):
     with ThreadPoolExecutor(2 * LIMIT) as pool:
         answers = list(pool.map(lambda _: one.call("POST", "/sandboxes", {"templateID": "base", "timeout": 60}), range(2 * LIMIT)))

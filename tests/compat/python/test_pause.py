@@ -507,6 +507,38 @@ def test_cp_090_one_snapshot_at_a_time(own):
             assert api("DELETE", f"/templates/{template}").status == 204
 
 
+def test_cp_090_a_kill_and_a_resume_meanwhile(own):
+    sandbox = own()
+    path = f"/sandboxes/{sandbox.sandbox_id}"
+    # Long enough a save for the others to come in time.
+    sandbox.commands.run("exec python3 -c 'import os, time; heap = os.urandom(100 << 20); time.sleep(600)'", background=True, timeout=0)
+    time.sleep(1)
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.submit(post, f"{path}/snapshots")
+        time.sleep(0.1)
+        resumed = post(f"{path}/resume")
+        killed = api("DELETE", path)
+        answer = made.result()
+    assert resumed.status == 409 and "is already running" in resumed.text
+    assert killed.status == 204
+    assert api("GET", path).status == 404
+    # It was whole by then, or it is not there.
+    assert answer.status in (201, 404, 409), answer
+    if answer.status == 201:
+        template = json.loads(answer.body)["snapshotID"].split(":")[0]
+        assert api("DELETE", f"/templates/{template}").status == 204
+
+
+def test_cp_137_what_a_paused_sandbox_is_of_is_not_deleted(own):
+    template = own().create_snapshot().snapshot_id.split(":")[0]
+    sandbox = Sandbox.create(template, timeout=120)
+    sandbox.pause()
+    refused = api("DELETE", f"/templates/{template}")
+    assert refused.status == 400 and "paused sandboxes" in refused.text, refused
+    sandbox.kill()
+    assert api("DELETE", f"/templates/{template}").status == 204
+
+
 def test_cp_099_where_it_may_connect_to_is_kept(own):
     sandbox = own(allow_internet_access=False)
     sandbox.pause()
