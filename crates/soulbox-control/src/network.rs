@@ -200,7 +200,10 @@ impl Control {
             match tokio::time::timeout(within, told).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(
-                    HostFailure::NotFound | HostFailure::NotLive | HostFailure::BeingPaused,
+                    HostFailure::NotFound
+                    | HostFailure::NotLive
+                    | HostFailure::BeingPaused
+                    | HostFailure::Lost(_),
                 )) => return Err(missing(id)),
                 // Another decision went out meanwhile; the next epoch is here or comes at once.
                 Ok(Err(HostFailure::StaleEpoch)) => tokio::task::yield_now().await,

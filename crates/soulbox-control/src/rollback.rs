@@ -59,7 +59,7 @@ impl Control {
         let within = self.settings().start_within;
         match tokio::time::timeout(within, self.hosts().prepare(&command)).await {
             Ok(Ok(())) => {}
-            Ok(Err(HostFailure::NotFound)) => return Err(missing(id)),
+            Ok(Err(HostFailure::NotFound | HostFailure::Lost(_))) => return Err(missing(id)),
             Ok(Err(failure)) => return Err(SandboxError::RollbackFailed(failure)),
             Err(_) => {
                 self.abandon(id).await;
@@ -127,7 +127,9 @@ impl Control {
             command.epoch = handle.progress.borrow().epoch;
             match tokio::time::timeout(within, self.hosts().replace(&command)).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(HostFailure::NotFound)) => return Err(missing(&command.sandbox_id)),
+                Ok(Err(HostFailure::NotFound | HostFailure::Lost(_))) => {
+                    return Err(missing(&command.sandbox_id));
+                }
                 // Another decision went out meanwhile; the next epoch is here or comes at once.
                 Ok(Err(HostFailure::StaleEpoch)) => tokio::task::yield_now().await,
                 Ok(Err(failure)) => return Err(SandboxError::RollbackFailed(failure)),

@@ -117,6 +117,23 @@ async fn a_decision_that_went_out_meanwhile_does_not_matter() {
 }
 
 #[tokio::test]
+async fn one_that_its_host_is_about_to_end_is_not_found() {
+    let server = fixture().await;
+    let id = server.create().await;
+    for failure in [
+        HostFailure::NotFound,
+        HostFailure::NotLive,
+        HostFailure::BeingPaused,
+        HostFailure::Lost("it may be damaged".to_owned()),
+    ] {
+        server.hosts.state().fail_egress.push(failure);
+        put(&server, &id, json!({"denyOut": ["0.0.0.0/0"]}))
+            .await
+            .status(404);
+    }
+}
+
+#[tokio::test]
 async fn what_the_host_did_not_take_is_told_again_at_the_next_start() {
     let server = fixture().await;
     let id = server.create().await;

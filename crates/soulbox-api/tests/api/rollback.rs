@@ -120,6 +120,7 @@ async fn a_failure_leaves_it_running() {
             409,
         ),
         (HostFailure::NotLive, 409),
+        (HostFailure::Lost("it may be damaged".to_owned()), 404),
         (HostFailure::Unsupported("no CRIU".to_owned()), 501),
         (HostFailure::NoCapacity("memory".to_owned()), 503),
     ] {
