@@ -15,7 +15,7 @@ import anthropic
 import groq
 import pytest
 from conftest import ROOT, live, please
-from e2b_code_interpreter import Sandbox, SandboxQuery, SandboxState
+from e2b_code_interpreter import AsyncSandbox, Sandbox, SandboxQuery, SandboxState
 from providers import ANTHROPIC, CODESTRAL, GROQ, MISTRAL
 from soulbox_agents import (
     AnthropicModel,
@@ -128,18 +128,38 @@ def test_a_cancelled_task(fake):
     asyncio.run(main())
 
 
-def test_cancelled_while_its_sandbox_is_made(fake):
+def test_cancelled_while_its_sandbox_is_made(fake, monkeypatch):
+    made = []
+    create = AsyncSandbox.create
+
+    async def slowly(*arguments, **options):
+        made.append(await create(*arguments, **options))
+        # It is there, and the answer is on its way.
+        conversation.cancel()
+        await asyncio.sleep(0.2)
+        return made[-1]
+
     async def main() -> None:
-        async with AsyncConversation(GROQ.model(fake, "fake-tool")) as conversation:
+        async with conversation:
+            outcome = await conversation.run(please("1"))
+            assert (outcome.ending, conversation.sandbox_id) == (Ending.CANCELLED, None)
 
-            def on_event(event) -> None:
-                asyncio.get_running_loop().call_later(0.002, conversation.cancel)
+    monkeypatch.setattr(AsyncSandbox, "create", slowly)
+    conversation = AsyncConversation(GROQ.model(fake, "fake-tool"))
+    asyncio.run(main())
+    assert len(made) == 1 and made[0].sandbox_id not in live()
 
-            outcome = await conversation.run(please("1"), on_event)
-            assert outcome.ending in (Ending.CANCELLED, Ending.FINISHED)
 
-    for _ in range(5):
-        asyncio.run(main())
+def test_an_interrupt_without_with(fake):
+    def interrupted(event) -> None:
+        if isinstance(event, Output):
+            raise KeyboardInterrupt
+
+    conversation = Conversation(GROQ.model(fake, "fake-tool"))
+    with pytest.raises(KeyboardInterrupt):
+        conversation.run(please("print('here', flush=True)\nwhile True: pass"), interrupted)
+    assert conversation.run(please("6 * 7")).results[0].text == "42", "nothing runs any more"
+    conversation.close()
 
 
 def test_ctrl_c_leaves_no_sandbox(fake):

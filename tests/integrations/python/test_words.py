@@ -1,5 +1,7 @@
 """What needs neither a provider nor a sandbox: cuts, fenced blocks, streams, failures."""
 
+from types import SimpleNamespace
+
 import pytest
 from soulbox_agents import (
     AnthropicModel,
@@ -74,6 +76,46 @@ def test_a_call_in_pieces():
     assembler.feed({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
     first, second = assembler.finish().calls
     assert (first.id, first.arguments) == ("a", {"code": "1"}) and (second.id, second.arguments) == ("b", {"command": "ls"})
+
+
+def test_a_call_of_anthropic_in_pieces():
+    def content(**said):
+        return SimpleNamespace(type=said["type"], model_dump=lambda exclude_none: dict(said))
+
+    def delta(index, **said):
+        return SimpleNamespace(type="content_block_delta", index=index, delta=SimpleNamespace(**said))
+
+    assembler = AnthropicModel(Client(), "m").assembler()
+    for chunk in (
+        SimpleNamespace(type="message_start", message=SimpleNamespace(usage=SimpleNamespace(input_tokens=7))),
+        SimpleNamespace(type="content_block_start", index=0, content_block=content(type="thinking", thinking="")),
+        delta(0, type="thinking_delta", thinking="hm"),
+        delta(0, type="signature_delta", signature="signed"),
+        SimpleNamespace(type="content_block_start", index=1, content_block=content(type="tool_use", id="a", name="run_code", input={})),
+        delta(1, type="input_json_delta", partial_json='{"co'),
+        delta(1, type="input_json_delta", partial_json='de": "1"}'),
+    ):
+        assert assembler.feed(chunk) == ""
+    with pytest.raises(StreamCut, match="in the middle of a tool call"):
+        assembler.finish()
+    assembler.feed(
+        SimpleNamespace(type="message_delta", delta=SimpleNamespace(stop_reason="tool_use"), usage=SimpleNamespace(output_tokens=5))
+    )
+    reply = assembler.finish()
+    assert reply.calls[0].arguments == {"code": "1"} and (reply.usage.input, reply.usage.output) == (7, 5)
+    assert reply.raw == [
+        {"type": "thinking", "thinking": "hm", "signature": "signed"},
+        {"type": "tool_use", "id": "a", "name": "run_code", "input": {"code": "1"}},
+    ], "thinking goes back as it came"
+
+
+def test_pictures_for_anthropic():
+    call = ToolCall("1", "run_code")
+    history = [Results((ToolResult(call, "drawn", pictures=(Picture("image/png", b"x"),)),))]
+    for sees, types in ((True, ["text", "image"]), (False, ["text"])):
+        client = Client()
+        AnthropicModel(client, "m", sees_pictures=sees).open("", history, ())
+        assert [part["type"] for part in client.asked["messages"][0]["content"][0]["content"]] == types
 
 
 def test_whole_calls_without_an_index():

@@ -6,6 +6,7 @@ the thread of its caller.
 
 import asyncio
 import atexit
+import concurrent.futures
 import inspect
 import queue
 import threading
@@ -447,7 +448,9 @@ class Conversation:
             while (work := inbox.get()) is not None:
                 work()
         except BaseException:
+            # Ctrl-C: the run is over when this returns, with or without `with`.
             self.cancel()
+            concurrent.futures.wait([running], 10)
             raise
         return running.result()
 
