@@ -172,8 +172,8 @@ enum Fed {
     },
     /// It was told of something later than the deadline of that epoch.
     Superseded { epoch: Epoch, event: Event },
-    /// What came of a kill.
-    Killed(Event),
+    /// What came of the kill of that epoch.
+    Killed { epoch: Epoch, event: Event },
     /// No answer, and nothing that follows from that.
     Nothing,
 }
@@ -347,7 +347,7 @@ impl Owner {
                 self.ownership.superseded(epoch);
                 self.ownership.told(now, epoch, event);
             }
-            Fed::Killed(event) => self.ownership.feed(now, event),
+            Fed::Killed { epoch, event } => self.ownership.ended(now, epoch, event),
             Fed::Nothing => return,
         }
         self.perform().await;
@@ -727,7 +727,7 @@ impl Owner {
             if event == Event::KillFailed {
                 warn!(sandbox_id = %id, error = why(answer.as_ref()), "kill failed, trying again");
             }
-            Fed::Killed(event)
+            Fed::Killed { epoch, event }
         };
         self.under_way.push(call.boxed());
     }

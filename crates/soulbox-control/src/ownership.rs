@@ -300,6 +300,13 @@ impl Ownership {
         self.start == Some(epoch)
     }
 
+    /// What came of the kill of that epoch. Another server's start since then is not ended by it, nor barred.
+    pub fn ended(&mut self, now: UnixMillis, epoch: Epoch, event: Event) {
+        if !self.shared || epoch == self.machine.epoch {
+            self.feed(now, event);
+        }
+    }
+
     /// What the host says of the sandbox as it was when that epoch was the latest: of one that has been resumed since it tells nothing.
     pub fn told(&mut self, now: UnixMillis, epoch: Epoch, event: Event) {
         let holds = match event {

@@ -286,6 +286,24 @@ mod tests {
     }
 
     #[test]
+    fn the_answer_to_a_kill_of_before_another_servers_start_is_no_end() {
+        let mut owned = running();
+        owned.kill(NOW, DeathCause::Killed, CALLER);
+        assert_eq!(tasks(&mut owned), [SAVE]);
+        // Given up on, so the host is asked; meanwhile another server has paused and resumed it.
+        owned.saved(NOW, Saving::Failed);
+        assert_eq!(tasks(&mut owned), [CUT, kill(4)]);
+        owned.observe(NOW, &row(SandboxState::Resuming, 6));
+        assert_eq!(tasks(&mut owned), [SAVE]);
+        owned.saved(NOW, Saving::Done);
+        assert_eq!(tasks(&mut owned), [CUT, kill(7), CUT]);
+        owned.ended(NOW, Epoch(4), Event::HostGone);
+        assert_eq!(owned.machine().state(), SandboxState::Killing);
+        owned.ended(NOW, Epoch(7), Event::HostGone);
+        assert_eq!(owned.machine().state(), SandboxState::Dead);
+    }
+
+    #[test]
     fn a_kill_is_decided_anew_after_a_deadline_that_was_first() {
         let mut owned = running();
         owned.kill(NOW, DeathCause::Killed, CALLER);

@@ -264,6 +264,34 @@ fn a_deadline_that_the_other_front_has_moved() {
     }
 }
 
+/// The answer to a kill came after the other front's resume, which that kill had not reached, and counted as the end.
+#[test]
+fn a_kill_from_before_the_other_fronts_resume() {
+    let resume = |timeout| Op::Resume {
+        at: 757,
+        sandbox: 0,
+        timeout,
+    };
+    let pause = Op::Pause {
+        at: 300,
+        sandbox: 0,
+    };
+    let any = Op::Kill {
+        at: 774,
+        sandbox: 0,
+        any: true,
+    };
+    let slow = Fault::StoreSlow {
+        from: 707,
+        until: 1_180,
+        by: 22_748,
+    };
+    for seed in (0..200).chain([5_098_715]) {
+        let ops = vec![create(0, 35_000), pause, resume(159), any, resume(6_811)];
+        check_with(2, seed, 1, ops, vec![slow]);
+    }
+}
+
 /// Two fronts came to the same state and epoch, one by a resume and a pause, one by a resume that it had given up on: that one took the
 /// row for its own and the deleted snapshot of the former pause for the present one.
 #[test]

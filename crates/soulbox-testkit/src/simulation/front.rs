@@ -61,8 +61,9 @@ struct Owner {
 /// As the task of an owner hears of it.
 #[derive(Debug, Clone, Copy)]
 enum Happened {
-    /// By itself, or the answer to a kill.
+    /// By itself.
     Plain(Event),
+    Killed(Epoch, Event),
     Started(Epoch, Event),
     Told(Epoch, Event),
     Superseded(Epoch, Event),
@@ -100,7 +101,7 @@ struct Call {
 #[derive(Debug, Clone)]
 enum CallKind {
     Create(Epoch),
-    Kill,
+    Kill(Epoch),
     Deadline(Epoch),
     Save(Epoch),
     Look(Look),
@@ -298,6 +299,17 @@ impl World<'_> {
 
     fn answer(&mut self, ticket: Ticket, answer: Answer) -> bool {
         self.note(|| format!("  {ticket:?} hears {answer:?}"));
+        if answer == Answer::Killed
+            && let Some(sandbox) = self.ledger.sandbox_of(ticket)
+            && let Some(row) = self.rows.get(sandbox)
+            && !matches!(
+                row.progress.state,
+                SandboxState::Killing | SandboxState::Dead
+            )
+        {
+            let detail = format!("sandbox {sandbox}: {row:?}");
+            self.breaks(("a killed sandbox does not come back", detail));
+        }
         match self.ledger.answer(ticket, answer, self.time()) {
             Ok(heard) => heard,
             Err(broken) => {
@@ -403,6 +415,9 @@ impl World<'_> {
     fn hears(&mut self, owner: &mut Owner, happened: Happened) {
         match happened {
             Happened::Plain(event) => self.observe(owner, event, Ownership::feed),
+            Happened::Killed(epoch, event) => {
+                self.observe(owner, event, |it, now, event| it.ended(now, epoch, event));
+            }
             Happened::Started(epoch, event) => {
                 self.observe(owner, event, |it, now, event| it.started(now, epoch, event));
             }
@@ -508,7 +523,8 @@ impl World<'_> {
                 self.calls(sandbox, CallKind::Aside, Command::Delete { name });
             }
             Effect::HostKill { epoch } => {
-                self.calls(sandbox, CallKind::Kill, Command::Kill { sandbox, epoch });
+                let command = Command::Kill { sandbox, epoch };
+                self.calls(sandbox, CallKind::Kill(epoch), command);
             }
             Effect::HostDeadline { epoch, deadline } => {
                 let command = Command::SetDeadline {
@@ -611,7 +627,7 @@ impl World<'_> {
                 let event = after_create(self.initialised(reply.as_ref()).as_ref());
                 Happened::Started(epoch, event)
             }
-            CallKind::Kill => Happened::Plain(after_kill(done.as_ref())),
+            CallKind::Kill(epoch) => Happened::Killed(epoch, after_kill(done.as_ref())),
             CallKind::Deadline(epoch) => match after_deadline(epoch, done.as_ref()) {
                 Event::Lost => {
                     if let Some(owner) = self.front.owners.get(&sandbox) {

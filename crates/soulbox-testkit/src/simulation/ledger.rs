@@ -168,6 +168,12 @@ impl Ledger {
         Ok(true)
     }
 
+    /// Which sandbox somebody asked about.
+    pub(super) fn sandbox_of(&self, ticket: Ticket) -> Option<usize> {
+        let number = usize::try_from(ticket.0).unwrap_or(usize::MAX);
+        self.requests.get(number).map(|request| request.sandbox)
+    }
+
     pub(super) fn leave(&mut self, ticket: Ticket) {
         let number = usize::try_from(ticket.0).unwrap_or(usize::MAX);
         if let Some(request) = self.requests.get_mut(number)
@@ -453,7 +459,12 @@ impl Ledger {
                 (Wish::Resume(to), Some((low, high))) => {
                     if let Outcome::Answered(Answer::Resumed(progress)) = request.outcome {
                         (*low, *high) = (to.min(progress.deadline), progress.deadline);
-                        self.may_follow(sandbox, request, request.answered_at, low, high);
+                        let since = if self.shared {
+                            request.asked_at
+                        } else {
+                            request.answered_at
+                        };
+                        self.may_follow(sandbox, request, since, low, high);
                     } else {
                         *high = SOMETIME;
                     }

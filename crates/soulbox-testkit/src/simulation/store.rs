@@ -57,7 +57,9 @@ impl Rows {
         progress: &Progress,
         limit: u32,
     ) -> Result<Reclaim, String> {
-        if self.counted() >= limit {
+        let row = self.rows.get(&sandbox).map(|row| row.progress);
+        let is_expected = row.is_some_and(|row| (row.state, row.epoch) == expected);
+        if is_expected && self.counted() >= limit {
             return Ok(Reclaim::LimitReached);
         }
         Ok(match self.advance(sandbox, expected, progress)? {
