@@ -62,10 +62,10 @@ def test_a_limit_of_turns(fake):
 
 def test_a_limit_of_time_ends_code_that_runs(fake):
     began = time.monotonic()
-    with Conversation(GROQ.model(fake, "fake-tool"), limits=Limits(seconds=2)) as conversation:
+    with Conversation(GROQ.model(fake, "fake-tool"), limits=Limits(seconds=5)) as conversation:
         outcome = conversation.run(please("kept = 7\nwhile True: pass"))
-        assert (outcome.ending, outcome.cause) == (Ending.TIME_LIMIT, "the time limit of 2 s was reached")
-        assert 1.9 < time.monotonic() - began < 6
+        assert (outcome.ending, outcome.cause) == (Ending.TIME_LIMIT, "the time limit of 5 s was reached")
+        assert 4.9 < time.monotonic() - began < 12
         assert Sandbox.connect(conversation.sandbox_id).run_code("kept").text == "7", "interrupted, and its variables are kept"
         result = conversation.messages[-1].results[0]
         assert result.failed and result.text == "not run, or not to its end", "the history has a result for each call"
