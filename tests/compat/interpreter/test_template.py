@@ -81,6 +81,13 @@ def test_the_libraries_work_at_first_use_and_without_a_network(own):
     assert execution.results[0].png
 
 
+def test_text_of_east_asia_has_glyphs(sandbox):
+    execution = sandbox.run_code("import matplotlib.pyplot as plt\nplt.title('数据 日本語 한국어'); plt.show()")
+    assert execution.error is None and execution.results[0].png
+    # matplotlib warns of each glyph that no font has.
+    assert execution.logs.stderr == []
+
+
 @pytest.mark.skipif(NAME != "code-interpreter-v1", reason="only the whole list has these")
 @pytest.mark.parametrize(
     "code, text",
