@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup packages sdks clients criu guests release template demo check lint unit test server-under-test e2e security compat bench soak fuzz clean
+.PHONY: help setup packages sdks clients criu guests release template demo check lint unit test server-under-test e2e security compat integrations bench soak fuzz clean
 
 export SOULBOX_DATA_DIR ?= ./.data
 # The data dir of tests; its base template is built once and found again by its recipe's digest.
@@ -85,6 +85,12 @@ security: server-under-test
 # The server as its users have it: driven by the official packages and nothing else.
 compat: server-under-test clients
 	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) tests/compat/run.sh
+
+# Models, agent frameworks and MCP clients, by official packages, with the provider on loopback.
+integrations: server-under-test
+	@scripts/setup.sh integrations
+	cargo build $(CI) --package soulbox-fake-provider
+	SOULBOX_BINARY=target/ci/soulbox SOULBOX_DATA_DIR=$(TEST_DATA) tests/integrations/run.sh
 
 bench: setup
 	@bench/run.sh

@@ -140,6 +140,9 @@ integrations() {
     # A page is driven in Chromium.
     install_missing chromium
     node_locked tests/integrations/typescript .cache/node-agents
+    # The official clients of MCP, and what drives `soulbox agent`; apart from the others, which have versions of their own.
+    venv .cache/venv-mcp mcp==2.3.0 pytest==9.2.0 pytest-timeout==2.4.0
+    node_packages .cache/node-mcp @modelcontextprotocol/sdk@1.32.2
 }
 
 # Debian 12's own CRIU fails on newer kernels, so a newer one is unpacked with the libraries that it needs, and BusyBox as a

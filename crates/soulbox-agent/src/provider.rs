@@ -365,6 +365,12 @@ impl Model {
 
     /// Makes ours of the crate's errors.
     pub(crate) fn failed(&self, error: &genai::Error) -> ModelError {
+        // A stream that was refused before it began comes wrapped.
+        if let genai::Error::WebStream { error, .. } = error
+            && let Some(inner) = error.downcast_ref::<genai::Error>()
+        {
+            return self.failed(inner);
+        }
         let provider = self.provider.name();
         if let Some(status) = error.status() {
             let body = match error {

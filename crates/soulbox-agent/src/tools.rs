@@ -343,6 +343,7 @@ impl Toolbox {
         if end.exit_code != 0 {
             let cause = end
                 .cause
+                .filter(|cause| *cause != end.status)
                 .map(|cause| format!(": {cause}"))
                 .unwrap_or_default();
             out.push(&format!("\n[{}{cause}]", end.status));

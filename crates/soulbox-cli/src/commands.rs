@@ -1,12 +1,14 @@
 //! One module per command: arguments in, work done by others, text out. stdout is data, stderr is talk.
 
 pub mod admin;
+pub mod agent;
 pub mod api;
 mod ask;
 pub mod clean;
 pub mod db;
 pub mod doctor;
 pub mod env;
+pub mod mcp;
 pub mod sandbox;
 pub mod serve;
 pub mod template;

@@ -31,6 +31,7 @@ enum Command {
     /// Manage teams and API keys
     #[command(subcommand)]
     Admin(commands::admin::Command),
+    Agent(Box<commands::agent::Arguments>),
     Api(commands::api::Arguments),
     /// Migrate, back up and restore the records
     #[command(subcommand)]
@@ -41,6 +42,7 @@ enum Command {
     Front(front::Arguments),
     Env(commands::env::Arguments),
     Doctor(commands::doctor::Arguments),
+    Mcp(commands::mcp::Arguments),
     /// Take sandboxes back to their snapshots
     #[command(subcommand)]
     Sandbox(commands::sandbox::Command),
@@ -68,6 +70,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(arguments) => agent::run(commands::serve::prepare(*arguments)?)?,
         Command::Admin(command) => commands::admin::run(command)?,
         Command::Db(command) => commands::db::run(command)?,
+        Command::Agent(arguments) => return commands::agent::run(*arguments),
+        Command::Mcp(arguments) => commands::mcp::run(arguments)?,
         Command::Api(arguments) => commands::api::run(arguments)?,
         Command::Clean(arguments) => agent::clean(&commands::clean::prepare(arguments)?)?,
         Command::Front(arguments) => front::main(&arguments)?,

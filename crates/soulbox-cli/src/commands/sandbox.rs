@@ -1,7 +1,7 @@
 //! `soulbox sandbox`: what the official command line has no word for.
 
 use anyhow::anyhow;
-use soulbox_client::{Client, ClientError};
+use soulbox_client::{Client, ClientError, Place};
 
 use super::{Installation, block_on, env};
 use crate::credentials::Credentials;
@@ -74,24 +74,41 @@ pub(super) fn refused(error: ClientError) -> Failure {
 }
 
 impl Server {
-    pub(super) fn client(self) -> Result<Client, Failure> {
+    pub(super) fn client(&self) -> Result<Client, Failure> {
+        self.sandboxes().map(|(client, _)| client)
+    }
+
+    /// The API, and where its sandboxes are.
+    pub(super) fn sandboxes(&self) -> Result<(Client, Place), Failure> {
         let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
-        let (api, key) = match (variable("E2B_API_URL"), variable("E2B_API_KEY")) {
-            (Some(api), Some(key)) if self.listen.is_none() => (api, key),
+        let (api, key, place) = match (variable("E2B_API_URL"), variable("E2B_API_KEY")) {
+            (Some(api), Some(key)) if self.listen.is_none() => {
+                let place = match (variable("E2B_SANDBOX_URL"), variable("E2B_DOMAIN")) {
+                    (Some(url), _) => Place::Shared(url),
+                    (None, Some(domain)) => Place::Domain(domain),
+                    // One listener serves both.
+                    (None, None) => Place::Shared(api.clone()),
+                };
+                (api, key, place)
+            }
             _ => {
                 let settings = self.settings()?;
                 let credentials = Credentials::load(&settings.data_dir)?;
-                (env::urls(&settings).0, credentials.api_key)
+                let (api, sandbox) = env::urls(&settings);
+                (api, credentials.api_key, Place::Shared(sandbox))
             }
         };
-        Client::new(&api, &key).map_err(|error| Failure::usage(error).hint("see soulbox env"))
+        let client = Client::new(&api, &key)
+            .map_err(|error| Failure::usage(error).hint("see soulbox env"))?;
+        Ok((client, place))
     }
 
-    pub(super) fn settings(self) -> Result<Settings, Failure> {
-        let listen = self.listen.map(|value| (Setting::Listen, value));
+    pub(super) fn settings(&self) -> Result<Settings, Failure> {
+        let listen = self.listen.clone().map(|value| (Setting::Listen, value));
         // Nothing is opened here, so the rule against plain text on an open address has no say.
         let insecure = Some((Setting::Insecure, "true".to_owned()));
         self.installation
+            .clone()
             .settings(listen.into_iter().chain(insecure))
     }
 }

@@ -226,6 +226,10 @@ pub(super) fn frames(provider: Provider, answer: &Answer) -> Vec<Frame> {
         if last && answer.usage {
             body["usage"] = usage(answer);
         }
+        // Groq has a place of its own for it as well, in the chunk that ends the answer.
+        if provider == Provider::Groq && body["choices"][0]["finish_reason"].is_string() {
+            body["x_groq"] = json!({"id": answer.id, "usage": usage(answer)});
+        }
         number += 1;
         let mut frame = Frame::data(&body);
         // WatsonX numbers its events and names them.
