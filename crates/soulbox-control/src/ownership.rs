@@ -26,7 +26,7 @@ pub enum Answer {
     Created(Progress),
     /// It does not, and it will not.
     NotCreated,
-    /// No process of it is left, and its row says that it ends.
+    /// No process of it is left, and it will not come back.
     Killed,
     /// The host has the deadline, or one that came later; or its time is over.
     DeadlineMoved,
@@ -668,13 +668,21 @@ impl Ownership {
                 let pauses = self.pauses.drain(..).map(|(ticket, _)| (ticket, over));
                 self.answers.extend(pauses);
                 self.answer_resumes(over);
-                // While the row says that it runs or is paused, the next owner may find its snapshot, and it would come back.
-                if dead && is_ending(self.row.0) {
+                if dead && (is_ending(self.row.0) || !self.may_return()) {
                     let killed = self.kills.drain(..).map(|ticket| (ticket, Answer::Killed));
                     self.answers.extend(killed);
                 }
             }
         }
+    }
+
+    /// Whether a next owner, who finds the row as it is, may find a snapshot with it: what has never been paused by anybody, the host
+    /// at its deadline included, has none.
+    fn may_return(&self) -> bool {
+        let never_paused = matches!(self.row.0, SandboxState::Creating | SandboxState::Running)
+            && self.machine.pause.is_none()
+            && self.machine.at_deadline == AtDeadline::Kill;
+        self.shared || !never_paused
     }
 
     /// Answers those who wanted another deadline of what does not run any more.
@@ -854,8 +862,8 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1000);
 
-    /// What a caller hears whose deadline is in the row and comes to the host after a later decision.
-    fn told_too_late(shared: bool) -> Vec<Answer> {
+    /// A sandbox that runs and was never paused.
+    fn running() -> Ownership {
         let row = Progress {
             state: SandboxState::Running,
             epoch: Epoch(1),
@@ -865,7 +873,12 @@ mod tests {
             cause: None,
             pause: None,
         };
-        let mut ownership = Ownership::resume(Machine::follow(&row, NOW), &row);
+        Ownership::resume(Machine::follow(&row, NOW), &row)
+    }
+
+    /// What a caller hears whose deadline is in the row and comes to the host after a later decision.
+    fn told_too_late(shared: bool) -> Vec<Answer> {
+        let mut ownership = running();
         if shared {
             ownership = ownership.shared();
         }
@@ -1050,6 +1063,22 @@ mod tests {
         refused.kill(NOW, DeathCause::Killed, Ticket(2));
         let answers = perform(&mut refused, Saving::Failed);
         assert_eq!(answers, [Answer::NotCreated, Answer::Killed]);
+    }
+
+    #[test]
+    fn the_kill_of_what_was_never_paused_needs_no_records() {
+        let mut kept = running();
+        kept.end_by(AtDeadline::Pause { memory: true });
+        for (mut owned, told) in [
+            (running(), vec![Answer::Killed]),
+            (kept, vec![]),
+            (running().shared(), vec![]),
+        ] {
+            owned.kill(NOW, DeathCause::Killed, Ticket(1));
+            perform(&mut owned, Saving::Failed);
+            owned.feed(NOW, Event::HostGone);
+            assert_eq!(perform(&mut owned, Saving::Failed), told);
+        }
     }
 
     #[test]
