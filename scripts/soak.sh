@@ -31,7 +31,7 @@ ALL=(simulation mutations churn daemon leaks crashes pauses many fronts openapi 
 NEED_SERVER=' churn leaks crashes pauses many fronts openapi builds older libraries vm '
 
 simulation() {
-    SOULBOX_SIM_SCHEDULES=${SOULBOX_SIM_SCHEDULES:-10000000} \
+    SOULBOX_SIM_SCHEDULES=${SOULBOX_SIM_SCHEDULES:-10000000} SOULBOX_SIM_FIRST=${SOULBOX_SIM_FIRST:-$(($(date +%s) << 24))} \
         cargo test --release --package soulbox-testkit --test simulation -- --nocapture
 }
 mutations() { tests/mutations/lifecycle.sh; }

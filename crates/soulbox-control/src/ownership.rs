@@ -676,10 +676,12 @@ impl Ownership {
         }
     }
 
-    /// Whether a next owner, who finds the row as it is, may find a snapshot with it: what has never been paused by anybody, the host
-    /// at its deadline included, has none.
+    /// Whether a next owner, who finds the row as it is, may find a snapshot with it. There is none of what has never been paused by anybody,
+    /// the host at its deadline included, and whose end is the only decision that the row does not say.
     fn may_return(&self) -> bool {
-        let never_paused = matches!(self.row.0, SandboxState::Creating | SandboxState::Running)
+        let (state, epoch) = self.row;
+        let never_paused = matches!(state, SandboxState::Creating | SandboxState::Running)
+            && self.machine.epoch == epoch.next()
             && self.machine.pause.is_none()
             && self.machine.at_deadline == AtDeadline::Kill;
         self.shared || !never_paused

@@ -297,15 +297,25 @@ impl World<'_> {
         }
     }
 
+    /// Whether a front that finds this record would take a snapshot for what became of the sandbox.
+    fn may_return(&self, sandbox: usize, record: &Progress) -> bool {
+        match record.state {
+            SandboxState::Killing | SandboxState::Dead => false,
+            SandboxState::Creating | SandboxState::Running if record.pause.is_none() => {
+                let id = World::id(sandbox);
+                let mut snapshots = self.agent.snapshots.values();
+                snapshots.any(|snapshot| snapshot.ended && snapshot.sandbox_id == id)
+            }
+            _ => true,
+        }
+    }
+
     fn answer(&mut self, ticket: Ticket, answer: Answer) -> bool {
         self.note(|| format!("  {ticket:?} hears {answer:?}"));
         if answer == Answer::Killed
             && let Some(sandbox) = self.ledger.sandbox_of(ticket)
             && let Some(row) = self.rows.get(sandbox)
-            && !matches!(
-                row.progress.state,
-                SandboxState::Killing | SandboxState::Dead
-            )
+            && self.may_return(sandbox, &row.progress)
         {
             let detail = format!("sandbox {sandbox}: {row:?}");
             self.breaks(("a killed sandbox does not come back", detail));

@@ -62,6 +62,8 @@ struct Sandbox {
     harmed: bool,
     /// The latest run that somebody was told of: nothing of an earlier one may come back.
     known_run: u32,
+    /// The run that its last rollback made.
+    replaced_run: u32,
 }
 
 #[derive(Debug, Default)]
@@ -247,6 +249,7 @@ impl Ledger {
     pub(super) fn replaced(&mut self, sandbox: usize) {
         let one = self.of(sandbox);
         one.starts += 1;
+        one.replaced_run = one.starts;
         one.signalled = false;
     }
 
@@ -255,10 +258,10 @@ impl Ledger {
         self.sandboxes.get(sandbox).map_or(0, |one| one.starts)
     }
 
-    /// Somebody was told that it has gone back: nothing of before may come again.
+    /// Somebody was told that it has gone back: nothing of before may come again. It may have been started since then, and nobody told.
     pub(super) fn rolled_back(&mut self, sandbox: usize) {
         let one = self.of(sandbox);
-        one.known_run = one.starts;
+        one.known_run = one.known_run.max(one.replaced_run);
     }
 
     /// A save that was to end it failed: at its deadline it is killed instead.
