@@ -68,7 +68,7 @@ endif
 
 check: lint unit
 
-test: check e2e security compat
+test: check e2e security compat integrations
 
 server-under-test: guests sdks
 	cargo build $(CI) --package soulbox-cli
