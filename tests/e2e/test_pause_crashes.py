@@ -147,8 +147,9 @@ def tidy(server: Server, held: Held) -> None:
 
 def settled(server: Server, last: list[str]) -> bool:
     last[:] = Objects.of(server.data).differences(AHEAD, listed())
-    # Those of forks and snapshots that were cut off are deleted half an hour later, since another front could still be using them.
-    last += [f"snapshot {path.name}" for path in (server.data / "pool/snapshots").iterdir() if not path.name.startswith(("fork-", "snap-"))]
+    # Those of forks and snapshots that were cut off are deleted half an hour later, since another front could still be using them; those of
+    # builds belong to templates.
+    last += [f"snapshot {path.name}" for path in (server.data / "pool/snapshots").iterdir() if not path.name.startswith(("fork-", "snap-", "build-"))]
     last += [f"restore {path.name}" for path in (server.data / "pool/restores").glob("*")]
     return not last
 
