@@ -65,7 +65,7 @@ libraries() {
     for template in base code-interpreter-slim code-interpreter-v1; do
         "${SOULBOX_BINARY:?}" template build "templates/$template" --data-dir "${SOULBOX_DATA_DIR:?}"
     done
-    INTERPRETER_TEMPLATE=code-interpreter-v1 tests/compat/run.sh interpreter
+    SOULBOX_LONG_TESTS=1 INTERPRETER_TEMPLATE=code-interpreter-v1 tests/compat/run.sh interpreter
 }
 vm() { tests/vm/run.sh; }
 guards() { cargo xtask mutate; }

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -202,6 +203,17 @@ def test_a_fork_bomb_in_a_cell(own, sandbox):
     start = time.monotonic()
     assert bombed.kill()
     assert time.monotonic() - start < 5 * 5
+
+
+@pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="known gap of docs/kernels.md, which make soak shows; SOULBOX_LONG_TESTS=1 asks for it")
+def test_an_answer_after_a_fork_bomb(own):
+    sandbox = own()
+    with pytest.raises(TimeoutException):
+        sandbox.run_code("import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.1)", timeout=4)
+    start = time.monotonic()
+    assert sandbox.run_code("1+1", timeout=60).text == "2"
+    assert time.monotonic() - start < 2 * 5
+    assert sandbox.commands.run("echo alive").stdout == "alive\n"
 
 
 def test_what_a_cell_forks_is_no_second_kernel(sandbox):
