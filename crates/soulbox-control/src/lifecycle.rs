@@ -632,6 +632,18 @@ impl Machine {
         effects.extend([Effect::Cut, Effect::Save]);
     }
 
+    /// The deadline of what has just started.
+    fn count_from(&mut self, started_at: UnixMillis, effects: &mut Vec<Effect>) {
+        let lag = started_at.millis_since(self.asked_at);
+        if lag > START_LAG_MILLIS {
+            let deadline = self.deadline.plus_millis(lag).of_started(started_at);
+            self.move_deadline(deadline, effects);
+        } else {
+            self.deadline = self.deadline.of_started(started_at);
+            effects.push(Effect::Save);
+        }
+    }
+
     fn move_deadline(&mut self, deadline: UnixMillis, effects: &mut Vec<Effect>) {
         self.epoch = self.epoch.next();
         self.deadline = deadline;
@@ -723,12 +735,7 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
                 deadline: Told::Taken,
             };
             effects.push(Effect::Announce);
-            let lag = started_at.millis_since(machine.asked_at);
-            if lag > START_LAG_MILLIS {
-                next.move_deadline(machine.deadline.plus_millis(lag), &mut effects);
-            } else {
-                effects.push(Effect::Save);
-            }
+            next.count_from(started_at, &mut effects);
         }
         (Phase::Starting, Event::StartFailed { leftover: false }) => {
             next.die(now, DeathCause::FailedToStart, &mut effects);
@@ -1005,12 +1012,7 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
                 deadline: Told::Taken,
             };
             effects.push(Effect::Announce);
-            let lag = started_at.millis_since(machine.asked_at);
-            if lag > START_LAG_MILLIS {
-                next.move_deadline(machine.deadline.plus_millis(lag), &mut effects);
-            } else {
-                effects.push(Effect::Save);
-            }
+            next.count_from(started_at, &mut effects);
         }
         (
             Phase::Resuming {
@@ -1599,6 +1601,16 @@ mod tests {
         // An older one's answer means nothing: the host heard of a later one since, or will.
         let (newer, _) = step(&machine, at(59_999), set);
         assert_eq!(step(&newer, at(60_001), late), (newer, vec![]));
+    }
+
+    #[test]
+    fn what_has_started_lives_a_second_and_the_host_reckons_so_by_itself() {
+        let (machine, _) = Machine::create(T0, 0, 30_000);
+        let (machine, _) = step(&machine, at(1), Event::Reserved);
+        let started_at = at(40);
+        let (machine, effects) = step(&machine, at(50), Event::Started { started_at });
+        assert_eq!((machine.deadline, machine.epoch), (at(1_040), Epoch::FIRST));
+        assert_eq!(effects, [Effect::Announce, Effect::Save]);
     }
 
     #[test]

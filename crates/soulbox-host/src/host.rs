@@ -702,7 +702,12 @@ impl<R: Runtime> Inner<R> {
             restored: made.guests.is_some(),
         };
         let (machine, mut effects, waiting) = self
-            .leave_starting(&sandbox_id, lifecycle::Event::Started)
+            .leave_starting(
+                &sandbox_id,
+                lifecycle::Event::Started {
+                    started_at: UnixMillis(record.started_at),
+                },
+            )
             .unwrap_or_else(|| {
                 // The agent has stopped meanwhile and let go of everything.
                 let machine = Machine::adopt(
@@ -837,7 +842,7 @@ impl<R: Runtime> Inner<R> {
             epoch: request.epoch,
             build_id: request.build_id.clone(),
             started_at: started_at.0,
-            deadline: request.deadline,
+            deadline: UnixMillis(request.deadline).of_started(started_at).0,
             at_deadline: request.at_deadline,
             slot: made.slot,
             pid: process.pid,

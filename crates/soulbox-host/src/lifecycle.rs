@@ -99,7 +99,9 @@ pub struct Machine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// envd accepts connections, and its record is written.
-    Started,
+    Started {
+        started_at: UnixMillis,
+    },
     /// It was not made, and nothing of it is left.
     StartFailed,
     Kill {
@@ -285,11 +287,12 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         }
         (Phase::Saving(saving), _) => saving::step(machine, &mut next, saving, now, event),
 
-        (Phase::Starting { doomed: false }, Event::Started) => {
+        (Phase::Starting { doomed: false }, Event::Started { started_at }) => {
             next.phase = Phase::Live;
+            next.deadline = machine.deadline.of_started(started_at);
             vec![Effect::Answer(Answer::Done)]
         }
-        (Phase::Starting { doomed: true }, Event::Started) => {
+        (Phase::Starting { doomed: true }, Event::Started { .. }) => {
             next.end(now, DeathCause::Killed);
             vec![Effect::Answer(Answer::StaleEpoch), Effect::Signal]
         }

@@ -10,7 +10,8 @@ use soulbox_testkit::simulation::{Coverage, Schedule, run, shrink, trace};
 const THREADS: u64 = 2;
 
 /// What comes less often than once in 8,000 schedules: too seldom to be missed in 100,000.
-const RARE: [[&str; 4]; 5] = [
+const RARE: [[&str; 4]; 6] = [
+    ["control", "Running", "Looked, snapshot", "Paused"],
     ["control", "Pausing, to save", "Paused", "Paused"],
     ["control", "Killing, start pending", "Paused", "Dead"],
     [

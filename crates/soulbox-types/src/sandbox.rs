@@ -18,6 +18,13 @@ impl UnixMillis {
     pub fn millis_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// This deadline, as it stands when what it was asked for has started: a sandbox lives a second at least, so that it can be
+    /// initialised and its caller be told. Host and control reckon alike.
+    #[must_use]
+    pub fn of_started(self, started_at: Self) -> Self {
+        self.max(started_at.plus_millis(1_000))
+    }
 }
 
 /// Counts the incarnations and decisions of one sandbox. A command that carries an older one than the host has seen is refused.

@@ -100,6 +100,6 @@ pub(super) fn step(
             next.end(now, DeathCause::Expired);
             vec![Effect::DiscardSave, Effect::Signal]
         }
-        Event::Tick | Event::Started | Event::StartFailed => Vec::new(),
+        Event::Tick | Event::Started { .. } | Event::StartFailed => Vec::new(),
     }
 }

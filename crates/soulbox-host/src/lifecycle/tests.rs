@@ -25,7 +25,15 @@ fn a_kill_of_a_start_under_way_ends_it_and_is_answered_then() {
     let machine = Machine::create(E1, T0.plus_millis(60_000), AtDeadline::Kill);
     let (machine, effects) = play(
         machine,
-        &[(1, Event::Kill { epoch: E2 }), (2, Event::Started)],
+        &[
+            (1, Event::Kill { epoch: E2 }),
+            (
+                2,
+                Event::Started {
+                    started_at: UnixMillis(2),
+                },
+            ),
+        ],
     );
     assert_eq!(
         effects,
@@ -44,6 +52,18 @@ fn a_kill_of_a_start_under_way_ends_it_and_is_answered_then() {
         (machine.phase, machine.cause),
         (Phase::Gone, Some(DeathCause::Killed))
     );
+}
+
+#[test]
+fn what_has_started_lives_a_second_however_late_that_was() {
+    let started_at = T0.plus_millis(30);
+    let machine = Machine::create(E1, T0, AtDeadline::Kill);
+    let (machine, _) = play(machine, &[(30, Event::Started { started_at })]);
+    assert_eq!(machine.wake_at(), Some(T0.plus_millis(1_030)));
+    let (machine, effects) = play(machine, &[(1_029, Event::Tick)]);
+    assert_eq!((machine.phase, effects), (Phase::Live, Vec::new()));
+    let (machine, _) = play(machine, &[(1_030, Event::Tick)]);
+    assert_eq!(machine.cause, Some(DeathCause::Expired));
 }
 
 #[test]

@@ -247,6 +247,7 @@ impl World<'_> {
             return;
         }
         entry.record.started_at = now;
+        entry.record.deadline = entry.record.deadline.of_started(now);
         let record = entry.record;
         if let Some(front_too) = self.agent_dies_here() {
             return self.agent_dies(front_too);
@@ -257,7 +258,7 @@ impl World<'_> {
             .entries
             .get_mut(&sandbox)
             .and_then(|it| it.creator.take());
-        self.host_feeds(sandbox, Event::Started, creator);
+        self.host_feeds(sandbox, Event::Started { started_at: now }, creator);
     }
 
     pub(super) fn start_failed(&mut self, sandbox: usize) {
@@ -351,7 +352,7 @@ impl World<'_> {
                     .get(&sandbox)
                     .map(|it| it.record.started_at);
                 let reply = match (answer, event) {
-                    (Answer::Done, Event::Started) => Reply::Created {
+                    (Answer::Done, Event::Started { .. }) => Reply::Created {
                         started_at: started_at.unwrap_or(now),
                     },
                     (Answer::Done, _) => Reply::Done,
@@ -482,6 +483,7 @@ impl World<'_> {
         } else {
             entry.record.epoch = entry.machine.epoch;
             entry.record.started_at = now;
+            entry.record.deadline = entry.record.deadline.of_started(now);
             self.agent.records.insert(sandbox, entry.record);
             self.ledger.replaced(sandbox);
             Reply::Done

@@ -246,7 +246,7 @@ fn host_phase(machine: &host::Machine) -> &'static str {
 fn host_event(event: &host::Event) -> &'static str {
     use host::Event;
     match event {
-        Event::Started => "Started",
+        Event::Started { .. } => "Started",
         Event::StartFailed => "StartFailed",
         Event::Kill { .. } => "Kill",
         Event::SetDeadline { .. } => "SetDeadline",

@@ -47,7 +47,6 @@ pub(super) struct Front {
 struct Owner {
     ownership: Ownership,
     created_at: UnixMillis,
-    deadline: UnixMillis,
     /// The snapshot that it begins with.
     from: Option<String>,
     happened: VecDeque<Happened>,
@@ -246,7 +245,6 @@ impl World<'_> {
         let ownership = Ownership::create((machine, first), ticket, kept);
         let owner = Owner {
             created_at: now,
-            deadline,
             from,
             ..self.owner_of(ownership)
         };
@@ -506,7 +504,7 @@ impl World<'_> {
                 let command = Command::Create {
                     sandbox,
                     epoch: Epoch::FIRST,
-                    deadline: owner.deadline,
+                    deadline: owner.ownership.machine().deadline,
                     from: owner.from.clone(),
                 };
                 self.calls(sandbox, CallKind::Create(Epoch::FIRST), command);
@@ -727,11 +725,9 @@ impl Owner {
     }
 
     fn of(ownership: Ownership) -> Self {
-        let deadline = ownership.machine().deadline;
         Self {
             ownership,
             created_at: UnixMillis(0),
-            deadline,
             from: None,
             happened: VecDeque::new(),
             inbox: VecDeque::new(),
