@@ -118,6 +118,8 @@ pub enum Restoring {
 pub enum Told {
     /// It has.
     Taken,
+    /// The row has another server's deadline, and whether that server has told the host shows only there.
+    Elsewhere,
     /// It will be told when the row has it.
     AfterSave,
     /// It was told and has not answered yet.
@@ -422,7 +424,7 @@ impl Machine {
             SandboxState::Creating => (*self, Vec::new()),
             SandboxState::Running => {
                 next.phase = Phase::Running {
-                    deadline: Told::Taken,
+                    deadline: Told::Elsewhere,
                 };
                 (next, vec![Effect::Announce])
             }
@@ -761,6 +763,21 @@ pub fn step(machine: &Machine, now: UnixMillis, event: Event) -> (Machine, Vec<E
         }
         (Phase::Running { .. }, Event::Extend { deadline }) if deadline > machine.deadline => {
             next.move_deadline(deadline, &mut effects);
+        }
+        // The row has it already, so there is nothing to write before the host is told.
+        (
+            Phase::Running {
+                deadline: Told::Elsewhere,
+            },
+            Event::Extend { .. },
+        ) => {
+            next.phase = Phase::Running {
+                deadline: Told::Asked,
+            };
+            effects.push(Effect::HostDeadline {
+                epoch: machine.epoch,
+                deadline: machine.deadline,
+            });
         }
         (Phase::Running { .. }, Event::DeadlineTaken { epoch }) if epoch == machine.epoch => {
             next.phase = Phase::Running {

@@ -265,6 +265,14 @@ impl Ownership {
                 self.answers.extend(failed);
                 self.answer_resumes(Answer::Runs);
             }
+            // Who asks when it is being undone already waits for that, and then for a resume of their own.
+            (
+                Phase::Resuming {
+                    restoring: Restoring::Undoing { .. },
+                    ..
+                },
+                _,
+            ) => {}
             (
                 Phase::Resuming { .. },
                 Phase::Paused { .. }
@@ -586,7 +594,8 @@ impl Ownership {
     fn found(&mut self, now: UnixMillis, found: &Progress) -> Event {
         let progress = self.machine.progress();
         self.row = (found.state, found.epoch);
-        let later = found.epoch > progress.epoch;
+        // Of the same epoch it may be another decision: of an earlier process, whose write came late.
+        let behind = (found.epoch, rank(found.state)) >= (progress.epoch, rank(progress.state));
         self.machine.epoch = self.machine.epoch.max(found.epoch);
         let both_dead = (found.state, progress.state) == (SandboxState::Dead, SandboxState::Dead);
         if *found == progress || both_dead {
@@ -599,10 +608,12 @@ impl Ownership {
                 cause: DeathCause::Killed,
             };
         }
-        if later && self.machine.state() == SandboxState::Running {
+        if behind && self.machine.state() == SandboxState::Running {
             // What the host was told is not the latest decision any more, so it is decided anew.
             let deadline = self.machine.deadline;
             self.feed(now, Event::SetDeadline { deadline });
+        } else if behind {
+            self.machine.epoch = self.machine.epoch.next();
         }
         Event::SaveFailed
     }
@@ -1097,5 +1108,73 @@ mod tests {
     fn a_deadline_on_which_another_server_decided_anew_was_moved() {
         assert_eq!(told_too_late(true), [Answer::DeadlineMoved]);
         assert_eq!(told_too_late(false), [Answer::DeadlineUnconfirmed]);
+    }
+
+    #[test]
+    fn a_late_write_of_an_earlier_process_is_not_written_over_with_its_own_epoch() {
+        let pause = Progress {
+            state: SandboxState::Pausing,
+            epoch: Epoch(2),
+            ..running().machine().progress()
+        };
+        let mut owned = running();
+        let change = DeadlineChange::Set(UnixMillis(90_000));
+        owned.move_deadline(NOW, change, Ticket(1));
+        assert_eq!(owned.next(NOW), Some(Task::Perform(Effect::Save)));
+        owned.saved(NOW, Saving::Conflict { found: Some(pause) });
+        let (expected, progress) = owned.to_save();
+        assert_eq!(expected, (SandboxState::Pausing, Epoch(2)));
+        assert_eq!(
+            (progress.state, progress.epoch),
+            (SandboxState::Running, Epoch(3))
+        );
+
+        // A resume is being undone whose end the earlier process had heard of.
+        let resuming = Progress {
+            state: SandboxState::Resuming,
+            epoch: Epoch(3),
+            pause: Some(pause_at(2)),
+            ..pause
+        };
+        let mut undone = Ownership::resume(Machine::undo_resume(&resuming, NOW), &resuming);
+        assert_eq!(undone.next(NOW), Some(Task::Perform(Effect::Save)));
+        let at_rest = Progress {
+            state: SandboxState::Paused,
+            epoch: Epoch(4),
+            ..resuming
+        };
+        undone.saved(
+            NOW,
+            Saving::Conflict {
+                found: Some(at_rest),
+            },
+        );
+        assert_eq!(undone.to_save().1.epoch, Epoch(5));
+    }
+
+    #[test]
+    fn a_resume_that_comes_while_another_is_undone_waits_and_is_made() {
+        let mut owned = paused();
+        let first = resume(&mut owned);
+        owned.started(NOW, first, Event::StartFailed { leftover: true });
+        assert_eq!(perform(&mut owned, Saving::Done), [Answer::NotResumed]);
+        let wish = ResumeWish {
+            memory: true,
+            timeout_millis: 90_000,
+            within_millis: 30_000,
+        };
+        owned.resume_for(NOW, wish, Ticket(2));
+        owned.feed(NOW, Event::KillFailed);
+        let due = owned.wake_at().expect("a timer");
+        owned.feed(due, Event::Tick);
+        assert_eq!(perform(&mut owned, Saving::Done), []);
+        owned.feed(due, Event::HostGone);
+        assert_eq!(perform(&mut owned, Saving::Done), []);
+        let second = owned.machine().epoch;
+        assert!(second > first && owned.is_latest_start(second));
+        let started_at = due;
+        owned.started(due, second, Event::Started { started_at });
+        let answers = perform(&mut owned, Saving::Done);
+        assert!(matches!(answers[..], [Answer::Resumed(_)]), "{answers:?}");
     }
 }

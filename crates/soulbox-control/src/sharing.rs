@@ -402,4 +402,31 @@ mod tests {
             [Task::Answer(CALLER, Answer::DeadlineMoved)]
         );
     }
+
+    #[test]
+    fn an_extension_that_another_servers_deadline_covers_is_confirmed_by_the_host() {
+        let extend = DeadlineChange::Extend(UnixMillis(1_050_000));
+        let (epoch, deadline) = (Epoch(3), UnixMillis(1_100_000));
+        let tell = Task::Perform(Effect::HostDeadline { epoch, deadline });
+
+        let mut owned = running();
+        owned.move_deadline(NOW, extend, CALLER);
+        assert_eq!(tasks(&mut owned), [tell], "the row has it");
+        owned.feed(NOW, Event::DeadlineTaken { epoch });
+        let moved = Task::Answer(CALLER, Answer::DeadlineMoved);
+        assert_eq!(tasks(&mut owned), [moved]);
+        owned.move_deadline(NOW, extend, CALLER);
+        assert_eq!(tasks(&mut owned), [moved], "the host has it");
+
+        // The other server did not tell it in time.
+        let mut late = running();
+        late.move_deadline(NOW, extend, CALLER);
+        assert_eq!(tasks(&mut late), [tell]);
+        let pausing = true;
+        late.feed(NOW, Event::DeadlineTooLate { epoch, pausing });
+        assert_eq!(tasks(&mut late), [SAVE]);
+        late.saved(NOW, Saving::Done);
+        let missing = Task::Answer(CALLER, Answer::Missing);
+        assert_eq!(tasks(&mut late), [CUT, missing]);
+    }
 }

@@ -328,3 +328,70 @@ fn another_way_to_the_same_epoch() {
         check_with(2, seed, 1, ops.clone(), vec![slow]);
     }
 }
+
+/// One of two fronts had moved the deadline in the row and could not tell the host, which paused the sandbox at the old one; the other
+/// front took the row's for the host's and confirmed an extension that it covers.
+#[test]
+fn an_extension_of_a_deadline_that_the_other_front_could_not_tell() {
+    let pauses = Op::Create {
+        at: 0,
+        timeout: 7_253,
+        leaves_after: None,
+        kept: false,
+        pauses: true,
+    };
+    let set = Op::Set {
+        at: 767,
+        sandbox: 0,
+        timeout: 48_567,
+    };
+    let extend = Op::Extend {
+        at: 7_256,
+        sandbox: 0,
+        timeout: 240,
+    };
+    let cut = Fault::CutOff {
+        from: 37,
+        until: 1_052,
+    };
+    for seed in (0..200).chain([739_398]) {
+        check_with(2, seed, 3, vec![pauses, set, extend], vec![cut]);
+    }
+}
+
+/// The pause of a front that died came late. Its successor had the same epoch for a deadline, and wrote that over the pause.
+#[test]
+fn a_pause_of_a_dead_front_that_comes_late() {
+    let pauses = Op::Create {
+        at: 2,
+        timeout: 28_747,
+        leaves_after: None,
+        kept: false,
+        pauses: true,
+    };
+    let pause = Op::Pause {
+        at: 1_212,
+        sandbox: 2,
+    };
+    let set = Op::Set {
+        at: 5_944,
+        sandbox: 2,
+        timeout: 2_638,
+    };
+    let ops = vec![create(1_462, 15_509), create(0, 32_130), pauses, pause, set];
+    let faults = vec![
+        Fault::AgentDies {
+            at: 211,
+            front_too: false,
+        },
+        Fault::StoreSlow {
+            from: 7,
+            until: 18_279,
+            by: 593,
+        },
+        Fault::FrontDies { at: 1_582 },
+    ];
+    for seed in (0..50).chain([30_132_411_289_137_444]) {
+        check(seed, 2, ops.clone(), faults.clone());
+    }
+}

@@ -55,6 +55,10 @@ impl Coverage {
                 (from, name) = ("Running", "Kill");
             }
             Event::Saved | Event::SaveFailed if to == "Killing" && from != to => name = "Kill",
+            // The row is another one's, so the deadline is decided anew, and is over.
+            Event::Saved | Event::SaveFailed if running && to == "Pausing, watched" => {
+                (from, name) = ("Running", "SetDeadline");
+            }
             // An earlier attempt came through after all.
             Event::SaveFailed if (running || from == "Pausing, to save") && from != to => {
                 name = "Saved";
@@ -64,6 +68,7 @@ impl Coverage {
             Event::Tick if from == to && !matches!(from, "Killing" | "Killing, start pending") => {
                 (from, name, to) = ("any", "Tick, row not saved", "same");
             }
+            Event::Extend { .. } if to == "Running, host asked" => {}
             Event::Kill { .. }
             | Event::Exited { .. }
             | Event::Lost
@@ -157,6 +162,9 @@ fn control_phase(machine: &control::Machine) -> &'static str {
         Phase::Running {
             deadline: Told::Taken,
         } => "Running",
+        Phase::Running {
+            deadline: Told::Elsewhere,
+        } => "Running, told elsewhere",
         Phase::Running {
             deadline: Told::AfterSave,
         } => "Running, deadline to save",
