@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, Change, IdempotencyClaim, KeyKind,
-    KeyRow, Lifecycle, Network, Progress, Reservation, SandboxRow, Spawns, Store, Swap, TeamRow,
-    TemplateRow,
+    KeyRow, Lifecycle, Network, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow,
+    Spawns, Store, Swap, TeamRow, TemplateRow,
 };
 use soulbox_store::{OpenError, PostgresStore, SqliteStore, postgres_options};
 use soulbox_types::{
@@ -73,6 +73,7 @@ suite!(
     the_limit_counts_what_is_not_dead,
     a_burst_never_exceeds_the_limit,
     rows_change_only_from_what_was_expected,
+    a_paused_sandbox_takes_its_place_back_once_and_within_the_limit,
     every_cause_and_only_the_living_are_read_back,
     a_page_is_what_the_query_says,
     metadata_is_compared_as_it_is,
@@ -386,6 +387,48 @@ async fn rows_change_only_from_what_was_expected(store: Arc<dyn Store>) {
     );
 }
 
+async fn a_paused_sandbox_takes_its_place_back_once_and_within_the_limit(store: Arc<dyn Store>) {
+    let team = team("one");
+    let (row, other) = (sandbox(1, &team), sandbox(2, &team));
+    for row in [&row, &other] {
+        store.reserve(row, 9, None).await.expect("reserve");
+    }
+    let id = &row.sandbox_id;
+    let pause = Pause {
+        epoch: Epoch(2),
+        by: PausedBy::Control,
+        at: UnixMillis(20),
+        memory: true,
+        silent_guest: false,
+    };
+    let paused = Progress {
+        state: SandboxState::Paused,
+        epoch: Epoch(2),
+        pause: Some(pause),
+        ..running(&row)
+    };
+    let swap = store.advance(id, CREATED, &paused).await;
+    assert_eq!(swap.expect("advance"), Swap::Done);
+    let resuming = Progress {
+        state: SandboxState::Resuming,
+        epoch: Epoch(3),
+        deadline: UnixMillis(900),
+        ..paused
+    };
+    let at_rest = (SandboxState::Paused, Epoch(2));
+    let reclaim = async |limit| {
+        let reclaimed = store.reclaim(&team.team_id, id, at_rest, &resuming, limit);
+        let outcome = reclaimed.await.expect("reclaim");
+        let row = store.sandbox(id).await.expect("read").expect("a row");
+        (outcome, row.progress)
+    };
+    assert_eq!(reclaim(1).await, (Reclaim::LimitReached, paused));
+    assert_eq!(reclaim(2).await, (Reclaim::Done, resuming));
+    // By another server, perhaps: it is no limit that is in the way, though both places are taken.
+    assert_eq!(reclaim(2).await, (Reclaim::Conflict, resuming));
+    assert_eq!(reclaim(1).await, (Reclaim::Conflict, resuming));
+}
+
 async fn every_cause_and_only_the_living_are_read_back(store: Arc<dyn Store>) {
     let team = team("one");
     let causes = [
@@ -691,6 +734,50 @@ async fn servers_on_one_postgres_hear_of_each_other() {
     drop(news);
     here.close().await;
     there.close().await;
+}
+
+#[tokio::test]
+async fn on_postgres_an_end_at_a_deadline_waits_for_no_disk_and_a_kill_does() {
+    let cluster = cluster::Cluster::start();
+    let store = PostgresStore::open(cluster.database()).await.expect("open");
+    let team = team("one");
+    store.ensure_team(&team).await.expect("ensure");
+    let (expires, killed) = (sandbox(1, &team), sandbox(2, &team));
+    for row in [&expires, &killed] {
+        store.reserve(row, 9, None).await.expect("reserve");
+    }
+    // From now on a commit that waits for anything waits for a server that is not there.
+    let wait_for = |name: &str| {
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'");
+        cluster.psql("postgres", &set).expect("set");
+        let reload = "SELECT pg_reload_conf()";
+        cluster.psql("postgres", reload).expect("reload");
+    };
+    wait_for("nobody");
+    let end = async |row: &SandboxRow, cause, seconds| {
+        let progress = dead(row, cause);
+        let swap = store.advance(&row.sandbox_id, CREATED, &progress);
+        let within = std::time::Duration::from_secs(seconds);
+        tokio::time::timeout(within, swap).await
+    };
+    let waited = async {
+        // The server may not have read its settings yet.
+        for number in 3..40 {
+            let row = sandbox(number, &team);
+            let made = store.reserve(&row, 99, None);
+            let within = std::time::Duration::from_millis(500);
+            if tokio::time::timeout(within, made).await.is_err() {
+                return;
+            }
+        }
+        panic!("commits wait for nobody");
+    };
+    waited.await;
+    let swap = end(&expires, DeathCause::Expired, 20).await;
+    assert_eq!(swap.expect("in time").expect("advance"), Swap::Done);
+    assert!(end(&killed, DeathCause::Killed, 1).await.is_err());
+    wait_for("");
+    store.close().await;
 }
 
 #[tokio::test]

@@ -143,10 +143,14 @@ pub(super) async fn advance(
     progress: &Progress,
 ) -> Result<Swap, sqlx::Error> {
     let (pause_epoch, pause_by, paused_at, pause_memory) = rows::pause_columns(progress.pause);
+    // An end at a deadline waits for no disk: without it the row says that it runs, until a deadline that is over. Commits that notify come
+    // one after the other, so many ends at once would each wait for all the disk writes before.
+    let expired = progress.cause == Some(DeathCause::Expired);
     let swapped = sqlx::query(
-        "WITH swapped AS (UPDATE sandboxes SET state = $1, epoch = $2, started_at = $3, deadline = $4, ended_at = $5, cause = $6, \
+        "WITH haste AS (SELECT set_config('synchronous_commit', CASE WHEN $16 THEN 'off' ELSE current_setting('synchronous_commit') END, true)), \
+         swapped AS (UPDATE sandboxes SET state = $1, epoch = $2, started_at = $3, deadline = $4, ended_at = $5, cause = $6, \
          pause_epoch = $12, pause_by = $13, paused_at = $14, pause_memory = $15 \
-         WHERE sandbox_id = $7 AND state = $8 AND epoch = $9 RETURNING 1) SELECT pg_notify($10, $11) FROM swapped",
+         WHERE sandbox_id = $7 AND state = $8 AND epoch = $9 RETURNING 1) SELECT pg_notify($10, $11) FROM swapped, haste",
     )
     .bind(rows::state_name(progress.state))
     .bind(number(progress.epoch.0))
@@ -163,6 +167,7 @@ pub(super) async fn advance(
     .bind(pause_by)
     .bind(paused_at)
     .bind(pause_memory)
+    .bind(expired)
     .fetch_optional(pool)
     .await?;
     Ok(if swapped.is_some() {
@@ -185,18 +190,11 @@ pub(super) async fn reclaim(
         .bind(team_id.as_str())
         .execute(&mut *connection)
         .await?;
-    let others: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM sandboxes WHERE team_id = $1 AND state <> 'dead' AND state <> 'paused'",
-    )
-    .bind(team_id.as_str())
-    .fetch_one(&mut *connection)
-    .await?;
-    if others >= i64::from(limit) {
-        return Ok(Reclaim::LimitReached);
-    }
     let swapped = sqlx::query(
         "WITH swapped AS (UPDATE sandboxes SET state = $1, epoch = $2, deadline = $3 \
-         WHERE sandbox_id = $4 AND state = $5 AND epoch = $6 RETURNING 1) SELECT pg_notify($7, $8) FROM swapped",
+         WHERE sandbox_id = $4 AND state = $5 AND epoch = $6 \
+         AND (SELECT count(*) FROM sandboxes WHERE team_id = $9 AND state <> 'dead' AND state <> 'paused') < $10 \
+         RETURNING 1) SELECT pg_notify($7, $8) FROM swapped",
     )
     .bind(rows::state_name(progress.state))
     .bind(number(progress.epoch.0))
@@ -206,10 +204,24 @@ pub(super) async fn reclaim(
     .bind(number(expected.1.0))
     .bind(changes::channel())
     .bind(changes::of_sandbox(origin, sandbox_id))
-    .fetch_optional(connection)
+    .bind(team_id.as_str())
+    .bind(i64::from(limit))
+    .fetch_optional(&mut *connection)
     .await?;
-    Ok(if swapped.is_some() {
-        Reclaim::Done
+    if swapped.is_some() {
+        return Ok(Reclaim::Done);
+    }
+    // Another server that has just resumed it takes the very place, and that is no limit.
+    let as_expected: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sandboxes WHERE sandbox_id = $1 AND state = $2 AND epoch = $3)",
+    )
+    .bind(sandbox_id.as_str())
+    .bind(rows::state_name(expected.0))
+    .bind(number(expected.1.0))
+    .fetch_one(connection)
+    .await?;
+    Ok(if as_expected {
+        Reclaim::LimitReached
     } else {
         Reclaim::Conflict
     })
