@@ -12,6 +12,7 @@ mod node;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use soulbox_host::dns::DnsServer;
 use soulbox_host::instance::InstanceClaim;
@@ -37,6 +38,8 @@ use crate::settings::Settings;
 /// The template that is booted ahead.
 const DEFAULT_TEMPLATE: &str = "base";
 const DNS_PORT: u16 = 53;
+/// How long something may still be open in a pool that is given back: programs that were just ended, or a glance of somebody else's.
+pub const UNMOUNT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The host in use.
 struct Agent {
@@ -262,7 +265,7 @@ impl Agent {
         let pool = Arc::clone(&self.pool);
         let removed = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
             soulbox_runtime::native::remove(instance)?;
-            pool.unmount()?;
+            pool.unmount_within(UNMOUNT_WITHIN)?;
             Ok(())
         });
         match removed.await {

@@ -90,8 +90,12 @@ pub enum PoolError {
         path: PathBuf,
         message: String,
     },
-    #[error("pool `{path}` is in use")]
-    Busy { path: PathBuf },
+    #[error("pool `{path}` is in use{}", by(.holders))]
+    Busy {
+        path: PathBuf,
+        /// Programs and mounts, as far as they can be told.
+        holders: Vec<String>,
+    },
 }
 
 impl PoolError {
@@ -106,5 +110,12 @@ impl PoolError {
             path,
             source: source.into(),
         }
+    }
+}
+
+fn by(holders: &[String]) -> String {
+    match holders {
+        [] => String::new(),
+        holders => format!(" by {}", holders.join(", ")),
     }
 }

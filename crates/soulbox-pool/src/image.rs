@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use soulbox_sys::loopdev;
 use soulbox_types::MiB;
 
-use crate::PoolError;
+use crate::{PoolError, holders};
 
 /// Below this btrfs spends most of its space on itself.
 const LEAST: MiB = MiB(256);
@@ -313,6 +313,7 @@ pub(crate) fn unmount_from(target: &Path) -> Result<(), PoolError> {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::BUSY) => Err(PoolError::Busy {
             path: target.to_owned(),
+            holders: holders::of(target),
         }),
         Err(error) => Err(PoolError::io("unmount", target)(error)),
     }

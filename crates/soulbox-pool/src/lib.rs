@@ -21,6 +21,7 @@
 mod btrfs;
 mod draft;
 mod error;
+mod holders;
 mod image;
 mod layer;
 mod manifest;
@@ -40,9 +41,13 @@ pub use transfer::{Receiving, Sending};
 pub use upper::Upper;
 
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use soulbox_types::MiB;
+
+/// Between two tries of an unmount.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// How a pool is to be opened.
 #[derive(Debug, Clone, Copy, Default)]
@@ -198,4 +203,17 @@ pub trait Pool: Send + Sync {
     /// # Errors
     /// [`PoolError::Busy`] while files in it are open.
     fn unmount(&self) -> Result<(), PoolError>;
+
+    /// [`Pool::unmount`], again and again for at most `patience` while something in it is open: what ends holds its files for a moment.
+    /// # Errors
+    /// As of the last try.
+    fn unmount_within(&self, patience: Duration) -> Result<(), PoolError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.unmount() {
+                Err(PoolError::Busy { .. }) if Instant::now() < deadline => thread::sleep(AGAIN),
+                done => return done,
+            }
+        }
+    }
 }

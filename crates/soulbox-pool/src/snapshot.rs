@@ -11,7 +11,7 @@
 //! upper that first wrote them, so an upper made from a snapshot begins at what the snapshot had: see [`Snapshot::disk_bytes`].
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -203,7 +203,6 @@ impl SnapshotDraft {
                 name: self.name.clone(),
             });
         };
-        syncfs(&self.directory).map_err(PoolError::io("sync", &self.path))?;
         let target = self.path.join(MANIFEST);
         let temporary = self.path.join("manifest.new");
         let noted = serde_json::to_vec(&Noted {
@@ -214,15 +213,12 @@ impl SnapshotDraft {
             path: target.clone(),
             source,
         })?;
-        (|| {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&noted)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &target)?;
-            self.directory.sync_all()?;
-            File::open(&self.snapshots)?.sync_all()
-        })()
-        .map_err(PoolError::io("write", &target))?;
+        fs::write(&temporary, &noted).map_err(PoolError::io("write", &temporary))?;
+        // Everything, and then that it counts: each wait for the disk is a wait of whoever stands still meanwhile.
+        syncfs(&self.directory).map_err(PoolError::io("sync", &self.path))?;
+        fs::rename(&temporary, &target)
+            .and_then(|()| self.directory.sync_all())
+            .map_err(PoolError::io("write", &target))?;
         self.committed = true;
         Ok(Snapshot {
             name: self.name.clone(),

@@ -242,9 +242,19 @@ fn a_mounted_pool_is_adopted_and_an_unmounted_one_found_again() {
         "the quota is on disk"
     );
     let open = File::open(third.list_uppers().expect("list")[0].upper_dir()).expect("open");
-    assert!(matches!(third.unmount(), Err(PoolError::Busy { .. })));
-    drop(open);
-    third.unmount().expect("unmount");
+    let patience = Duration::from_millis(300);
+    let error = third.unmount_within(patience).expect_err("it is open");
+    assert!(matches!(error, PoolError::Busy { .. }), "{error}");
+    let us = format!("(pid {})", std::process::id());
+    assert!(error.to_string().contains(&us), "{error}");
+    // Whoever closes it a moment later is waited for.
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        drop(open);
+    });
+    let unmounted = third.unmount_within(Duration::from_secs(10));
+    unmounted.expect("unmount");
+    closing.join().expect("closed");
 }
 
 #[test]

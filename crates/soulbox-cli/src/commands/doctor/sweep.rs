@@ -16,7 +16,7 @@ use soulbox_host::record::Records;
 use soulbox_pool::{BtrfsPool, Pool, PoolOptions};
 use soulbox_runtime::leftovers::{self, Leftovers};
 
-use crate::agent::DataDirLock;
+use crate::agent::{DataDirLock, UNMOUNT_WITHIN};
 use crate::failure::Failure;
 use crate::settings::Settings;
 
@@ -308,7 +308,8 @@ fn take_away(data: &Path, claim: Option<InstanceClaim>) -> Result<(), Failure> {
             let deleted = pool.delete_upper(&upper.name);
             deleted.with_context(|| format!("failed to delete `{}`", upper.path.display()))?;
         }
-        pool.unmount().context("failed to unmount the pool")?;
+        pool.unmount_within(UNMOUNT_WITHIN)
+            .context("failed to unmount the pool")?;
     }
     for mount in mounts(data)?.iter().rev() {
         unmount(mount, UnmountFlags::empty())
