@@ -21,7 +21,7 @@ from conftest import BINARY, DATA, Server, until
 from e2b import Sandbox
 from test_admin import admin, call
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 POOL = DATA / "pool"
 RUN = uuid.uuid4().hex
 
@@ -451,7 +451,7 @@ def from_nothing(tmp_path_factory):
 
     def build() -> float:
         start = time.monotonic()
-        recipe = REPOSITORY / "templates/base"
+        recipe = TEMPLATES / "base"
         building = [BINARY, "template", "build", recipe, "--data-dir", data]
         subprocess.run(building, check=True, timeout=5 * 90, env=os.environ | {"SOULBOX_POOL_SIZE": ROOMY})
         return time.monotonic() - start
@@ -571,6 +571,54 @@ def test_a_start_command_runs_in_every_sandbox_where_they_cannot(server, named, 
         server.start()
 
 
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe on `base` whose template has something to wait for; of it too nothing stays."""
+    folder = tmp_path / f"e-{uuid.uuid4().hex[:12]}"
+    folder.mkdir()
+    (folder / "customize.sh").write_text('echo one > "$1/mark"\n')
+    (folder / "recipe.toml").write_text(
+        f'name = "{folder.name}"\nparent = "base"\ncustomize = "customize.sh"\nready_command = "test -e /mark"\n'
+        '[defaults]\ncpu_count = 1\nmemory_mib = 512\ndisk_mib = 1024\nuser = "user"\nworkdir = "/home/user"\n'
+    )
+    yield folder
+    manifest = POOL / "templates" / f"{folder.name}.json"
+    build = json.loads(manifest.read_text())["build_id"]
+    manifest.unlink()
+    (POOL / "builds" / f"{build}.json").unlink()
+    snapshot = POOL / "snapshots" / f"build-{build}"
+    subprocess.run(["btrfs", "subvolume", "delete", snapshot / "upper"], check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(snapshot)
+
+
+def test_a_start_without_criu_leaves_the_snapshots_of_templates(server, recipe, tmp_path):
+    if not os.environ.get("SOULBOX_CRIU"):
+        pytest.fail("CRIU is missing: scripts/setup.sh criu")
+    recipe_built(server, recipe)
+    build = json.loads((POOL / "templates" / f"{recipe.name}.json").read_text())["build_id"]
+    manifest = POOL / "snapshots" / f"build-{build}" / "manifest.json"
+    until("it has a snapshot", manifest.exists, 60)
+    made = manifest.stat()
+    server.stop()
+    (tmp_path / "nothing").mkdir()
+    log = server.log.stat().st_size
+    server.start("--criu", str(tmp_path / "nothing"))
+    try:
+        with Sandbox.create(recipe.name, timeout=60) as sandbox:
+            assert sandbox.files.read("/mark") == "one\n"
+        # The front asks for templates at its start, and would have tried by now to make another one.
+        time.sleep(10)
+        said = server.log.read_text()[log:]
+        assert "has no snapshot" not in said and "is not used" not in said, said
+        assert manifest.stat() == made
+    finally:
+        server.stop()
+        server.start()
+    with Sandbox.create(recipe.name, timeout=60) as sandbox:
+        assert sandbox.files.read("/mark") == "one\n"
+    assert manifest.stat().st_ino == made.st_ino
+
+
 def test_a_strict_installation_has_no_image_that_is_only_near(server, named):
     server.stop()
     server.start("--template-images", "strict")
@@ -593,21 +641,20 @@ VERSIONS = {
 }
 
 
-def recipe_built(server: Server, template: str) -> None:
-    """Recipes that come along are built beside a running server."""
-    recipe = REPOSITORY / "templates" / template
+def recipe_built(server: Server, recipe: Path) -> None:
+    """Recipes are built beside a running server."""
     made = subprocess.run(
         [BINARY, "template", "build", recipe, "--data-dir", DATA], capture_output=True, text=True, timeout=300
     )
     assert made.returncode == 0, made.stderr
     # The records are read anew once a second at most.
-    until("it is known", lambda: ask(server, "GET", f"/templates/aliases/{template}")[0] == 200, 10)
+    until("it is known", lambda: ask(server, "GET", f"/templates/aliases/{recipe.name}")[0] == 200, 10)
 
 
 @pytest.mark.parametrize("template", VERSIONS)
 def test_ci_071_languages_of_recipes(server, template):
     _, command, version = VERSIONS[template]
-    recipe_built(server, template)
+    recipe_built(server, TEMPLATES / template)
     with Sandbox.create(template, timeout=60) as sandbox:
         assert sandbox.commands.run(command).stdout.startswith(version)
 
@@ -615,7 +662,7 @@ def test_ci_071_languages_of_recipes(server, template):
 @pytest.mark.parametrize("template", VERSIONS)
 def test_cli_090_images_of_recipes(server, named, template):
     image, command, version = VERSIONS[template]
-    recipe_built(server, template)
+    recipe_built(server, TEMPLATES / template)
     path = requested(server, named())
     begin(server, path, f"{command} | grep -F '{version}'", fromImage=image)
     outcome = ended(server, path)

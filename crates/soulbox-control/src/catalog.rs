@@ -255,10 +255,18 @@ impl Catalog {
         self.snapshots.get(build_id)
     }
 
-    /// Whether a snapshot of the host is one of the builds, or one has ended or is going to end with it.
-    pub(crate) fn keeps(&self, snapshot_name: &str) -> bool {
+    /// Whether a snapshot of the host is one of the builds, or one has ended or is going to end with it. Of templates that
+    /// `is_installed`, which every change of a recipe builds anew, only builds with a tag count: the others can do without.
+    pub(crate) fn keeps(
+        &self,
+        snapshot_name: &str,
+        is_installed: impl Fn(&TemplateId) -> bool,
+    ) -> bool {
         let build = build_of_snapshot(snapshot_name).and_then(|id| self.build(&id));
-        if build.is_some_and(|build| build.status != BuildStatus::Failed) {
+        if let Some(build) = build.filter(|build| build.status != BuildStatus::Failed)
+            && (!is_installed(&build.template_id)
+                || self.tags.values().any(|tagged| *tagged == build.build_id))
+        {
             return true;
         }
         let mut all = self.snapshots.values();
@@ -401,6 +409,7 @@ mod tests {
     use soulbox_types::{Limits, MiB, MilliCpu, TeamId, UnixMillis};
 
     use super::*;
+    use crate::builds::snapshot_of_build;
     use crate::store::{AliasRow, AssignmentRow};
 
     fn team(number: u8, slug: &str) -> TeamRow {
@@ -486,6 +495,24 @@ mod tests {
         let reference = reference.parse().expect("a reference");
         let resolved = catalog().0.resolve(team, &reference)?;
         Ok(u8::try_from(resolved.build.created_at.0).expect("a small number"))
+    }
+
+    #[test]
+    fn snapshots_of_replaced_builds_by_recipes_are_nobodys() {
+        let (catalog, web) = catalog();
+        let keeps = |build: u8, installed: bool| {
+            let name = snapshot_of_build(&BuildId::from_random([build; 16]));
+            catalog.keeps(&name, |id| installed && *id == web)
+        };
+        // Of these the second has no tag, and there is no build 9.
+        assert_eq!(
+            [2, 3, 4, 9].map(|build| keeps(build, false)),
+            [true, true, true, false]
+        );
+        assert_eq!(
+            [2, 3, 4, 9].map(|build| keeps(build, true)),
+            [true, false, true, false]
+        );
     }
 
     #[test]

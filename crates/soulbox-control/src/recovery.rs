@@ -1,10 +1,10 @@
 //! Agreement with the hosts: at the start of the server, and from time to time, since an event may be lost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use soulbox_types::{Epoch, SandboxId, SandboxState};
+use soulbox_types::{Epoch, SandboxId, SandboxState, TemplateId};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -348,7 +348,9 @@ impl Control {
     async fn drop_if_nobodys(&self, snapshot: &HostSnapshot) {
         const FORKED_WITHIN_MILLIS: u64 = 600_000;
         let age = clock::now().millis_since(snapshot.created_at);
-        if age < FORKED_WITHIN_MILLIS || self.catalog().keeps(&snapshot.snapshot_id) {
+        let is_installed = |id: &TemplateId| self.is_installed(id);
+        let kept = || self.catalog().keeps(&snapshot.snapshot_id, is_installed);
+        if age < FORKED_WITHIN_MILLIS || kept() {
             return;
         }
         info!(
@@ -389,11 +391,10 @@ impl Control {
             warn!(error = %crate::chain(&failure), "failed to read the rows of other servers");
             return;
         }
+        let on_host: HashSet<_> = listed.iter().map(|it| &it.sandbox_id).collect();
         for handle in self.registry().all() {
             let progress = *handle.progress.borrow();
-            let known = listed
-                .iter()
-                .any(|sandbox| sandbox.sandbox_id == handle.row.sandbox_id);
+            let known = on_host.contains(&handle.row.sandbox_id);
             if !known && reconcile::is_lost(&progress, asked_at) {
                 let id = &handle.row.sandbox_id;
                 if let Some(event) = self.what_became_of(id, progress.pause).await {

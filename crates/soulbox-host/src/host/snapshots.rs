@@ -139,6 +139,8 @@ impl<R: Runtime> Inner<R> {
             snapshot_id: template.inherited.started.clone()?,
             memory: true,
         };
+        // It stays for an agent that can use it, and until then nobody is warned of what he knows.
+        self.workshop.runtime.checkpoints().ok()?;
         match self.saved(request, &from).await {
             Ok(origin) => Some(Box::new(origin)),
             Err(error) => {
@@ -148,21 +150,20 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
-    /// Whether a snapshot with memory can be gone on from here, with the guest programs that new sandboxes have.
+    /// Whether a snapshot with memory can be gone on from here, with the guest programs that new sandboxes have. Where none can be made,
+    /// another would be no better.
     pub(super) async fn is_current(&self, snapshot_id: &str) -> bool {
         let Ok((_, manifest)) = self.manifest_of(snapshot_id).await else {
             return false;
         };
-        let here = self.workshop.runtime.checkpoints();
-        let here = here
-            .ok()
-            .and_then(|criu| Fingerprint::of_this_host(criu).ok());
-        match (manifest.memory, here) {
-            (Some(memory), Some(here)) => {
-                memory.guests == self.settings.guests && memory.fits(&here).is_ok()
-            }
-            _ => false,
-        }
+        let Some(memory) = manifest.memory else {
+            return false;
+        };
+        let Ok(criu) = self.workshop.runtime.checkpoints() else {
+            return true;
+        };
+        let here = Fingerprint::of_this_host(criu);
+        memory.guests == self.settings.guests && here.is_ok_and(|here| memory.fits(&here).is_ok())
     }
 
     /// What a snapshot says of itself, and the snapshot where it is local.
