@@ -583,13 +583,18 @@ def main():
         if not line:
             return
         directory = json.loads(line)["cwd"]
-        process = os.fork()
+        try:
+            process = os.fork()
+            answer = {"type": "forked", "pid": process}
+        except OSError as error:
+            process = None
+            answer = {"type": "failed", "reason": error.strerror}
         if process == 0:
             connection.close()
             kernel(shell, become_kernel(descriptors), directory)
         for descriptor in descriptors:
             os.close(descriptor)
-        server.send({"type": "forked", "pid": process})
+        server.send(answer)
 
 
 if __name__ == "__main__":

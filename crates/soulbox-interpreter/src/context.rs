@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, MissedTickBehavior};
 
 use crate::kernel::{Event, Kernel, Request};
 use crate::language::Language;
@@ -22,6 +22,10 @@ const WAITING: usize = 64;
 const EARLY: usize = 64;
 /// Between interrupts of an execution that goes on.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Between looks for a fork bomb.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long an idle kernel is looked after. What begins to multiply later is noticed by the next execution.
+const LOOK_AFTER: Duration = Duration::from_secs(10);
 /// An interrupted execution that others wait for ends after this, and its kernel with it.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -70,6 +74,7 @@ impl Context {
             language: language.clone(),
             cwd: cwd.clone(),
             kernel: Some(kernel),
+            looks: Looks::default(),
             waiting,
             ordered,
         };
@@ -118,8 +123,34 @@ struct Owner {
     language: Language,
     cwd: String,
     kernel: Option<Kernel>,
+    looks: Looks,
     waiting: mpsc::Receiver<Execution>,
     ordered: mpsc::Receiver<Order>,
+}
+
+/// When an idle kernel is looked after: for a while after each execution.
+#[derive(Debug, Default)]
+struct Looks {
+    next: Option<Instant>,
+    until: Option<Instant>,
+}
+
+impl Looks {
+    fn begin(&mut self) {
+        let now = Instant::now();
+        self.until = Some(now + LOOK_AFTER);
+        self.next = Some(now + LOOK);
+    }
+
+    /// Returns when it is time for the next.
+    async fn due(&mut self) {
+        match self.next {
+            Some(next) => tokio::time::sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+        let next = Instant::now() + LOOK;
+        self.next = (self.until >= Some(next)).then_some(next);
+    }
 }
 
 /// How an execution left the kernel.
@@ -147,6 +178,11 @@ impl Owner {
                     let Some(execution) = execution else { return };
                     if self.execute(execution).await.is_break() {
                         return;
+                    }
+                }
+                () = self.looks.due() => {
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.disperse();
                     }
                 }
                 // Also what was written after the last execution ended.
@@ -204,6 +240,8 @@ impl Owner {
                     }
                 },
             };
+            // Left behind by an earlier one, and begun late.
+            kernel.disperse();
             let performing = async {
                 match perform(&mut kernel, &execution).await {
                     Left::Busy => interrupted(&mut kernel, &self.waiting).await,
@@ -230,6 +268,7 @@ impl Owner {
             break (kernel, left);
         };
         if left == Left::Idle {
+            self.looks.begin();
             self.kernel = Some(kernel);
         } else {
             drop(kernel);
@@ -268,9 +307,17 @@ async fn perform(kernel: &mut Kernel, execution: &Execution) -> Left {
     let mut counted = false;
     // What was read before the number, which is the first line.
     let mut early = Vec::new();
+    let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             event = kernel.next() => event,
+            _ = looks.tick() => {
+                if !kernel.end_bomb() {
+                    continue;
+                }
+                Event::Died
+            }
             () = output.due() => {
                 if output.flush().await.is_err() {
                     return Left::Busy;
@@ -386,6 +433,8 @@ async fn interrupted(kernel: &mut Kernel, waiting: &mpsc::Receiver<Execution>) -
                 if !waiting.is_empty() && since.elapsed() >= PATIENCE {
                     return Left::Dead;
                 }
+                // First: what goes on forking gets no interrupt, or forgets it.
+                kernel.disperse();
                 kernel.interrupt();
             }
             event = kernel.next() => match event {

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-use crate::crowd;
+use crate::crowd::{self, Watch};
 use crate::message::{Message, MessageError};
 
 /// One read of a pipe; the kernel's own size of a pipe.
@@ -75,6 +75,7 @@ pub(crate) struct Request<'a> {
 }
 
 /// The kernel's ends of what connects it with this server.
+#[derive(Debug)]
 pub(crate) struct Ends {
     pub(crate) control: std::os::unix::net::UnixStream,
     pub(crate) stdout: OwnedFd,
@@ -135,6 +136,7 @@ pub(crate) struct Kernel {
     pending: Option<Message>,
     reads_before: u32,
     executions: u64,
+    watch: Watch,
     dead: bool,
 }
 
@@ -162,6 +164,7 @@ impl Kernel {
         // Deprecated because a safe caller could pass a type whose descriptor is closed or changes; an OwnedFd's does not.
         #[allow(deprecated)]
         let pidfd = AsyncFd::new(pidfd).map_err(KernelFault::Watch)?;
+        crowd::confine(pid);
         Ok(Self {
             pid,
             pidfd,
@@ -175,6 +178,7 @@ impl Kernel {
             pending: None,
             reads_before: 0,
             executions: 0,
+            watch: Watch::new(pid),
             dead: false,
         })
     }
@@ -341,19 +345,26 @@ impl Kernel {
         }
     }
 
-    /// After an interrupt that was obeyed: ends what is left of a fork bomb.
-    pub(crate) fn disperse(&self) {
+    /// Ends it if what it runs is a fork bomb. Its death is told by [`Kernel::next`] as well.
+    pub(crate) fn end_bomb(&mut self) -> bool {
+        // An error is its death too.
+        !self.dead && self.watch.end_bomb().unwrap_or(false)
+    }
+
+    /// Ends what was left behind, if that is a crowd.
+    pub(crate) fn disperse(&mut self) {
         if !self.dead {
-            // Gone already: its death is told by `next`.
-            _ = crowd::disperse(self.pid);
+            // An error is its death, which is told by `next`.
+            _ = self.watch.disperse();
         }
     }
 
+    /// With its programs, also when it has ended before them: a bomb may outlive the kernel that began it.
     pub(crate) fn kill(&mut self) {
-        // By descriptor first: its number may belong to another process once it was reaped.
-        if pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL).is_ok() {
-            _ = kill_process_group(self.pid, Signal::KILL);
-        }
+        // By descriptor, in case that it has left its group.
+        _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+        // Nobody else's: a number is not given out again while a group has it, and its leader ended just now if at all.
+        _ = kill_process_group(self.pid, Signal::KILL);
     }
 }
 

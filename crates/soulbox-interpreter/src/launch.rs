@@ -9,11 +9,11 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::kernel::{self, Dialect, Ends, Kernel, KernelFault};
 use crate::language::Language;
@@ -33,6 +33,8 @@ const OURSELVES: &str = "/proc/self/exe";
 
 /// An interpreter of a language and its libraries are read from a disk that may be busy.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
+/// Python kernels that are wanted at once.
+const FORKS_WAITING: usize = 64;
 const FORKS_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,8 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     #[error("cannot start `{program}`")]
     Start {
         program: String,
@@ -61,6 +65,11 @@ pub enum LaunchError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("`{program}` cannot start a kernel: {reason}")]
+    Fork {
+        program: &'static str,
+        reason: String,
+    },
     #[error(transparent)]
     Kernel(#[from] KernelFault),
     #[error("the start was interrupted")]
@@ -71,11 +80,11 @@ pub enum LaunchError {
 #[derive(Debug)]
 pub struct Launcher {
     drivers: PathBuf,
-    python: Arc<Mutex<Option<ForkServer>>>,
+    python: mpsc::Sender<ForkOrder>,
 }
 
 impl Launcher {
-    /// Writes the drivers into `folder`.
+    /// Writes the drivers into `folder`, and starts the thread that speaks with the fork server; it ends with the launcher.
     pub fn new(folder: &Path) -> Result<Self, LaunchError> {
         for (name, text) in [
             ("python.py", PYTHON_DRIVER),
@@ -87,9 +96,16 @@ impl Launcher {
                 .and_then(|()| fs::write(&path, text))
                 .map_err(|source| LaunchError::Driver { path, source })?;
         }
+        let (python, orders) = mpsc::channel(FORKS_WAITING);
+        let driver = folder.join("python.py");
+        // Now, and not at the first use: a sandbox that is full of processes could start none then.
+        std::thread::Builder::new()
+            .name("forks".to_owned())
+            .spawn(move || obey(orders, &driver))
+            .map_err(LaunchError::Thread)?;
         Ok(Self {
             drivers: folder.to_owned(),
-            python: Arc::default(),
+            python,
         })
     }
 
@@ -138,27 +154,49 @@ impl Launcher {
     }
 
     async fn fork_python(&self, ends: Ends, cwd: &str) -> Result<u32, LaunchError> {
-        let server = Arc::clone(&self.python);
-        let driver = self.drivers.join("python.py");
+        let (reply, answer) = oneshot::channel();
         let cwd = cwd.to_owned();
-        // Two short messages, but the first use waits for an import of IPython.
-        tokio::task::spawn_blocking(move || {
-            let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(running) = server.as_mut() {
-                if let Ok(pid) = running.fork(&ends, &cwd) {
-                    return Ok(pid);
-                }
-                // Code that runs as root can end it. The next is a new one.
-                *server = None;
-            }
-            let mut fresh = ForkServer::start(&driver)?;
-            let pid = fresh.fork(&ends, &cwd)?;
-            *server = Some(fresh);
-            Ok(pid)
-        })
-        .await
-        .map_err(|_| LaunchError::Interrupted)?
+        self.python
+            .send(ForkOrder { ends, cwd, reply })
+            .await
+            .map_err(|_| LaunchError::Interrupted)?;
+        answer.await.map_err(|_| LaunchError::Interrupted)?
     }
+}
+
+/// A Python kernel that is wanted.
+#[derive(Debug)]
+struct ForkOrder {
+    ends: Ends,
+    cwd: String,
+    reply: oneshot::Sender<Result<u32, LaunchError>>,
+}
+
+/// The thread that owns the fork server. An order is two short messages, but the first waits for an import of IPython.
+fn obey(mut orders: mpsc::Receiver<ForkOrder>, driver: &Path) {
+    let mut server = None;
+    while let Some(ForkOrder { ends, cwd, reply }) = orders.blocking_recv() {
+        // Whoever asked may have gone; the kernel ends with its connection then.
+        _ = reply.send(fork(&mut server, driver, &ends, &cwd));
+    }
+}
+
+fn fork(
+    server: &mut Option<ForkServer>,
+    driver: &Path,
+    ends: &Ends,
+    cwd: &str,
+) -> Result<u32, LaunchError> {
+    if let Some(running) = server {
+        match running.fork(ends, cwd) {
+            Ok(pid) => return Ok(pid),
+            Err(error @ LaunchError::Fork { .. }) => return Err(error),
+            // Code that runs as root can end it. The next is a new one.
+            Err(_) => *server = None,
+        }
+    }
+    let pid = server.insert(ForkServer::start(driver)?).fork(ends, cwd)?;
+    Ok(pid)
 }
 
 /// TypeScript needs a newer Node than the one that templates call `node`.
@@ -212,6 +250,7 @@ struct Fork<'a> {
 #[derive(Deserialize)]
 struct Answer {
     pid: Option<u32>,
+    reason: Option<String>,
 }
 
 impl ForkServer {
@@ -265,9 +304,17 @@ impl ForkServer {
             .get_mut()
             .write_all(&request[sent..])
             .map_err(answer)?;
-        self.answer(FORKS_WITHIN)?
-            .pid
-            .ok_or_else(|| answer(io::ErrorKind::InvalidData.into()))
+        match self.answer(FORKS_WITHIN)? {
+            Answer { pid: Some(pid), .. } => Ok(pid),
+            Answer {
+                reason: Some(reason),
+                ..
+            } => Err(LaunchError::Fork {
+                program: Self::NAME,
+                reason,
+            }),
+            Answer { .. } => Err(answer(io::ErrorKind::InvalidData.into())),
+        }
     }
 
     fn answer(&mut self, within: Duration) -> Result<Answer, LaunchError> {

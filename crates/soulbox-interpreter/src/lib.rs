@@ -2,8 +2,8 @@
 //!
 //! `http` translates requests, `contexts` knows which contexts there are, `context` is the task that owns one: executions in
 //! order, interruption, death and restart. `kernel` is a running kernel process, `launch` starts one, `message` is what kernels
-//! say, `output` puts what they write into lines of the answer, `crowd` ends what an interrupt leaves of a fork bomb. Kernels are
-//! programs of other languages (`kernels/<language>`);
+//! say, `output` puts what they write into lines of the answer, `crowd` notices fork bombs and ends them. Kernels are programs
+//! of other languages (`kernels/<language>`);
 //! docs/kernels.md has their protocol. `kernelspec` finds installed kernels of Jupyter, and `jupyter` is the driver of one, a process
 //! of this same program.
 //!

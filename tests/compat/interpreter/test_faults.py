@@ -2,13 +2,15 @@
 
 import contextlib
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import Port
 from e2b import SandboxException, TimeoutException
+
+
+RESTARTED = ("ContextRestarting", "Context was restarted")
 
 
 def until_it_answers(sandbox, within: float) -> float:
@@ -21,11 +23,33 @@ def until_it_answers(sandbox, within: float) -> float:
         assert time.monotonic() - start < within
 
 
+def answers_soon(sandbox, code="1+1", **more) -> None:
+    """The next call works, and within two seconds on a quiet machine; five times that is asserted."""
+    start = time.monotonic()
+    execution = sandbox.run_code(code, **more)
+    assert (execution.text or "".join(execution.logs.stdout).strip()) == "2", execution
+    assert time.monotonic() - start < 2 * 5
+
+
+@pytest.mark.parametrize(
+    "asked, status, text",
+    [
+        ({"language": "cobol"}, 500, "cobol not found"),
+        ({"context_id": "nope"}, 404, "Context nope not found"),
+        ({"context_id": "nope", "language": "python"}, 400, "Only one of context_id or language can be provided"),
+    ],
+)
+def test_what_is_not_there_is_refused(sandbox, port, asked, status, text):
+    answer = port.ask("POST", "/execute", {"code": "1"} | asked)
+    assert answer[0] == status and text in answer[2]
+    answers_soon(sandbox)
+
+
 def test_ci_040_memory_that_is_not_there(own):
     sandbox = own()
     execution = sandbox.run_code("held = bytearray(6 << 30)\nfor at in range(0, len(held), 4096): held[at] = 1")
     assert execution.error.name in ("ContextRestarting", "MemoryError")
-    assert sandbox.run_code("1+1").text == "2"
+    answers_soon(sandbox)
     assert sandbox.commands.run("echo alive").stdout == "alive\n"
 
 
@@ -46,7 +70,8 @@ def test_ci_057_the_server_is_killed(own):
     sandbox = own()
     sandbox.run_code("x = 1")
     sandbox.commands.run("kill -9 $(pgrep -f lib/soulbox/[i]nterpreter)", user="root")
-    assert until_it_answers(sandbox, 5 * 5) < 5 * 5
+    # To be healthy it may take five seconds; an answer is wanted after two, and five times that is asserted.
+    until_it_answers(sandbox, 2 * 5)
     languages = [each.language for each in sandbox.list_code_contexts()]
     assert languages[:2] == ["python", "javascript"]
     assert sandbox.run_code("x").error.name == "NameError"
@@ -56,9 +81,7 @@ def test_ci_058_a_kernel_is_killed(own):
     sandbox = own()
     pid = sandbox.run_code("import os; os.getpid()").text
     sandbox.commands.run(f"kill -9 {pid}", user="root")
-    start = time.monotonic()
-    assert sandbox.run_code("1+1").text == "2"
-    assert time.monotonic() - start < 3 * 5
+    answers_soon(sandbox)
 
 
 def test_ci_063_contexts_leave_nothing(own):
@@ -90,6 +113,7 @@ def test_ci_064_forks_do_not_share_their_random_numbers(sandbox):
 
 def test_a_cell_that_closes_its_output(sandbox):
     sandbox.run_code("import os; os.close(1); os.close(2)")
+    answers_soon(sandbox)
     assert sandbox.run_code("print('again')").logs.stdout == ["again\n"]
     sandbox.run_code("import sys; sys.stdout = None")
     assert sandbox.run_code("print('and again'); 3").text == "3"
@@ -99,6 +123,7 @@ def test_a_cell_that_closes_its_output(sandbox):
 def test_bytes_that_are_no_text(sandbox):
     execution = sandbox.run_code(r"import os; os.write(1, b'a\xff\xe2\x82\xac\n'); None")
     assert execution.logs.stdout == ["a\ufffd\u20ac\n"]
+    answers_soon(sandbox)
 
 
 @pytest.mark.parametrize("language, code", [("bash", "echo {}"), ("js", "console.log({})")])
@@ -128,7 +153,7 @@ def test_output_of_an_endless_loop_is_bounded(sandbox):
     except Enough:
         pass
     assert heard > 10 << 20
-    assert sandbox.run_code("1+1", context=context, timeout=30).text == "2"
+    answers_soon(sandbox, context=context)
     sandbox.remove_code_context(context)
 
 
@@ -147,11 +172,8 @@ def test_output_of_an_endless_loop_is_bounded(sandbox):
 )
 def test_code_that_ends_its_kernel(sandbox, code):
     execution = sandbox.run_code(code)
-    assert (execution.error.name, execution.error.value) == ("ContextRestarting", "Context was restarted")
-    start = time.monotonic()
-    assert sandbox.run_code("1+1").text == "2"
-    # Five times the figure.
-    assert time.monotonic() - start < 2 * 5
+    assert (execution.error.name, execution.error.value) == RESTARTED
+    answers_soon(sandbox)
 
 
 @pytest.mark.parametrize(
@@ -191,29 +213,59 @@ def test_code_of_fifty_megabytes(sandbox):
     # More than 64 MiB is refused, and read to its end, so that the client hears why.
     with pytest.raises(SandboxException, match="413"):
         sandbox.run_code("y" * (65 << 20))
-    assert sandbox.run_code("1+1").text == "2"
+    answers_soon(sandbox)
 
 
-def test_a_fork_bomb_in_a_cell(own, sandbox):
-    """It is its own sandbox's trouble, and ends with that. When the next execution there is answered is a known gap (docs/kernels.md)."""
-    bombed = own()
-    with pytest.raises(TimeoutException):
-        bombed.run_code("import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.1)", timeout=4)
-    assert sandbox.run_code("1+1", timeout=60).text == "2"
+@pytest.mark.parametrize(
+    "language, code",
+    [
+        ("python", "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.1)"),
+        ("python", "import os\nwhile True: os.fork()"),
+        ("python", "import subprocess\nwhile True: subprocess.Popen(['sleep', '600'])"),
+        ("bash", "while :; do sleep 600 & done"),
+        ("js", "for (;;) require('child_process').spawn('sleep', ['600'])"),
+    ],
+)
+def test_a_fork_bomb_in_a_cell(own, language, code):
+    """It ends with its kernel; the next call, neighbours and commands are answered."""
+    bombed, neighbour = own(), own()
+    context = bombed.create_code_context(language=language)
+    execution = bombed.run_code(code, context=context, timeout=60)
+    assert (execution.error.name, execution.error.value) == RESTARTED
+    answers_soon(bombed, code="echo 2" if language == "bash" else "1+1", context=context)
+    answers_soon(bombed)
+    answers_soon(neighbour)
+    assert bombed.commands.run("echo alive").stdout == "alive\n"
     start = time.monotonic()
     assert bombed.kill()
     assert time.monotonic() - start < 5 * 5
 
 
-@pytest.mark.skipif("SOULBOX_LONG_TESTS" not in os.environ, reason="known gap of docs/kernels.md, which make soak shows; SOULBOX_LONG_TESTS=1 asks for it")
-def test_an_answer_after_a_fork_bomb(own):
+def test_a_fork_bomb_that_a_cell_leaves_behind(own):
+    """The cell is done at once, and what it began multiplies. The kernel stays, and so do its variables."""
     sandbox = own()
+    assert sandbox.run_code("kept=5; bomb() { bomb | bomb & }; bomb", language="bash").error is None
+    time.sleep(1)
+    answers_soon(sandbox)
+    assert sandbox.run_code("echo $kept", language="bash").logs.stdout == ["5\n"]
+    assert int(sandbox.commands.run("ls /proc | grep -c '^[0-9]'").stdout) < 256
+
+
+def test_a_crowd_that_forgets_an_interrupt(own):
+    """More programs than anybody leaves behind on purpose, each of which ignores the interrupt that ends the cell."""
+    sandbox = own()
+    code = "kept = 5\nimport os, signal, time\nfor _ in range(400):\n    if os.fork() == 0:\n        signal.signal(signal.SIGINT, signal.SIG_IGN)\n        while True: signal.pause()\nwhile True: time.sleep(1)"
     with pytest.raises(TimeoutException):
-        sandbox.run_code("import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.1)", timeout=4)
-    start = time.monotonic()
-    assert sandbox.run_code("1+1", timeout=60).text == "2"
-    assert time.monotonic() - start < 2 * 5
-    assert sandbox.commands.run("echo alive").stdout == "alive\n"
+        sandbox.run_code(code, timeout=5)
+    answers_soon(sandbox)
+    assert sandbox.run_code("kept").text == "5"
+
+
+def test_programs_that_a_cell_leaves_behind_stay(own):
+    sandbox = own()
+    sandbox.run_code("import subprocess\nleft = [subprocess.Popen(['sleep', '600']) for _ in range(200)]")
+    time.sleep(1)
+    assert sandbox.run_code("sum(each.poll() is None for each in left)").text == "200"
 
 
 def test_what_a_cell_forks_is_no_second_kernel(sandbox):
