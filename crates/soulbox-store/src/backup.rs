@@ -76,7 +76,7 @@ impl SqliteStore {
     /// # Errors
     /// The database or the writer failed; what was written has no end and will be refused.
     pub async fn backup(&self, to: &mut (dyn Write + Send)) -> Result<u64, BackupError> {
-        let mut transaction = self.readers().begin().await.map_err(read("teams"))?;
+        let mut transaction = self.begin_reading().await.map_err(read("teams"))?;
         write_all::<Sqlite>(&mut transaction, Schema::sqlite().newest(), to).await
     }
 
@@ -85,11 +85,7 @@ impl SqliteStore {
     /// # Errors
     /// The backup is not whole, or of a newer schema; the database is not empty. Nothing was changed then.
     pub async fn restore(&self, from: &mut (dyn BufRead + Send)) -> Result<u64, BackupError> {
-        let mut transaction = self
-            .durable()
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(begin)?;
+        let mut transaction = self.begin().await.map_err(begin)?;
         let rows = read_all::<Sqlite>(&mut transaction, &Schema::sqlite(), from).await?;
         transaction.commit().await.map_err(commit)?;
         Ok(rows)
@@ -102,11 +98,7 @@ impl PostgresStore {
     /// # Errors
     /// As [`SqliteStore::backup`].
     pub async fn backup(&self, to: &mut (dyn Write + Send)) -> Result<u64, BackupError> {
-        let mut transaction = self
-            .pool()
-            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await
-            .map_err(read("teams"))?;
+        let mut transaction = self.begin_reading().await.map_err(read("teams"))?;
         write_all::<Postgres>(&mut transaction, Schema::postgres().newest(), to).await
     }
 
@@ -115,7 +107,7 @@ impl PostgresStore {
     /// # Errors
     /// As [`SqliteStore::restore`].
     pub async fn restore(&self, from: &mut (dyn BufRead + Send)) -> Result<u64, BackupError> {
-        let mut transaction = self.pool().begin().await.map_err(begin)?;
+        let mut transaction = self.begin().await.map_err(begin)?;
         // A server that starts meanwhile waits, and finds the restored rows.
         for table in TABLES {
             transaction

@@ -8,6 +8,8 @@ mod pages;
 mod postgres;
 mod rows;
 mod sqlite;
+mod statements;
+mod store;
 mod templates;
 
 pub use backup::BackupError;

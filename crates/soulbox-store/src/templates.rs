@@ -11,9 +11,10 @@ use soulbox_control::{
 };
 use soulbox_types::{BuildId, TeamId, TemplateId, UnixMillis};
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Acquire, PgConnection, Postgres, Row, Sqlite, Transaction};
+use sqlx::{PgConnection, Postgres, Row, Sqlite, Transaction};
 
 use crate::rows::{self, number, optional};
+use crate::store::Told;
 use crate::{PostgresStore, SqliteStore, failed};
 
 /// What a build is told that a newer one took the place of.
@@ -23,47 +24,18 @@ const NOT_STARTED: &str = "build was not started in time";
 const LOST: &str = "the server that performed the build ended";
 
 impl SqliteStore {
-    async fn write(
-        &self,
-        action: &'static str,
-    ) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.durable()
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(failed(action))
-    }
-
-    async fn written(
-        &self,
-        transaction: Transaction<'static, Sqlite>,
-        action: &'static str,
-    ) -> Result<(), StoreError> {
-        transaction.commit().await.map_err(failed(action))
+    async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+        self.begin().await
     }
 }
 
 impl PostgresStore {
-    async fn write(
-        &self,
-        action: &'static str,
-    ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut transaction = self.pool().begin().await.map_err(failed(action))?;
+    async fn write(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let mut transaction = self.begin().await?;
         sqlx::query("LOCK TABLE templates IN SHARE ROW EXCLUSIVE MODE")
             .execute(&mut *transaction)
-            .await
-            .map_err(failed(action))?;
+            .await?;
         Ok(transaction)
-    }
-
-    async fn written(
-        &self,
-        mut transaction: Transaction<'static, Postgres>,
-        action: &'static str,
-    ) -> Result<(), StoreError> {
-        self.tell_of_templates(&mut transaction)
-            .await
-            .map_err(failed(action))?;
-        transaction.commit().await.map_err(failed(action))
     }
 }
 
@@ -554,18 +526,20 @@ statements!(on_sqlite, SqliteConnection, sqlx::sqlite::SqliteRow);
 statements!(on_postgres, PgConnection, sqlx::postgres::PgRow);
 
 macro_rules! template_store {
-    ($store:ty, $statements:ident, $readers:ident) => {
+    ($store:ty, $statements:ident) => {
         #[async_trait]
         impl TemplateStore for $store {
             async fn begin_build(&self, new: &NewBuild) -> Result<BeginBuild, StoreError> {
                 const ACTION: &str = "insert a build";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let outcome = $statements::begin(&mut transaction, new)
                     .await
                     .map_err(failed(ACTION))?;
                 // What was superseded on the way to a refusal is not: the transaction is dropped.
                 if matches!(outcome, BeginBuild::Begun { .. }) {
-                    self.written(transaction, ACTION).await?;
+                    self.commit(transaction, Told::Templates)
+                        .await
+                        .map_err(failed(ACTION))?;
                 }
                 Ok(outcome)
             }
@@ -577,11 +551,13 @@ macro_rules! template_store {
                 at: UnixMillis,
             ) -> Result<StartBuild, StoreError> {
                 const ACTION: &str = "start a build";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let outcome = $statements::start(&mut transaction, build_id, specification, at)
                     .await
                     .map_err(failed(ACTION))?;
-                self.written(transaction, ACTION).await?;
+                self.commit(transaction, Told::Templates)
+                    .await
+                    .map_err(failed(ACTION))?;
                 Ok(outcome)
             }
 
@@ -592,13 +568,15 @@ macro_rules! template_store {
                 at: UnixMillis,
             ) -> Result<bool, StoreError> {
                 const ACTION: &str = "end a build";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let text = outcome.err().map(json).unwrap_or_default();
                 let outcome = outcome.map_err(|_| text.as_str());
                 let ended = $statements::end(&mut transaction, build_id, outcome, at)
                     .await
                     .map_err(failed(ACTION))?;
-                self.written(transaction, ACTION).await?;
+                self.commit(transaction, Told::Templates)
+                    .await
+                    .map_err(failed(ACTION))?;
                 Ok(ended)
             }
 
@@ -608,7 +586,7 @@ macro_rules! template_store {
                 at: UnixMillis,
             ) -> Result<bool, StoreError> {
                 const ACTION: &str = "note that a build is under way";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let touched = sqlx::query(
                     "UPDATE builds SET updated_at = $1 WHERE build_id = $2 AND status = 'building'",
                 )
@@ -630,13 +608,15 @@ macro_rules! template_store {
                 at: UnixMillis,
             ) -> Result<Vec<BuildId>, StoreError> {
                 const ACTION: &str = "give up builds";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let since = (waiting_since, silent_since);
                 let abandoned = $statements::abandon(&mut transaction, since, at)
                     .await
                     .map_err(failed(ACTION))?;
                 if !abandoned.is_empty() {
-                    self.written(transaction, ACTION).await?;
+                    self.commit(transaction, Told::Templates)
+                        .await
+                        .map_err(failed(ACTION))?;
                 }
                 Ok(abandoned)
             }
@@ -647,11 +627,13 @@ macro_rules! template_store {
                 at: UnixMillis,
             ) -> Result<Vec<BuildId>, StoreError> {
                 const ACTION: &str = "cancel the builds of a team";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let cancelled = $statements::cancel(&mut transaction, team_id, at)
                     .await
                     .map_err(failed(ACTION))?;
-                self.written(transaction, ACTION).await?;
+                self.commit(transaction, Told::Templates)
+                    .await
+                    .map_err(failed(ACTION))?;
                 Ok(cancelled)
             }
 
@@ -659,7 +641,7 @@ macro_rules! template_store {
                 const ACTION: &str = "read a build";
                 let found = sqlx::query("SELECT * FROM build_details WHERE build_id = $1")
                     .bind(build_id.as_str())
-                    .fetch_optional(self.$readers())
+                    .fetch_optional(&mut *self.read().await.map_err(failed(ACTION))?)
                     .await
                     .map_err(failed(ACTION))?;
                 found
@@ -674,7 +656,7 @@ macro_rules! template_store {
                 lines: &[BuildLogLine],
             ) -> Result<(), StoreError> {
                 const ACTION: &str = "write the log of a build";
-                let mut transaction = self.log_writer().begin().await.map_err(failed(ACTION))?;
+                let mut transaction = self.begin_fast().await.map_err(failed(ACTION))?;
                 $statements::add_lines(&mut transaction, build_id, lines)
                     .await
                     .map_err(failed(ACTION))?;
@@ -687,9 +669,8 @@ macro_rules! template_store {
                 query: &LineQuery,
             ) -> Result<Vec<BuildLogLine>, StoreError> {
                 const ACTION: &str = "read the log of a build";
-                let mut connection = self.$readers().acquire().await.map_err(failed(ACTION))?;
-                let connection = connection.acquire().await.map_err(failed(ACTION))?;
-                $statements::lines(connection, build_id, query)
+                let mut connection = self.read().await.map_err(failed(ACTION))?;
+                $statements::lines(&mut connection, build_id, query)
                     .await
                     .map_err(failed(ACTION))
             }
@@ -702,12 +683,14 @@ macro_rules! template_store {
                 at: UnixMillis,
             ) -> Result<Publish, StoreError> {
                 const ACTION: &str = "publish a template";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let outcome =
                     $statements::publish(&mut transaction, template_id, public, global_alias, at)
                         .await
                         .map_err(failed(ACTION))?;
-                self.written(transaction, ACTION).await?;
+                self.commit(transaction, Told::Templates)
+                    .await
+                    .map_err(failed(ACTION))?;
                 Ok(outcome)
             }
 
@@ -717,23 +700,27 @@ macro_rules! template_store {
                 at: UnixMillis,
             ) -> Result<DeleteTemplate, StoreError> {
                 const ACTION: &str = "delete a template";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 let outcome = $statements::delete(&mut transaction, template_id, at)
                     .await
                     .map_err(failed(ACTION))?;
-                self.written(transaction, ACTION).await?;
+                self.commit(transaction, Told::Templates)
+                    .await
+                    .map_err(failed(ACTION))?;
                 Ok(outcome)
             }
 
             async fn assign_tags(&self, assignments: &[AssignmentRow]) -> Result<(), StoreError> {
                 const ACTION: &str = "tag a build";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 for assignment in assignments {
                     $statements::assign(&mut transaction, &assignment.template_id, assignment)
                         .await
                         .map_err(failed(ACTION))?;
                 }
-                self.written(transaction, ACTION).await
+                self.commit(transaction, Told::Templates)
+                    .await
+                    .map_err(failed(ACTION))
             }
 
             async fn remove_tags(
@@ -742,7 +729,7 @@ macro_rules! template_store {
                 tags: &[String],
             ) -> Result<(), StoreError> {
                 const ACTION: &str = "remove tags";
-                let mut transaction = self.write(ACTION).await?;
+                let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 for tag in tags {
                     sqlx::query("DELETE FROM assignments WHERE template_id = $1 AND tag = $2")
                         .bind(template_id.as_str())
@@ -751,11 +738,13 @@ macro_rules! template_store {
                         .await
                         .map_err(failed(ACTION))?;
                 }
-                self.written(transaction, ACTION).await
+                self.commit(transaction, Told::Templates)
+                    .await
+                    .map_err(failed(ACTION))
             }
         }
     };
 }
 
-template_store!(SqliteStore, on_sqlite, readers);
-template_store!(PostgresStore, on_postgres, pool);
+template_store!(SqliteStore, on_sqlite);
+template_store!(PostgresStore, on_postgres);

@@ -8,43 +8,27 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soulbox_control::{Change, Changes};
 use sqlx::postgres::{PgListener, PgPool};
-use sqlx::{Postgres, Transaction};
 
-use super::PostgresStore;
+use crate::store::Told;
 
-const CHANNEL: &str = "soulbox_changes";
-pub(super) const KEYS: &str = "keys";
-pub(super) const TEMPLATES: &str = "templates";
+pub(super) const CHANNEL: &str = "soulbox_changes";
+const KEYS: &str = "keys";
+const TEMPLATES: &str = "templates";
 /// Between two attempts to listen again.
 const RETRY: Duration = Duration::from_secs(1);
 
-impl PostgresStore {
-    /// Tells the other servers when the transaction commits.
-    pub(super) async fn tell(
-        &self,
-        transaction: &mut Transaction<'static, Postgres>,
-        what: &str,
-    ) -> Result<(), sqlx::Error> {
-        sqlx::query("SELECT pg_notify($1, $2)")
-            .bind(CHANNEL)
-            .bind(format!("{} {what}", self.origin))
-            .execute(&mut **transaction)
-            .await
-            .map(drop)
+/// What the other servers are sent.
+pub(super) fn payload(origin: &str, told: Told<'_>) -> Option<String> {
+    match told {
+        Told::Nothing => None,
+        Told::Keys => Some(format!("{origin} {KEYS}")),
+        Told::Templates => Some(format!("{origin} {TEMPLATES}")),
+        Told::Sandbox(sandbox_id) => Some(format!("{origin} :{sandbox_id}")),
     }
 }
 
-/// The payload for a changed sandbox; statements send it themselves, to spare a round trip.
-pub(super) fn of_sandbox(origin: &str, sandbox_id: &soulbox_types::SandboxId) -> String {
-    format!("{origin} :{sandbox_id}")
-}
-
-pub(super) const fn channel() -> &'static str {
-    CHANNEL
-}
-
 /// A connection that listens.
-pub(super) struct Heard {
+pub(crate) struct Heard {
     listener: PgListener,
     origin: String,
 }
@@ -105,14 +89,17 @@ mod tests {
 
     #[test]
     fn payloads_are_read_and_ones_own_passed_over() {
-        let id = "i1".parse().expect("an ID");
-        assert_eq!(read("me keys", "me"), None);
-        assert_eq!(read("you keys", "me"), Some(Change::Keys));
-        assert_eq!(read("you templates", "me"), Some(Change::Templates));
-        assert_eq!(
-            read(&of_sandbox("you", &id), "me"),
-            Some(Change::Sandbox(id))
-        );
+        let id: soulbox_types::SandboxId = "i1".parse().expect("an ID");
+        let sent = |told| payload("you", told).expect("a payload");
+        for (told, heard) in [
+            (Told::Keys, Change::Keys),
+            (Told::Templates, Change::Templates),
+            (Told::Sandbox(&id), Change::Sandbox(id.clone())),
+        ] {
+            assert_eq!(read(&sent(told), "me"), Some(heard));
+            assert_eq!(read(&sent(told), "you"), None);
+        }
+        assert_eq!(payload("you", Told::Nothing), None);
         for odd in ["", "you", "you :NO", "you something"] {
             assert_eq!(read(odd, "me"), Some(Change::Missed), "{odd}");
         }
