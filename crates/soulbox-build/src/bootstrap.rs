@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::recipe::Recipe;
+use crate::unsynced;
 
 const PROGRAM: &str = "mmdebstrap";
 /// How long mmdebstrap gets to give back its mounts after a SIGTERM.
@@ -74,17 +75,17 @@ pub fn run(
         source,
     };
     let mut log = File::create(places.log).map_err(wrote)?;
-    let mut child = Command::new(PROGRAM)
+    let mut command = Command::new(PROGRAM);
+    command
         .args(arguments(recipe, places))
         .envs(environment(places))
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(wrote)?)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => BootstrapError::Missing,
-            _ => BootstrapError::Start(source),
-        })?;
+        .stderr(Stdio::piped());
+    let mut child = unsynced::spawn(&mut command).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => BootstrapError::Missing,
+        _ => BootstrapError::Start(source),
+    })?;
     let lines = reader(child.stderr.take());
     let deadline = Instant::now() + within;
     let mut timed_out = false;

@@ -18,11 +18,13 @@ pub mod debs;
 pub mod npm;
 pub mod recipe;
 pub mod stacked;
+mod unsynced;
 pub mod wheels;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use soulbox_pool::{DigestError, Inherited, LayerDigest, Pool, PoolError, TemplateManifest};
@@ -225,12 +227,22 @@ pub fn build_template(
     if !pool.has_layer(&digest) {
         let start = Instant::now();
         let mut draft = pool.begin_layer()?;
-        draft.number_apart()?;
+        // mmdebstrap's hooks run in folders of their own choice, so every path must be absolute.
+        let folder = &fs::canonicalize(folder).map_err(prepare(folder))?;
+        // In a new pool the one takes a processor for seconds, the other mostly waits.
+        let (numbered, fetched) = thread::scope(|scope| {
+            let numbering = scope.spawn(|| draft.number_apart());
+            let fetched = fetch(folder, &recipe, options, progress);
+            (numbering.join(), fetched)
+        });
+        numbered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let fetched = fetched?;
+        let root = &fs::canonicalize(draft.path()).map_err(prepare(draft.path()))?;
         let size = if below.is_empty() {
-            build_root(folder, &recipe, options, draft.path(), progress)?
+            build_root(folder, &recipe, options, &fetched, root, progress)?
         } else {
             let below: Vec<PathBuf> = below.iter().map(|layer| pool.layer_path(layer)).collect();
-            build_above(folder, &recipe, options, &below, draft.path(), progress)?
+            build_above(folder, &recipe, &below, &fetched, root, progress)?
         };
         progress("committing the layer");
         draft.commit(&digest)?;
@@ -244,32 +256,28 @@ pub fn build_template(
     Ok(Built { manifest, new })
 }
 
-/// Fills the empty folder `root` with the root file system of `recipe`, whose folder is `folder`. Needs root.
-pub fn build_root(
+/// What a build takes from the indexes of this host, all paths absolute.
+struct Fetched {
+    work: Work,
+    cache: PathBuf,
+    /// Tarballs of the recipe's npm packages.
+    npm: PathBuf,
+    /// Its Debian packages and wheels, where it has a parent; a root's packages are mmdebstrap's business.
+    debs: PathBuf,
+    wheels: PathBuf,
+}
+
+fn fetch(
     folder: &Path,
     recipe: &Recipe,
     options: &BuildOptions,
-    root: &Path,
     progress: &mut dyn FnMut(&str),
-) -> Result<TreeSize, BuildError> {
+) -> Result<Fetched, BuildError> {
     let name = || recipe.name.clone();
     fs::create_dir_all(&options.cache).map_err(prepare(&options.cache))?;
-    // mmdebstrap's hooks run in folders of their own choice, so every path must be absolute.
     let cache = fs::canonicalize(&options.cache).map_err(prepare(&options.cache))?;
-    let folder = fs::canonicalize(folder).map_err(prepare(folder))?;
-    let root = fs::canonicalize(root).map_err(prepare(root))?;
     let work = Work::create(&cache)?;
-    let (npm, certificates) = (work.path.join("npm"), work.path.join("certificates"));
-    let (debs, log) = (
-        cache.join("debs"),
-        cache.join(format!("{}.log", recipe.name)),
-    );
-
-    fs::create_dir_all(&certificates).map_err(prepare(&certificates))?;
-    for certificate in &options.extra_certificates {
-        let copy = certificates.join(certificate.file_name().unwrap_or_default());
-        fs::copy(certificate, copy).map_err(prepare(certificate))?;
-    }
+    let npm = work.path.join("npm");
     if !recipe.npm.is_empty() {
         progress("fetching npm packages");
     }
@@ -279,53 +287,9 @@ pub fn build_root(
             source,
         }
     })?;
-    let places = Places {
-        recipe: &folder,
-        root: &root,
-        debs: &debs,
-        npm: &npm,
-        certificates: &certificates,
-        log: &log,
-    };
-    bootstrap::run(recipe, &places, BOOTSTRAP_WITHIN, progress).map_err(|source| {
-        BuildError::Bootstrap {
-            name: name(),
-            source,
-        }
-    })?;
-    progress("completing the root");
-    let size = bottom::finish(&root).map_err(|source| BuildError::Bottom {
-        name: name(),
-        source,
-    })?;
-    // The log is for failures.
-    fs::remove_file(&log).map_err(prepare(&log))?;
-    Ok(size)
-}
-
-/// Fills the empty folder `draft` with what the recipe makes of its parent, whose layers are `below`, lowest first. Needs root.
-fn build_above(
-    folder: &Path,
-    recipe: &Recipe,
-    options: &BuildOptions,
-    below: &[PathBuf],
-    draft: &Path,
-    progress: &mut dyn FnMut(&str),
-) -> Result<TreeSize, BuildError> {
-    let name = || recipe.name.clone();
-    fs::create_dir_all(&options.cache).map_err(prepare(&options.cache))?;
-    let cache = fs::canonicalize(&options.cache).map_err(prepare(&options.cache))?;
-    let folder = fs::canonicalize(folder).map_err(prepare(folder))?;
-    let draft = fs::canonicalize(draft).map_err(prepare(draft))?;
-    let work = Work::create(&cache)?;
-    let npm = work.path.join("npm");
-    npm::collect(recipe.npm.iter(), &cache.join("npm"), &npm).map_err(|source| {
-        BuildError::Npm {
-            name: name(),
-            source,
-        }
-    })?;
-    let debs = if recipe.packages.is_empty() {
+    let debs = if recipe.parent.is_none() {
+        cache.join("debs")
+    } else if recipe.packages.is_empty() {
         PathBuf::new()
     } else {
         progress("fetching Debian packages");
@@ -348,20 +312,79 @@ fn build_above(
             )?
         }
     };
+    Ok(Fetched {
+        work,
+        cache,
+        npm,
+        debs,
+        wheels,
+    })
+}
+
+/// Fills the empty folder `root` with the root file system of `recipe`, whose folder is `folder`. Needs root.
+fn build_root(
+    folder: &Path,
+    recipe: &Recipe,
+    options: &BuildOptions,
+    fetched: &Fetched,
+    root: &Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<TreeSize, BuildError> {
+    let name = || recipe.name.clone();
+    let certificates = fetched.work.path.join("certificates");
+    let log = fetched.cache.join(format!("{}.log", recipe.name));
+    fs::create_dir_all(&certificates).map_err(prepare(&certificates))?;
+    for certificate in &options.extra_certificates {
+        let copy = certificates.join(certificate.file_name().unwrap_or_default());
+        fs::copy(certificate, copy).map_err(prepare(certificate))?;
+    }
+    let places = Places {
+        recipe: folder,
+        root,
+        debs: &fetched.debs,
+        npm: &fetched.npm,
+        certificates: &certificates,
+        log: &log,
+    };
+    bootstrap::run(recipe, &places, BOOTSTRAP_WITHIN, progress).map_err(|source| {
+        BuildError::Bootstrap {
+            name: name(),
+            source,
+        }
+    })?;
+    progress("completing the root");
+    let size = bottom::finish(root).map_err(|source| BuildError::Bottom {
+        name: name(),
+        source,
+    })?;
+    // The log is for failures.
+    fs::remove_file(&log).map_err(prepare(&log))?;
+    Ok(size)
+}
+
+/// Fills the empty folder `draft` with what the recipe makes of its parent, whose layers are `below`, lowest first. Needs root.
+fn build_above(
+    folder: &Path,
+    recipe: &Recipe,
+    below: &[PathBuf],
+    fetched: &Fetched,
+    draft: &Path,
+    progress: &mut dyn FnMut(&str),
+) -> Result<TreeSize, BuildError> {
     progress("running the recipe's script");
-    let log = cache.join(format!("{}.log", recipe.name));
+    let log = fetched.cache.join(format!("{}.log", recipe.name));
     let places = stacked::Places {
-        recipe: &folder,
+        recipe: folder,
         layers: below,
-        draft: &draft,
-        npm: &npm,
-        debs: &debs,
-        wheels: &wheels,
+        draft,
+        npm: &fetched.npm,
+        debs: &fetched.debs,
+        wheels: &fetched.wheels,
         log: &log,
     };
     let size =
         stacked::run(recipe, &places, BOOTSTRAP_WITHIN).map_err(|source| BuildError::Stack {
-            name: name(),
+            name: recipe.name.clone(),
             source,
         })?;
     // The log is for failures.

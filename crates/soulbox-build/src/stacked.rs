@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::bottom::{self, BottomError, TreeSize};
 use crate::recipe::Recipe;
+use crate::unsynced;
 
 /// The script of a recipe ends by itself; between looks at whether it has.
 const LOOK: Duration = Duration::from_millis(100);
@@ -92,7 +93,8 @@ pub fn run(recipe: &Recipe, places: &Places<'_>, within: Duration) -> Result<Tre
             .unwrap_or_default()
     };
     let log = File::create(places.log).map_err(StackError::Start)?;
-    let mut child = Command::new("unshare")
+    let mut command = Command::new("unshare");
+    command
         .args([
             "--mount",
             "--propagation",
@@ -116,9 +118,8 @@ pub fn run(recipe: &Recipe, places: &Places<'_>, within: Duration) -> Result<Tre
         .env("SOULBOX_WHEELS", places.wheels)
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(StackError::Start)?)
-        .stderr(log)
-        .spawn()
-        .map_err(StackError::Start)?;
+        .stderr(log);
+    let mut child = unsynced::spawn(&mut command).map_err(StackError::Start)?;
     let status = finished(&mut child, within)?.ok_or_else(|| StackError::TimedOut {
         within,
         log: places.log.to_owned(),
