@@ -395,3 +395,56 @@ fn a_pause_of_a_dead_front_that_comes_late() {
         check(seed, 2, ops.clone(), faults.clone());
     }
 }
+
+/// A sandbox was killed while the write of its pause was under way, which came through afterwards. The host had not been asked for a
+/// snapshot, so there is nothing to come back from: this was the simulation's mistake.
+#[test]
+fn a_kill_beside_the_late_write_of_a_pause() {
+    let pause = Op::Pause {
+        at: 3_965,
+        sandbox: 0,
+    };
+    let any = Op::Kill {
+        at: 3_979,
+        sandbox: 0,
+        any: true,
+    };
+    let slow = Fault::StoreSlow {
+        from: 3_965,
+        until: 23_675,
+        by: 20_294,
+    };
+    for seed in (0..50).chain([103_540_210]) {
+        check(seed, 2, vec![create(0, 3_966), pause, any], vec![slow]);
+    }
+}
+
+/// A sandbox ran again after a pause and ended by itself while its row could not be written, so nobody was told of either. That is the end
+/// of a sandbox that was resumed, not the loss of a paused one: this was the simulation's mistake.
+#[test]
+fn an_end_before_the_row_says_that_it_was_resumed() {
+    let pauses = Op::Create {
+        at: 0,
+        timeout: 2_154,
+        leaves_after: None,
+        kept: false,
+        pauses: true,
+    };
+    let pause = Op::Pause { at: 41, sandbox: 0 };
+    let resume = Op::Resume {
+        at: 60,
+        sandbox: 0,
+        timeout: 1_825,
+    };
+    let exit = Op::Exit {
+        at: 990,
+        sandbox: 0,
+    };
+    let fails = Fault::StoreFails {
+        from: 73,
+        until: 133,
+    };
+    for seed in (0..50).chain([106_292_631]) {
+        check(seed, 1, vec![pauses, resume, pause, exit], vec![fails]);
+    }
+}

@@ -299,7 +299,10 @@ impl World<'_> {
     fn may_return(&self, sandbox: usize, record: &Progress) -> bool {
         match record.state {
             SandboxState::Killing | SandboxState::Dead => false,
-            SandboxState::Creating | SandboxState::Running if record.pause.is_none() => {
+            // Where the write of a pause came late, the host was never asked for one.
+            SandboxState::Creating | SandboxState::Running | SandboxState::Pausing
+                if record.pause.is_none() =>
+            {
                 let id = World::id(sandbox);
                 let mut snapshots = self.agent.snapshots.values();
                 snapshots.any(|snapshot| snapshot.ended && snapshot.sandbox_id == id)

@@ -48,7 +48,8 @@ pub(super) struct Request {
 #[derive(Debug, Clone, Default)]
 struct Sandbox {
     requests: Vec<usize>,
-    exited: bool,
+    /// The last run that ended by itself.
+    exited_run: Option<u32>,
     starts: u32,
     started_at: Option<UnixMillis>,
     alive: bool,
@@ -195,7 +196,8 @@ impl Ledger {
     }
 
     pub(super) fn exited(&mut self, sandbox: usize) {
-        self.of(sandbox).exited = true;
+        let one = self.of(sandbox);
+        one.exited_run = Some(one.starts);
     }
 
     pub(super) fn is_alive(&self, sandbox: usize) -> bool {
@@ -334,14 +336,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether it has gone on from the snapshot of that name, for as long as it was to.
+    /// Whether it has gone on from the snapshot of that name, for as long as it was to or until it ended by itself.
     pub(super) fn has_run_again(&self, sandbox: usize, name: &str, now: UnixMillis) -> bool {
+        let Some(one) = self.sandboxes.get(sandbox) else {
+            return false;
+        };
         let run = self.snapshots.get(name).map(|(_, run)| *run);
-        let one = self.sandboxes.get(sandbox);
-        one.is_some_and(|one| run.is_some_and(|run| one.starts > run))
-            && self
-                .of_sandbox(sandbox)
-                .any(|request| matches!(request.wish, Wish::Resume(to) if now >= to))
+        let expired = self
+            .of_sandbox(sandbox)
+            .any(|request| matches!(request.wish, Wish::Resume(to) if now >= to));
+        run.is_some_and(|run| one.starts > run) && (expired || one.exited_run == Some(one.starts))
     }
 
     /// Its row goes from a pause to an end, or it was to be paused at its deadline.
@@ -350,7 +354,7 @@ impl Ledger {
             .of_sandbox(sandbox)
             .any(|request| request.wish == Wish::Kill);
         let fine = self.sandboxes.get(sandbox).is_none_or(|one| {
-            let over = one.exited || one.excused || one.harmed;
+            let over = one.exited_run.is_some() || one.excused || one.harmed;
             killed || !at_rest && (over || self.promised(sandbox).is_none())
         });
         if fine {
@@ -554,7 +558,7 @@ impl Ledger {
             .of_sandbox(sandbox)
             .any(|request| request.wish == Wish::Kill);
         let one = self.sandboxes.get(sandbox);
-        let exited = one.is_some_and(|one| one.exited || one.harmed);
+        let exited = one.is_some_and(|one| one.exited_run.is_some() || one.harmed);
         killed || exited || self.promised(sandbox).is_none_or(|(low, _)| now >= low)
     }
 }
