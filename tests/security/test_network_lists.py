@@ -136,6 +136,17 @@ def test_cp_098_a_paused_one_is_not_changed(made):
     assert reached(sandbox, *PUBLIC) == [TWO], "it is as it was"
 
 
+def test_cp_099_lists_are_kept_over_pauses(made):
+    some, all_but = made(internet=False, allowOut=[TWO]), made(denyOut=[ONE])
+    put(all_but, denyOut=[TWO])
+    for _ in range(2):
+        for sandbox in (some, all_but):
+            sandbox.pause()
+            Sandbox.connect(sandbox.sandbox_id)
+        assert reached(some, *PUBLIC) == [TWO]
+        assert reached(all_but, *PUBLIC) == [ONE], "the change is kept, not what its create said"
+
+
 def test_a_rollback_keeps_what_may_be_reached_now(made):
     sandbox = made(denyOut=[ONE])
     status, snapshot = ask("POST", f"/sandboxes/{sandbox.sandbox_id}/snapshots", {})

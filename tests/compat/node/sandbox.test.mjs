@@ -221,6 +221,34 @@ describe('pauses, snapshots and forks', { timeout: 120_000 }, () => {
     assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), false)
   })
 
+  test('cp_157_every_call_by_its_name', async () => {
+    const own = await Sandbox.create(TEMPLATE, { timeoutMs: 120_000 })
+    try {
+      await counting(own)
+      assert.equal((await Sandbox.connect(own.sandboxId, { timeoutMs: 120_000 })).sandboxId, own.sandboxId)
+      assert.ok((await Sandbox.list().nextItems()).some((it) => it.sandboxId === own.sandboxId))
+      await own.setTimeout(300_000)
+      const left = (await own.getInfo()).endAt - Date.now()
+      assert.ok(left > 240_000 && left <= 301_000, `${left} ms are left`)
+      assert.match(own.getHost(8000), new RegExp(`^8000-${own.sandboxId}\\.`))
+      await until('metrics', async () => (await own.getMetrics()).length > 0, 20_000)
+      const before = await count(own)
+      const snapshot = await own.createSnapshot()
+      const others = [await Sandbox.create(snapshot.snapshotId, { timeoutMs: 60_000 }), ...(await own.fork({ timeoutMs: 60_000 }))]
+      assert.equal(others.length, 2)
+      for (const other of others) {
+        assert.ok((await count(other)) >= before)
+        assert.equal(await other.kill(), true)
+      }
+      assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), true)
+      assert.equal(await own.pause(), true)
+      await own.connect({ timeoutMs: 120_000 })
+      assert.ok((await count(own)) > before)
+    } finally {
+      assert.equal(await own.kill(), true)
+    }
+  })
+
   test('a timeout pauses, and traffic resumes', async () => {
     const own = await Sandbox.create(TEMPLATE, { timeoutMs: 60_000, lifecycle: { onTimeout: 'pause', autoResume: true } })
     await counting(own)

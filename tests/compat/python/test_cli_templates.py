@@ -157,6 +157,21 @@ def test_cli_042_delete_nothing(cli, plain):  # noqa: F811
     assert done.returncode == 1 and listed(plain), done
 
 
+def test_cp_157_templates_from_create_to_delete(cli, create, names):  # noqa: F811
+    name = names()
+    assert create(name, "FROM e2bdev/base\nRUN echo made > /made\n").returncode == 0
+    assert name in cli("template", "list").stdout
+    assert cli("template", "publish", name, "-y").returncode == 0 and listed(name)["public"] is True
+    made = cli("sandbox", "create", name, "-d", "--timeout", "60")
+    assert made.returncode == 0, made
+    sandbox = Sandbox.connect(made.stdout.strip())
+    assert sandbox.files.read("/made") == "made\n"
+    assert cli("sandbox", "kill", sandbox.sandbox_id).returncode == 0
+    done = cli("template", "delete", name, "-y")
+    assert done.returncode == 0, done
+    assert name not in cli("template", "list").stdout
+
+
 def test_cli_043_the_old_build_needs_no_server(cli, tmp_path):  # noqa: F811
     done = cli("template", "build", "-p", str(tmp_path), env=NOWHERE)
     assert done.returncode == 1 and "deprecated" in (done.stdout + done.stderr).lower(), done

@@ -1,11 +1,13 @@
 """Pause, resume, auto-pause, auto-resume, snapshots and forks, through the official package."""
 
 import asyncio
+import http.client
 import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import TEMPLATE, api, request, through_ingress
@@ -132,11 +134,22 @@ def test_cp_069_what_is_paused_is_not_paused_again(own):
 
 def test_cp_070_pauses_join(own):
     sandbox = own()
-    with ThreadPoolExecutor(5) as pool:
-        answers = list(pool.map(lambda _: post(f"/sandboxes/{sandbox.sandbox_id}/pause"), range(5)))
-    # They are one pause; one that comes after it finds it paused.
-    statuses = [answer.status for answer in answers]
-    assert set(statuses) <= {204, 409} and statuses.count(204) >= 2, answers
+    # Memory makes a pause last, so that all requests are there before it is done; who comes later finds it paused (cp_069).
+    sandbox.commands.run("python3 -c 'import os, time; kept = os.urandom(200 << 20); time.sleep(300)'", background=True, timeout=0)
+    time.sleep(2)
+    at = urlsplit(os.environ["E2B_API_URL"])
+    connections = [http.client.HTTPConnection(at.hostname, at.port, timeout=60) for _ in range(5)]
+    for connection in connections:
+        connection.connect()
+    for connection in connections:
+        headers = {"X-API-Key": os.environ["E2B_API_KEY"], "Content-Type": "application/json"}
+        connection.request("POST", f"{at.path}/sandboxes/{sandbox.sandbox_id}/pause", b"{}", headers)
+    answers = [(answer.status, answer.read()) for answer in map(http.client.HTTPConnection.getresponse, connections)]
+    for connection in connections:
+        connection.close()
+    assert answers == [(204, b"")] * 5
+    assert detail(sandbox.sandbox_id)["state"] == "paused"
+    assert Sandbox.connect(sandbox.sandbox_id, timeout=60).is_running()
 
 
 def test_cp_071_without_memory_it_boots_from_disk(own):
@@ -389,6 +402,33 @@ def test_cp_083_only_what_runs_is_forked(own):
     answer = post(fork)
     assert answer.status == 409 and "is paused and cannot be forked" in answer.text
     assert post(f"/sandboxes/{UNKNOWN}/fork").status == 404
+
+
+def test_cp_157_every_call_by_its_name(own):
+    sandbox = own()
+    counting(sandbox)
+    assert Sandbox.connect(sandbox.sandbox_id, timeout=120).is_running()
+    listed_ids = [item.sandbox_id for item in Sandbox.list().next_items()]
+    assert sandbox.sandbox_id in listed_ids
+    sandbox.set_timeout(300)
+    left = sandbox.get_info().end_at - datetime.now(timezone.utc)
+    assert timedelta(seconds=240) < left <= timedelta(seconds=301)
+    assert sandbox.get_host(8000).startswith(f"8000-{sandbox.sandbox_id}.")
+    end = time.monotonic() + 20
+    while not (points := sandbox.get_metrics()):
+        assert time.monotonic() < end, "no metrics within 20 s"
+        time.sleep(0.5)
+    assert points[-1].mem_used > 0
+    before = count(sandbox.sandbox_id)
+    made = sandbox.create_snapshot()
+    others = [Sandbox.create(made.snapshot_id, timeout=60), *sandbox.fork(count=1, timeout=60)]
+    assert all(count(other.sandbox_id) >= before for other in others)
+    assert all(other.kill() for other in others)
+    assert Sandbox.delete_snapshot(made.snapshot_id) is True
+    assert sandbox.pause() is True
+    assert Sandbox.connect(sandbox.sandbox_id, timeout=120).sandbox_id == sandbox.sandbox_id
+    assert count(sandbox.sandbox_id) > before
+    assert sandbox.kill() is True
 
 
 def test_asynchronously_too():
