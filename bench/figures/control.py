@@ -36,8 +36,16 @@ def pages(table: Table) -> None:
 
 
 def rate(table: Table) -> None:
+    name = f"create and kill, c={CLIENTS}"
+    table.value(name, pairs_a_second(table.samples(20, 3)), "a second", least=80)
+    agent, front = processes()
+    with Profile(table, f"{name}, agent", agent), Profile(table, f"{name}, front", front):
+        pairs_a_second(table.samples(10, 3))
+
+
+def pairs_a_second(seconds: float) -> float:
     """Creates and kills by clients that do nothing else."""
-    end = time.monotonic() + table.samples(20, 3)
+    end = time.monotonic() + seconds
     barrier = threading.Barrier(CLIENTS)
 
     def one(_) -> int:
@@ -49,15 +57,10 @@ def rate(table: Table) -> None:
             count += 1
         return count
 
-    name = f"create and kill, c={CLIENTS}"
-    # While it is measured: 499 samples a second cost a percent.
-    agent, front = processes()
-    with Profile(table, f"{name}, agent", agent), Profile(table, f"{name}, front", front):
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            began = time.monotonic()
-            counts = sum(pool.map(one, range(CLIENTS)))
-            took = time.monotonic() - began
-    table.value(name, counts / took, "a second", least=80)
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        began = time.monotonic()
+        counts = sum(pool.map(one, range(CLIENTS)))
+        return counts / (time.monotonic() - began)
 
 
 def processes() -> tuple[list[int], list[int]]:

@@ -46,8 +46,10 @@ def of_store(table: Table, program: str, name: str, records) -> None:
         times = ask("single", address, table.samples(2000, 100))
         table.times(f"{name}: create, hosts at once", times["create"])
         table.times(f"{name}: kill, hosts at once", times["kill"])
-        with Profile(table, f"{name}: create and kill, c={CLIENTS}", [pid]):
-            rate(table, f"{name}: create and kill, c={CLIENTS}", ask("rate", address, CLIENTS, table.samples(10, 3)))
+        both = f"{name}: create and kill, c={CLIENTS}"
+        rate(table, both, ask("rate", address, CLIENTS, table.samples(10, 3)))
+        with Profile(table, both, [pid]):
+            ask("rate", address, CLIENTS, table.samples(10, 3))
         ask("fill", address, 1000)
         pages(table, f"{name}: page of a list, 1,000 records", ask("pages", address, table.samples(300, 50)), p50=5)
         chosen = ask("pages", address, table.samples(300, 50), "--query", "metadata=of%3Dthe%2520bench&state=running&order=asc")

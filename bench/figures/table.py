@@ -1,8 +1,10 @@
 """The table of figures: rows are printed as they come and kept for the file of results. Budgets are marked when missed, not hidden."""
 
 import json
+import re
 import statistics
 import time
+from pathlib import Path
 
 
 def timed(function, *arguments) -> tuple[float, object]:
@@ -23,6 +25,7 @@ class Table:
         self.scale = scale
         self.root = root
         self.figures: dict[str, dict] = {}
+        self.flames: dict[str, str] = {}
         print(f"{'milliseconds (budget, ! missed)':48} {'p50':>9}{'':8}{'p95':>9}{'':8}{'p99':>9}")
 
     def samples(self, count: int, least: int = 1) -> int:
@@ -57,6 +60,10 @@ class Table:
         for what, percent in shares.items():
             print(f"    {percent:>5} % {what[:110]}", flush=True)
 
+    def flame(self, name: str, graph: str):
+        """A flame graph, which becomes a file beside the figures."""
+        self.flames[name] = graph
+
     def missing(self, name: str, why: str):
         """A row that could not be measured here says so."""
         self.figures[name] = {"missing": why}
@@ -65,3 +72,7 @@ class Table:
     def save(self, path: str) -> None:
         with open(path, "w") as file:
             json.dump(self.figures, file, indent=2)
+        for name, graph in self.flames.items():
+            file = Path(f"{path.removesuffix('.json')}-{re.sub(r'[^A-Za-z0-9]+', '-', name)}.svg")
+            file.write_text(graph)
+            print(f"{name}: {file}", flush=True)
