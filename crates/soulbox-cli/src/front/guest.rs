@@ -11,12 +11,11 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
-use serde::Deserialize;
-use serde_json::json;
 use soulbox_builder::bench::{BenchError, Command, Exit, Guest, Output};
 use soulbox_envd_proto::{ACCESS_TOKEN_HEADER, ENVD_PORT};
 use soulbox_ingress::Upstream;
 use soulbox_wire::host::{HostErrorKind, Reply, Request as HostRequest};
+use soulbox_wire::process::{self, ENVELOPE, Fault, Told};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
@@ -28,10 +27,6 @@ use crate::rpc::{Client, RpcError};
 const MAX_MESSAGE: usize = 4 << 20;
 /// The most that is read of an answer that is no stream.
 const MAX_ANSWER: usize = 64 << 10;
-/// Of an envelope of the Connect protocol: a byte of flags, four of length.
-const ENVELOPE: usize = 5;
-/// The flag of the last message, which says how the stream ended.
-const LAST: u8 = 2;
 /// Sending a file in.
 const SEND_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -40,46 +35,6 @@ pub(super) struct GuestDaemon {
     pub(super) client: Client,
     pub(super) sandbox_id: String,
     pub(super) access_token: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    event: Option<Event>,
-}
-
-#[derive(Deserialize)]
-struct Event {
-    start: Option<serde::de::IgnoredAny>,
-    data: Option<Data>,
-    end: Option<End>,
-}
-
-#[derive(Deserialize)]
-struct Data {
-    stdout: Option<String>,
-    stderr: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct End {
-    #[serde(default)]
-    exit_code: i32,
-    #[serde(default)]
-    status: String,
-}
-
-#[derive(Deserialize)]
-struct Last {
-    error: Option<Refusal>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    code: String,
-    #[serde(default)]
-    message: String,
 }
 
 impl GuestDaemon {
@@ -156,24 +111,15 @@ impl GuestDaemon {
         command: &Command,
         output: &mpsc::Sender<Output>,
     ) -> Result<Exit, BenchError> {
-        let start = json!({
-            "process": {
-                "cmd": "/bin/bash",
-                "args": ["-l", "-c", command.text],
-                "envs": command.env,
-                "cwd": command.workdir.as_deref().unwrap_or("~"),
-            },
-            "stdin": false,
-        });
-        let start = start.to_string().into_bytes();
-        let length = u32::try_from(start.len())
-            .map_err(|_| BenchError::Refused("the command is too long".to_owned()))?;
-        let mut body = vec![0];
-        body.extend(length.to_be_bytes());
-        body.extend(start);
+        let body = process::shell(
+            &command.text,
+            &command.env,
+            Some(command.workdir.as_deref().unwrap_or("~")),
+        )
+        .map_err(|error| BenchError::Refused(error.to_string()))?;
         let user = BASE64.encode(format!("{}:", command.user));
         let request = self
-            .request(Method::POST, "/process.Process/Start")
+            .request(Method::POST, process::START)
             .header("content-type", "application/connect+json")
             .header("connect-protocol-version", "1")
             .header("connect-timeout-ms", command.within.as_millis().to_string())
@@ -184,8 +130,8 @@ impl GuestDaemon {
         let (response, _connection) = self.call(request).await?;
         if response.status() != StatusCode::OK {
             let text = text(response).await;
-            return Err(match serde_json::from_str::<Refusal>(&text) {
-                Ok(refusal) => refused(&refusal),
+            return Err(match serde_json::from_str::<Fault>(&text) {
+                Ok(fault) => refused(&fault),
                 Err(_) => failed(format!("the daemon refused: {text}")),
             });
         }
@@ -226,75 +172,42 @@ async fn follow(
         };
         received.extend_from_slice(data);
         let mut at = 0;
-        while let Some(head) = received.get(at..at + ENVELOPE) {
-            let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        while let Some((envelope, rest)) = received[at..].split_first_chunk::<ENVELOPE>() {
+            let length = process::length(*envelope);
             if length > MAX_MESSAGE {
                 return Err(failed("the daemon sent a message that is too long"));
             }
-            let Some(message) = received.get(at + ENVELOPE..at + ENVELOPE + length) else {
+            let Some(message) = rest.get(..length) else {
                 break;
             };
-            match take(head[0], message)? {
-                Taken::Output(written) => {
-                    // Whoever does not listen any more still wants to know how it ends.
-                    drop(output.send(written).await);
+            let told = process::read(*envelope, message)
+                .map_err(|error| failed(format!("a malformed message: {error}")))?;
+            let written = match told {
+                Told::Started => Some(Output::Started),
+                Told::Stdout(bytes) => Some(Output::Stdout(bytes)),
+                Told::Stderr(bytes) => Some(Output::Stderr(bytes)),
+                Told::Ended(end) => {
+                    exit = Some(Exit {
+                        code: end.exit_code,
+                        status: end.status,
+                    });
+                    None
                 }
-                Taken::Exit(ended) => exit = Some(ended),
-                Taken::Last => {
+                Told::Closed(Some(fault)) => return Err(refused(&fault)),
+                Told::Closed(None) => {
                     return exit.ok_or_else(|| failed("the stream ended before its program"));
                 }
-                Taken::Nothing => {}
+                Told::Other => None,
+            };
+            if let Some(written) = written {
+                // Whoever does not listen any more still wants to know how it ends.
+                drop(output.send(written).await);
             }
             at += ENVELOPE + length;
         }
         received.drain(..at);
     }
     exit.ok_or_else(|| lost("the connection to its daemon broke off".to_owned()))
-}
-
-enum Taken {
-    Output(Output),
-    Exit(Exit),
-    Last,
-    Nothing,
-}
-
-fn take(flags: u8, message: &[u8]) -> Result<Taken, BenchError> {
-    let malformed = |error: serde_json::Error| failed(format!("a malformed message: {error}"));
-    if flags & LAST != 0 {
-        let last: Last = serde_json::from_slice(message).map_err(malformed)?;
-        return match last.error {
-            Some(refusal) => Err(refused(&refusal)),
-            None => Ok(Taken::Last),
-        };
-    }
-    let message: Message = serde_json::from_slice(message).map_err(malformed)?;
-    let Some(event) = message.event else {
-        return Ok(Taken::Nothing);
-    };
-    if let Some(end) = event.end {
-        return Ok(Taken::Exit(Exit {
-            code: end.exit_code,
-            status: end.status,
-        }));
-    }
-    if event.start.is_some() {
-        return Ok(Taken::Output(Output::Started));
-    }
-    let bytes = |text: &str| {
-        BASE64
-            .decode(text)
-            .map_err(|error| failed(format!("malformed output: {error}")))
-    };
-    Ok(match event.data {
-        Some(Data {
-            stdout: Some(text), ..
-        }) => Taken::Output(Output::Stdout(bytes(&text)?)),
-        Some(Data {
-            stderr: Some(text), ..
-        }) => Taken::Output(Output::Stderr(bytes(&text)?)),
-        _ => Taken::Nothing,
-    })
 }
 
 async fn text(response: Response<Incoming>) -> String {
@@ -307,11 +220,8 @@ async fn text(response: Response<Incoming>) -> String {
     }
 }
 
-fn refused(refusal: &Refusal) -> BenchError {
-    BenchError::Refused(format!(
-        "command failed: {}: {}",
-        refusal.code, refusal.message
-    ))
+fn refused(fault: &Fault) -> BenchError {
+    BenchError::Refused(format!("command failed: {}: {}", fault.code, fault.message))
 }
 
 fn failed(reason: impl Into<String>) -> BenchError {
@@ -334,34 +244,5 @@ pub(super) fn told(error: RpcError) -> BenchError {
             _ => BenchError::Failed(error.message),
         },
         other => BenchError::Failed(chain(&other)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_of_a_stream_are_told_apart() {
-        let output = take(0, br#"{"event":{"data":{"stdout":"aGk="}}}"#);
-        assert!(matches!(output, Ok(Taken::Output(Output::Stdout(bytes))) if bytes == b"hi"));
-        let output = take(0, br#"{"event":{"data":{"stderr":"aGk="}}}"#);
-        assert!(matches!(output, Ok(Taken::Output(Output::Stderr(_)))));
-        let end = br#"{"event":{"end":{"exitCode":3,"exited":true,"status":"exit status 3"}}}"#;
-        assert!(matches!(take(0, end), Ok(Taken::Exit(exit)) if exit.code == 3));
-        // Zero is left out.
-        let end = br#"{"event":{"end":{"exited":true,"status":"exit status 0"}}}"#;
-        assert!(matches!(take(0, end), Ok(Taken::Exit(exit)) if exit.code == 0));
-        let start = take(0, br#"{"event":{"start":{"pid":7}}}"#);
-        assert!(matches!(start, Ok(Taken::Output(Output::Started))));
-        let nothing = take(0, br#"{"event":{"keepalive":{}}}"#);
-        assert!(matches!(nothing, Ok(Taken::Nothing)));
-        assert!(matches!(take(LAST, b"{}"), Ok(Taken::Last)));
-        let refusal = br#"{"error":{"code":"unauthenticated","message":"invalid username: 'x'"}}"#;
-        let expected = "command failed: unauthenticated: invalid username: 'x'";
-        assert!(matches!(take(LAST, refusal), Err(BenchError::Refused(text)) if text == expected));
-        for bad in [&b"{"[..], br#"{"event":{"data":{"stdout":"?"}}}"#] {
-            assert!(matches!(take(0, bad), Err(BenchError::Failed(_))));
-        }
     }
 }
