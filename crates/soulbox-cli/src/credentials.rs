@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::secret_file::{self, SecretFileError};
 
 /// What people and programs authenticate with.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,16 +42,10 @@ pub struct Secrets {
 pub enum CredentialsError {
     #[error("there are no credentials in `{data}`")]
     Absent { data: PathBuf },
-    #[error("failed to read `{path}`")]
-    Unreadable {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] SecretFileError),
     #[error("`{path}` is damaged: {reason}")]
     Damaged { path: PathBuf, reason: String },
-    #[error("`{path}` can be read by other users (mode {mode:04o})")]
-    Exposed { path: PathBuf, mode: u32 },
     #[error("`{credentials}` is there and `{secrets}` is missing")]
     SecretsLost {
         credentials: PathBuf,
@@ -72,14 +67,13 @@ impl CredentialsError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Absent { .. } => "the first start of soulbox serve makes them; name its data directory with --data-dir".into(),
-            Self::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::File(SecretFileError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
                 "they are for root: use sudo, or hand the keys on yourself".into()
             }
-            Self::Unreadable { .. } => return None,
+            Self::File(error) => return error.hint(),
             Self::Damaged { path, .. } => {
                 format!("restore it from a backup, or remove {} to have new keys made", path.display())
             }
-            Self::Exposed { path, .. } => format!("chmod 600 {}", path.display()),
             Self::SecretsLost { credentials, .. } => {
                 format!("restore it from a backup, or remove {} too to have all made anew", credentials.display())
             }
@@ -158,23 +152,12 @@ pub fn load_or_create(data: &Path) -> Result<(Credentials, Secrets), Credentials
 
 /// None when there is no such file.
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CredentialsError> {
-    let unreadable = |source| CredentialsError::Unreadable {
-        path: path.to_owned(),
-        source,
+    let text = match secret_file::read(path) {
+        Err(error) if error.is_absent() => return Ok(None),
+        other => other?,
     };
-    let metadata = match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(unreadable)?,
-    };
-    if metadata.mode() & 0o077 != 0 {
-        return Err(CredentialsError::Exposed {
-            path: path.to_owned(),
-            mode: metadata.mode() & 0o7777,
-        });
-    }
-    let text = fs::read(path).map_err(unreadable)?;
     // serde's messages quote no values here, so no secret gets into the error.
-    serde_json::from_slice(&text)
+    serde_json::from_str(&text)
         .map(Some)
         .map_err(|error| CredentialsError::Damaged {
             path: path.to_owned(),
@@ -238,7 +221,7 @@ fn write_new<T: Serialize>(path: &Path, value: &T) -> Result<(), CredentialsErro
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 
@@ -336,7 +319,10 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
         assert!(matches!(
             Credentials::load(data.path()),
-            Err(CredentialsError::Exposed { mode: 0o644, .. })
+            Err(CredentialsError::File(SecretFileError::Exposed {
+                mode: 0o644,
+                ..
+            }))
         ));
     }
 }

@@ -9,6 +9,7 @@ mod failure;
 mod front;
 mod logging;
 mod rpc;
+mod secret_file;
 mod settings;
 
 use std::process::ExitCode;

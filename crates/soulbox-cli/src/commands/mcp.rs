@@ -3,7 +3,6 @@
 //! Standard output is the protocol's; everything for people goes to stderr.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::net::TcpListener;
 
 use super::{agent, block_on, sandbox};
 use crate::failure::Failure;
+use crate::secret_file;
 
 /// Offer a sandbox to MCP clients
 #[derive(Debug, clap::Args)]
@@ -100,19 +100,10 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 /// The token of HTTP clients, and whether it was made just now.
 fn token(file: Option<&Path>) -> Result<(String, bool), Failure> {
     if let Some(path) = file {
-        let shown = path.display();
-        let unreadable = || format!("failed to read `{shown}`");
-        let mode = std::fs::metadata(path).with_context(unreadable)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(Failure::usage(anyhow!(
-                "`{shown}` can be read by other users (mode {mode:04o})"
-            ))
-            .hint(format!("chmod 600 {shown}")));
-        }
-        let text = std::fs::read_to_string(path).with_context(unreadable)?;
+        let text = secret_file::read(path)?;
         let token = text.trim();
         return match token.is_empty() {
-            true => Err(Failure::usage(anyhow!("`{shown}` has no token"))
+            true => Err(Failure::usage(anyhow!("`{}` has no token", path.display()))
                 .hint("one line, such as openssl rand -hex 32 prints")),
             false => Ok((token.to_owned(), false)),
         };

@@ -1,14 +1,14 @@
 //! Keys of providers: from the environment, else from a file that nobody but its owner can read.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use serde::Deserialize;
 use soulbox_agent::{Access, Provider};
 
 use crate::failure::Failure;
+use crate::secret_file;
 
 /// A section of the file.
 #[derive(Default, Deserialize)]
@@ -78,15 +78,7 @@ pub(super) fn access(provider: Provider, named: Option<&Path>) -> Result<Access,
 
 fn section(path: &Path, name: &str) -> Result<Section, Failure> {
     let shown = path.display();
-    let unreadable = || format!("failed to read `{shown}`");
-    let mode = std::fs::metadata(path).with_context(unreadable)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(Failure::usage(anyhow!(
-            "`{shown}` can be read by other users (mode {mode:04o})"
-        ))
-        .hint(format!("chmod 600 {shown}")));
-    }
-    let text = std::fs::read_to_string(path).with_context(unreadable)?;
+    let text = secret_file::read(path)?;
     // The words of the parser quote the line, which may be a key's.
     let mut sections: BTreeMap<String, Section> = toml::from_str(&text).map_err(|error| {
         let line = error
