@@ -1,20 +1,24 @@
 //! The loop: a model says something and calls tools, they are run, it hears what came of it, until it has nothing more to call.
+//! The calls of one answer run at once.
 //!
 //! It ends in one of the ways of [`Ending`], never by an error that is thrown: what the model did wrong is told to the model, what a
 //! provider or the sandbox did is an ending. Time and cancellation hold at every moment, also amid an answer or a call.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::try_join_all;
 use genai::chat::{
-    ChatMessage, ChatRequest, ChatStreamEvent, MessageContent, Tool, ToolCall, ToolResponse,
+    ChatMessage, ChatRequest, ChatStreamEvent, ContentPart, MessageContent, Tool, ToolCall,
+    ToolResponse,
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::provider::{Model, ModelError};
+use crate::provider::{Model, ModelError, Provider};
 use crate::tools::{Picture, Ran, Said, ToolError, Toolbox, definitions};
 
 /// An answer is asked for so often when the service is busy.
@@ -22,12 +26,16 @@ const MOST_TRIES: u32 = 5;
 const FIRST_REST: Duration = Duration::from_millis(500);
 /// A service that wants to be left alone for longer is not waited for.
 const LONGEST_REST: Duration = Duration::from_secs(60);
+/// A model sees so many pictures of one call, none of them with more characters of base64: providers refuse larger ones.
+const MOST_SEEN: usize = 4;
+const LARGEST_SEEN: usize = 4_700_000;
 
 /// What is to be done, and how the model is asked.
 #[derive(Clone, Debug)]
 pub struct Task {
     pub prompt: String,
     pub tools: Tools,
+    pub charts: Charts,
     pub limits: Limits,
     pub prices: Option<Prices>,
 }
@@ -38,6 +46,14 @@ pub enum Tools {
     Called,
     /// Fenced blocks of its text are run.
     Fenced,
+}
+
+/// What a model gets of the charts that its code draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charts {
+    Seen,
+    /// It only hears that there are some.
+    Told,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +83,7 @@ pub struct Usage {
 pub enum Ending {
     /// The model had nothing more to do.
     Finished,
-    /// It had not either, and the last code or command that it ran had failed.
+    /// It had not either, and the last call of a tool had failed.
     LastCallFailed,
     TurnLimit,
     TimeLimit,
@@ -127,14 +143,19 @@ pub struct Outcome {
 pub enum Event {
     /// A piece of the model's text as it comes.
     Text(String),
+    /// The first call of a conversation is number 1.
     CallStarted {
+        call: u32,
         name: String,
         arguments: Value,
     },
-    Stdout(String),
-    Stderr(String),
-    Picture(Picture),
+    /// Output of a call; several may speak in turn.
+    Said {
+        call: u32,
+        said: Said,
+    },
     CallFinished {
+        call: u32,
         name: String,
         failed: bool,
     },
@@ -252,17 +273,19 @@ async fn work(
             Ok(answer) => answer,
             Err(error) => return Ending::ProviderFailed(error),
         };
-        let done = if task.tools == Tools::Called {
-            request = request.append_message(said(&answer));
-            call_all(toolbox, &answer.calls, approve, tell, progress).await
-        } else {
-            request = request.append_message(said(&answer));
-            run_fenced(toolbox, &answer.text, approve, tell, progress).await
+        request = request.append_message(said(&answer));
+        let told = match task.tools {
+            Tools::Called => call_all(toolbox, &answer.calls, approve, tell, progress)
+                .await
+                .map(|ran| results(model.provider(), task.charts, &answer.calls, ran)),
+            Tools::Fenced => run_fenced(toolbox, &answer.text, approve, tell, progress)
+                .await
+                .map(|ran| outcomes(task.charts, ran)),
         };
-        match done {
-            Ok(None) if progress.last_failed => return Ending::LastCallFailed,
-            Ok(None) => return Ending::Finished,
-            Ok(Some(message)) => request = request.append_message(message),
+        match told {
+            Ok(told) if told.is_empty() && progress.last_failed => return Ending::LastCallFailed,
+            Ok(told) if told.is_empty() => return Ending::Finished,
+            Ok(told) => request = request.append_messages(told),
             Err(ToolError::Lost(cause)) => return Ending::SandboxLost(cause.to_string()),
         }
     }
@@ -436,119 +459,245 @@ fn add(progress: &mut Progress, usage: Option<&genai::chat::Usage>) {
     }
 }
 
-/// One call, if it is allowed, told from its start to its end.
-async fn call(
-    toolbox: &Toolbox,
+/// What is done about one call.
+enum Granted {
+    /// Its number.
+    Yes(u32),
+    /// What the model hears instead.
+    No(Ran),
+}
+
+async fn grant(
     (name, arguments): (&str, &Value),
     approve: &mut impl Approve,
     tell: &mut impl FnMut(Event),
     progress: &mut Progress,
-) -> Result<Ran, ToolError> {
-    if let Approval::No(why) = approve.approve(name, arguments).await {
-        tell(Event::CallRefused {
-            name: name.to_owned(),
-            why: why.clone(),
-        });
-        progress.last_failed = true;
-        return Ok(Ran::failed(format!(
-            "error: the user did not allow this call: {why}"
-        )));
+) -> Granted {
+    match approve.approve(name, arguments).await {
+        Approval::Yes => {
+            progress.calls += 1;
+            Granted::Yes(progress.calls)
+        }
+        Approval::No(why) => {
+            let text = format!("error: the user did not allow this call: {why}");
+            tell(Event::CallRefused {
+                name: name.to_owned(),
+                why,
+            });
+            Granted::No(Ran::failed(text))
+        }
     }
-    progress.calls += 1;
+}
+
+/// One call from its start to its end.
+async fn perform(
+    toolbox: &Toolbox,
+    granted: Granted,
+    (name, arguments): (&str, &Value),
+    tell: &RefCell<&mut impl FnMut(Event)>,
+) -> Result<Ran, ToolError> {
+    let call = match granted {
+        Granted::Yes(call) => call,
+        Granted::No(ran) => return Ok(ran),
+    };
+    let tell = |event| (tell.borrow_mut())(event);
     tell(Event::CallStarted {
+        call,
         name: name.to_owned(),
         arguments: arguments.clone(),
     });
     let ran = toolbox
-        .call(name, arguments, |said| {
-            tell(match said {
-                Said::Stdout(text) => Event::Stdout(text),
-                Said::Stderr(text) => Event::Stderr(text),
-                Said::Picture(picture) => Event::Picture(picture),
-            });
-        })
+        .call(name, arguments, |said| tell(Event::Said { call, said }))
         .await?;
-    progress.last_failed = ran.failed;
     tell(Event::CallFinished {
+        call,
         name: name.to_owned(),
         failed: ran.failed,
     });
     Ok(ran)
 }
 
-/// The calls of an answer in their order; none is the end of the work.
+/// The calls of an answer, all at once, after each was asked about. What they came to is in the order of the calls.
 async fn call_all(
     toolbox: &Toolbox,
     calls: &[ToolCall],
     approve: &mut impl Approve,
     tell: &mut impl FnMut(Event),
     progress: &mut Progress,
-) -> Result<Option<ChatMessage>, ToolError> {
-    let mut results = Vec::new();
+) -> Result<Vec<Ran>, ToolError> {
+    let mut granted = Vec::new();
     for one in calls {
-        let ran = call(
-            toolbox,
-            (&one.fn_name, &one.fn_arguments),
-            approve,
-            tell,
-            progress,
-        )
-        .await?;
-        results.push(ToolResponse::from_tool_call(one, ran.text));
+        let one = (one.fn_name.as_str(), &one.fn_arguments);
+        granted.push(grant(one, approve, tell, progress).await);
     }
-    Ok((!results.is_empty()).then(|| ChatMessage::from(results)))
+    let tell = RefCell::new(tell);
+    let running = calls.iter().zip(granted).map(|(one, granted)| {
+        let one = (one.fn_name.as_str(), &one.fn_arguments);
+        perform(toolbox, granted, one, &tell)
+    });
+    let ran = try_join_all(running).await?;
+    if let Some(last) = ran.last() {
+        progress.last_failed = last.failed;
+    }
+    Ok(ran)
 }
 
-/// The fenced blocks of a text in their order; none is the end of the work.
+/// The fenced blocks of a text in their order, up to one that fails; each with its language.
 async fn run_fenced(
     toolbox: &Toolbox,
     text: &str,
     approve: &mut impl Approve,
     tell: &mut impl FnMut(Event),
     progress: &mut Progress,
-) -> Result<Option<ChatMessage>, ToolError> {
-    let mut said = String::new();
+) -> Result<Vec<(&'static str, Ran)>, ToolError> {
+    let mut done = Vec::new();
     for (language, code) in fenced(text) {
         let arguments = json!({"code": code, "language": language});
-        let ran = call(toolbox, ("run_code", &arguments), approve, tell, progress).await?;
-        said += &format!("What came of the {language} code:\n{}\n", ran.text);
-        if ran.failed {
+        let one = ("run_code", &arguments);
+        let granted = grant(one, approve, tell, progress).await;
+        let ran = perform(toolbox, granted, one, &RefCell::new(&mut *tell)).await?;
+        progress.last_failed = ran.failed;
+        done.push((language, ran));
+        if progress.last_failed {
             break;
         }
     }
-    Ok((!said.is_empty()).then(|| ChatMessage::user(said)))
+    Ok(done)
 }
 
-/// Blocks of code in a text, with the language that the interpreter knows. Others, output for example, are no code.
+/// Results of calls as messages; none for none.
+fn results(
+    provider: Provider,
+    charts: Charts,
+    calls: &[ToolCall],
+    ran: Vec<Ran>,
+) -> Vec<ChatMessage> {
+    let done = calls
+        .iter()
+        .zip(ran.into_iter().map(|ran| seen(charts, ran)));
+    if provider == Provider::Anthropic {
+        // The crate's results have neither pictures nor a mark of failure, this service's have both.
+        let blocks: Vec<_> = done
+            .map(|(call, (ran, pictures))| {
+                let mut content = Vec::new();
+                // A block without text is refused.
+                if !ran.text.is_empty() {
+                    content.push(json!({"type": "text", "text": ran.text}));
+                }
+                content.extend(pictures.iter().map(|picture| {
+                    let source = json!({"type": "base64", "media_type": media_type(picture), "data": picture.data});
+                    json!({"type": "image", "source": source})
+                }));
+                let block = json!({"type": "tool_result", "tool_use_id": call.call_id, "content": content, "is_error": ran.failed});
+                ContentPart::from_custom(block, None)
+            })
+            .collect();
+        return match blocks.is_empty() {
+            true => Vec::new(),
+            false => vec![ChatMessage::tool(MessageContent::from_parts(blocks))],
+        };
+    }
+    // On the other wires a result is text, so pictures follow as if the user had sent them.
+    let (mut responses, mut shown) = (Vec::new(), Vec::new());
+    for (call, (ran, pictures)) in done {
+        responses.push(ToolResponse::from_tool_call(call, ran.text));
+        shown.extend(pictures);
+    }
+    let mut messages = Vec::new();
+    if !responses.is_empty() {
+        messages.push(ChatMessage::from(responses));
+    }
+    if !shown.is_empty() {
+        let text = "The pictures that the code has shown:".to_owned();
+        messages.push(with_pictures(text, shown));
+    }
+    messages
+}
+
+/// What came of fenced code, as the user would tell it; nothing where there was none.
+fn outcomes(charts: Charts, ran: Vec<(&'static str, Ran)>) -> Vec<ChatMessage> {
+    let (mut text, mut shown) = (String::new(), Vec::new());
+    for (language, ran) in ran {
+        let (ran, pictures) = seen(charts, ran);
+        text += &format!("What came of the {language} code:\n{}\n", ran.text);
+        shown.extend(pictures);
+    }
+    match text.is_empty() {
+        true => Vec::new(),
+        false => vec![with_pictures(text, shown)],
+    }
+}
+
+/// A result and those of its pictures that the model sees.
+fn seen(charts: Charts, mut ran: Ran) -> (Ran, Vec<Picture>) {
+    let mut pictures = std::mem::take(&mut ran.pictures);
+    pictures.retain(|picture| picture.format != "svg" && picture.data.len() <= LARGEST_SEEN);
+    match charts {
+        Charts::Seen => pictures.truncate(MOST_SEEN),
+        Charts::Told => pictures.clear(),
+    }
+    if !pictures.is_empty() {
+        ran.text += &format!("\n[you see {} of them as well]", pictures.len());
+    }
+    (ran, pictures)
+}
+
+fn with_pictures(text: String, pictures: Vec<Picture>) -> ChatMessage {
+    let images = pictures
+        .into_iter()
+        .map(|picture| ContentPart::from_binary_base64(media_type(&picture), picture.data, None));
+    let parts: Vec<_> = std::iter::once(ContentPart::from_text(text))
+        .chain(images)
+        .collect();
+    ChatMessage::user(MessageContent::from_parts(parts))
+}
+
+fn media_type(picture: &Picture) -> String {
+    format!("image/{}", picture.format)
+}
+
+/// Closed blocks of code in a text, with the language that the interpreter knows. Others, output for example, are no code.
 fn fenced(text: &str) -> Vec<(&'static str, String)> {
     let mut blocks = Vec::new();
-    let mut open: Option<(Option<&'static str>, String)> = None;
-    for line in text.lines() {
-        let fence = line.trim_start().strip_prefix("```");
-        match (&mut open, fence.map(str::trim)) {
-            (None, Some(word)) => {
-                let language = match word.to_lowercase().as_str() {
-                    "python" | "py" | "python3" => Some("python"),
-                    "javascript" | "js" => Some("javascript"),
-                    "typescript" | "ts" => Some("typescript"),
-                    "bash" | "sh" | "shell" => Some("bash"),
-                    _ => None,
-                };
-                open = Some((language, String::new()));
-            }
-            (Some(_), Some("")) => {
-                if let Some((Some(language), code)) = open.take() {
-                    blocks.push((language, code));
-                }
-            }
-            (Some((_, code)), _) => {
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some((fence, word)) = opening(line) else {
+            continue;
+        };
+        let mut code = String::new();
+        let closed = lines.by_ref().any(|line| {
+            let end = line.trim();
+            // A fence may be longer than three marks, and only one at least as long ends it.
+            let closes = end.starts_with(fence) && end.trim_start_matches(&fence[..1]).is_empty();
+            if !closes {
                 code.push_str(line);
                 code.push('\n');
             }
-            (None, None) => {}
+            closes
+        });
+        let language = match word.to_lowercase().as_str() {
+            "python" | "py" | "python3" => "python",
+            "javascript" | "js" => "javascript",
+            "typescript" | "ts" => "typescript",
+            "bash" | "sh" | "shell" => "bash",
+            _ => continue,
+        };
+        if closed {
+            blocks.push((language, code));
         }
     }
     blocks
+}
+
+/// The marks of a line that begins a block, and the word behind them.
+fn opening(line: &str) -> Option<(&str, &str)> {
+    let marks = line.trim_start();
+    let mark = marks.chars().next().filter(|mark| "`~".contains(*mark))?;
+    let word = marks.trim_start_matches(mark);
+    let fence = &marks[..marks.len() - word.len()];
+    // Marks within a line are no block.
+    let begins = fence.len() >= 3 && !(mark == '`' && word.contains('`'));
+    begins.then(|| (fence, word.split_whitespace().next().unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -557,12 +706,12 @@ mod tests {
 
     #[test]
     fn code_is_found_and_output_is_not() {
-        let text = "First\n```python\nprint(1)\n```\nthen\n```\n1\n```\n```JS\nx\n```\n```bash\nunfinished";
+        let text = "First\n```python\nprint(1)\n```\nthen\n```\n1\n```\n~~~~JS title=a.js\n~~~\nx\n~~~~\n```json\n{}\n```\n```x```\n```bash\nunfinished";
         assert_eq!(
             fenced(text),
             [
                 ("python", "print(1)\n".to_owned()),
-                ("javascript", "x\n".to_owned())
+                ("javascript", "~~~\nx\n".to_owned())
             ]
         );
     }

@@ -12,7 +12,7 @@ mod provider;
 mod tools;
 
 pub use converse::{
-    Approval, Approve, Ending, Event, Limits, Outcome, Prices, Task, Tools, Usage, converse,
+    Approval, Approve, Charts, Ending, Event, Limits, Outcome, Prices, Task, Tools, Usage, converse,
 };
 pub use provider::{Access, Model, ModelError, Provider};
 pub use soulbox_fake_provider as demo;

@@ -296,7 +296,7 @@ impl ServerHandler for Server {
     async fn call_tool(
         &self,
         request: CallToolRequestParams,
-        _context: RequestContext<RoleServer>,
+        context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         if !definitions().iter().any(|tool| tool.name == request.name) {
             return Err(ErrorData::invalid_params(
@@ -311,7 +311,14 @@ impl ServerHandler for Server {
             Err(cause) => return failed(format!("error: no sandbox could be made: {cause}")),
         };
         let arguments = request.arguments.map_or(Value::Null, Value::Object);
-        let ran = match toolbox.call(&request.name, &arguments, |_| ()).await {
+        let called = tokio::select! {
+            called = toolbox.call(&request.name, &arguments, |_| ()) => called,
+            // Nobody reads the answer. Code is interrupted when its stream is dropped; a command goes on until its time is over.
+            () = context.ct.cancelled() => {
+                return Err(ErrorData::internal_error("the call was cancelled", None));
+            }
+        };
+        let ran = match called {
             Ok(ran) => ran,
             Err(ToolError::Lost(cause)) => {
                 self.forget(toolbox.sandbox().id()).await;

@@ -11,6 +11,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::converse::Tools;
+
 /// Before the first byte of an answer, and between two.
 const SILENCE: Duration = Duration::from_secs(120);
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -32,6 +34,18 @@ pub enum Provider {
     Compatible,
     /// The loopback provider, in this very process.
     Demo,
+}
+
+/// What is known of a provider.
+struct Facts {
+    name: &'static str,
+    adapter: AdapterKind,
+    /// Where it is, unless somebody names another place.
+    root: Option<&'static str>,
+    /// What follows the root in the path of every request.
+    prefix: &'static str,
+    /// What is asked when no model is named.
+    usual_model: Option<&'static str>,
 }
 
 /// How one is reached. The key is in no `Debug` output.
@@ -113,16 +127,7 @@ impl Provider {
 
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Anthropic => "anthropic",
-            Self::Mistral => "mistral",
-            Self::Groq => "groq",
-            Self::Together => "together",
-            Self::Fireworks => "fireworks",
-            Self::Watsonx => "watsonx",
-            Self::Compatible => "compatible",
-            Self::Demo => "demo",
-        }
+        self.facts().name
     }
 
     #[must_use]
@@ -132,51 +137,59 @@ impl Provider {
             .find(|provider| provider.name() == name)
     }
 
-    /// What is asked when no model is named.
-    #[must_use]
-    pub fn usual_model(self) -> Option<&'static str> {
+    fn facts(self) -> Facts {
+        let facts = |name, adapter, root, prefix, usual_model| Facts {
+            name,
+            adapter,
+            root,
+            prefix,
+            usual_model,
+        };
         match self {
-            Self::Anthropic => Some("claude-sonnet-5"),
-            Self::Mistral => Some("codestral-2508"),
-            Self::Groq => Some("openai/gpt-oss-120b"),
-            Self::Together => Some("meta-llama/Llama-3.3-70B-Instruct-Turbo"),
-            Self::Fireworks => Some("accounts/fireworks/models/qwen2p5-coder-32b-instruct"),
-            Self::Watsonx => Some("ibm/granite-4-h-small"),
-            Self::Compatible => None,
-            Self::Demo => Some("demo"),
-        }
-    }
-
-    fn root(self) -> Option<&'static str> {
-        match self {
-            Self::Anthropic => Some("https://api.anthropic.com"),
-            Self::Mistral => Some("https://api.mistral.ai"),
-            Self::Groq => Some("https://api.groq.com"),
-            Self::Together => Some("https://api.together.xyz"),
-            Self::Fireworks => Some("https://api.fireworks.ai"),
-            Self::Watsonx => Some("https://us-south.ml.cloud.ibm.com"),
-            Self::Compatible | Self::Demo => None,
-        }
-    }
-
-    /// What follows the root in the path of every request.
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Groq => "/openai/v1/",
-            Self::Fireworks => "/inference/v1/",
-            Self::Watsonx => "/ml/v1/",
-            _ => "/v1/",
-        }
-    }
-
-    fn adapter(self) -> AdapterKind {
-        match self {
-            Self::Anthropic => AdapterKind::Anthropic,
-            Self::Mistral => AdapterKind::Mistral,
-            Self::Groq => AdapterKind::Groq,
-            Self::Together => AdapterKind::Together,
-            Self::Fireworks => AdapterKind::Fireworks,
-            Self::Watsonx | Self::Compatible | Self::Demo => AdapterKind::OpenAI,
+            Self::Anthropic => facts(
+                "anthropic",
+                AdapterKind::Anthropic,
+                Some("https://api.anthropic.com"),
+                "/v1/",
+                Some("claude-sonnet-5"),
+            ),
+            Self::Mistral => facts(
+                "mistral",
+                AdapterKind::Mistral,
+                Some("https://api.mistral.ai"),
+                "/v1/",
+                Some("codestral-2508"),
+            ),
+            Self::Groq => facts(
+                "groq",
+                AdapterKind::Groq,
+                Some("https://api.groq.com"),
+                "/openai/v1/",
+                Some("openai/gpt-oss-120b"),
+            ),
+            Self::Together => facts(
+                "together",
+                AdapterKind::Together,
+                Some("https://api.together.xyz"),
+                "/v1/",
+                Some("meta-llama/Llama-3.3-70B-Instruct-Turbo"),
+            ),
+            Self::Fireworks => facts(
+                "fireworks",
+                AdapterKind::Fireworks,
+                Some("https://api.fireworks.ai"),
+                "/inference/v1/",
+                Some("accounts/fireworks/models/qwen2p5-coder-32b-instruct"),
+            ),
+            Self::Watsonx => facts(
+                "watsonx",
+                AdapterKind::OpenAI,
+                Some("https://us-south.ml.cloud.ibm.com"),
+                "/ml/v1/",
+                Some("ibm/granite-4-h-small"),
+            ),
+            Self::Compatible => facts("compatible", AdapterKind::OpenAI, None, "/v1/", None),
+            Self::Demo => facts("demo", AdapterKind::OpenAI, None, "/v1/", Some("demo")),
         }
     }
 }
@@ -211,6 +224,7 @@ impl Model {
         name: Option<String>,
         access: Access,
     ) -> Result<Self, ModelError> {
+        let facts = provider.facts();
         let missing = |what| ModelError::Incomplete {
             provider: provider.name(),
             what,
@@ -222,17 +236,17 @@ impl Model {
             return Err(missing("a project"));
         }
         let name = name
-            .or_else(|| provider.usual_model().map(str::to_owned))
+            .or_else(|| facts.usual_model.map(str::to_owned))
             .ok_or(missing("the name of a model"))?;
         let root = access
             .base_url
             .clone()
-            .or_else(|| provider.root().map(str::to_owned))
+            .or_else(|| facts.root.map(str::to_owned))
             .ok_or(missing("the URL of the service"))?;
         // Some name the root and some the whole prefix.
         let root = root.trim_end_matches('/');
         let root = root
-            .strip_suffix(provider.prefix().trim_end_matches('/'))
+            .strip_suffix(facts.prefix.trim_end_matches('/'))
             .unwrap_or(root)
             .to_owned();
         // It stays as it is where the program has chosen one.
@@ -280,6 +294,24 @@ impl Model {
         name.contains("codestral") || name.contains("code-instruct") || name.contains("starcoder")
     }
 
+    /// Whether it is known to take images where its code has drawn some.
+    #[must_use]
+    pub fn sees_charts(&self, tools: Tools) -> bool {
+        let name = self.name.to_lowercase();
+        let known = [
+            "vision", "-vl", "llama-4", "pixtral", "gpt-4o", "gpt-4.1", "gpt-5",
+        ];
+        self.provider == Provider::Anthropic
+            || self.takes_charts(tools) && known.iter().any(|part| name.contains(part))
+    }
+
+    /// Whether images can be sent at all: with Mistral, nobody may speak between the result of a call and the answer to it, and the
+    /// crate's results are text.
+    #[must_use]
+    pub fn takes_charts(&self, tools: Tools) -> bool {
+        self.provider != Provider::Mistral || tools == Tools::Fenced
+    }
+
     /// Whether answers come in one piece: WatsonX's streams do not end as the crate expects it of OpenAI's.
     pub(crate) fn answers_whole(&self) -> bool {
         self.provider == Provider::Watsonx
@@ -305,7 +337,8 @@ impl Model {
 
     /// Where a request goes and what it shows there.
     pub(crate) async fn target(&self) -> Result<ServiceTarget, ModelError> {
-        let endpoint = format!("{}{}", self.root, self.provider.prefix());
+        let facts = self.provider.facts();
+        let endpoint = format!("{}{}", self.root, facts.prefix);
         let auth = match self.provider {
             Provider::Watsonx => {
                 let token = self.watsonx_token().await?;
@@ -319,7 +352,7 @@ impl Model {
         Ok(ServiceTarget {
             endpoint: Endpoint::from_owned(endpoint),
             auth,
-            model: ModelIden::new(self.provider.adapter(), self.name.as_str()),
+            model: ModelIden::new(facts.adapter, self.name.as_str()),
         })
     }
 
@@ -494,6 +527,36 @@ mod tests {
         let model = model(Provider::Anthropic, "http://x");
         assert_eq!(model.shown("bad key\n  canary!"), "bad key [key]!");
         assert!(!format!("{model:?} {:?}", model.access).contains("canary"));
+    }
+
+    #[test]
+    fn every_service_has_its_double_on_loopback() {
+        let doubles = soulbox_fake_provider::Provider::ALL.map(|double| double.name());
+        let real = Provider::ALL.map(Provider::name);
+        assert_eq!(real.split_last(), Some((&"demo", &doubles[..])));
+    }
+
+    #[test]
+    fn who_sees_charts() {
+        let sees = |provider, name: &str, tools| {
+            let access = Access {
+                key: "k".to_owned(),
+                base_url: Some("http://x".to_owned()),
+                ..Access::default()
+            };
+            Model::new(provider, Some(name.to_owned()), access)
+                .unwrap()
+                .sees_charts(tools)
+        };
+        assert!(sees(Provider::Anthropic, "claude-sonnet-5", Tools::Called));
+        assert!(sees(
+            Provider::Together,
+            "meta-llama/Llama-4-Scout",
+            Tools::Called
+        ));
+        assert!(!sees(Provider::Groq, "openai/gpt-oss-120b", Tools::Called));
+        assert!(!sees(Provider::Mistral, "pixtral-12b", Tools::Called));
+        assert!(sees(Provider::Mistral, "pixtral-12b", Tools::Fenced));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The five tools of a sandbox, for models and for MCP clients alike.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use soulbox_client::{CodeEvent, CommandEvent, Sandbox, SandboxError};
+use tokio::sync::Mutex;
 
 use crate::budget::Budget;
 
@@ -139,12 +141,14 @@ pub enum ToolError {
     Lost(#[source] SandboxError),
 }
 
-/// The tools of one sandbox.
+/// The tools of one sandbox. Calls may be made at once; those of the interpreter take turns in the order in which they came.
 #[derive(Clone, Debug)]
 pub struct Toolbox {
     sandbox: Sandbox,
     /// Of one call.
     within: Duration,
+    /// Pieces of code share variables, so their order matters, and one that waited inside would use up its own time.
+    interpreter: Arc<Mutex<()>>,
 }
 
 #[derive(Deserialize)]
@@ -178,7 +182,11 @@ impl Toolbox {
     /// Each call may take `within`; code and commands are ended then.
     #[must_use]
     pub fn new(sandbox: Sandbox, within: Duration) -> Self {
-        Self { sandbox, within }
+        Self {
+            sandbox,
+            within,
+            interpreter: Arc::default(),
+        }
     }
 
     #[must_use]
@@ -243,6 +251,7 @@ impl Toolbox {
         arguments: &RunCode,
         mut tell: impl FnMut(Said),
     ) -> Result<Ran, SandboxError> {
+        let _turn = self.interpreter.lock().await;
         let mut out = Budget::new(TEXT);
         let mut ran = Ran::default();
         let mut left_out = 0;

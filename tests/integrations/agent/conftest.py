@@ -1,42 +1,21 @@
-"""`soulbox agent` as its users have it: the binary, a real server, and the loopback provider in place of a model.
-
-E2B_API_KEY, E2B_API_URL and E2B_SANDBOX_URL name the server, SOULBOX_BINARY and SOULBOX_FAKE_PROVIDER the programs,
-INTERPRETER_TEMPLATE the template; tests/integrations/run.sh sets them.
-"""
+"""`soulbox agent` as its users have it: the binary, a real server, and the loopback provider in place of a model."""
 
 import json
 import os
 import subprocess
-import urllib.request
 from pathlib import Path
 
 import pytest
+import served
+from served import BINARY, TEMPLATE, ask
 
-BINARY = str(Path(os.environ.get("SOULBOX_BINARY", "target/ci/soulbox")).resolve())
 FAKE = str(Path(os.environ.get("SOULBOX_FAKE_PROVIDER", "target/ci/soulbox-fake-provider")).resolve())
-TEMPLATE = os.environ.get("INTERPRETER_TEMPLATE", "code-interpreter-slim")
 # No part of a key that a test may find where it must not be.
 CANARY = "canary-7f3a9c51d2"
 
 
-def ask(url: str, method: str = "GET", body: dict | None = None, key: str | None = None):
-    request = urllib.request.Request(url, method=method, data=None if body is None else json.dumps(body).encode())
-    request.add_header("Content-Type", "application/json")
-    if key:
-        request.add_header("X-API-Key", key)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None
-
-
-def sandboxes(kind: str = "soulboxAgent") -> list[dict]:
-    """Those that run and are of these tests."""
-    listed = ask(f"{os.environ['E2B_API_URL']}/sandboxes", key=os.environ["E2B_API_KEY"])
-    return [sandbox for sandbox in listed if kind in sandbox.get("metadata", {})]
-
-
-def kill(sandbox_id: str) -> None:
-    ask(f"{os.environ['E2B_API_URL']}/sandboxes/{sandbox_id}", "DELETE", key=os.environ["E2B_API_KEY"])
+def sandboxes() -> list[str]:
+    return served.sandboxes("soulboxAgent")
 
 
 class Fake:
@@ -82,16 +61,11 @@ def fake(one_fake):
 def nothing_left():
     """Whatever a test did, no sandbox of it runs afterwards."""
     yield
-    left = sandboxes()
-    for sandbox in left:
-        kill(sandbox["sandboxID"])
-    assert left == []
+    served.end_all("soulboxAgent")
 
 
 def environment(fake: Fake | None, key: str = CANARY) -> dict[str, str]:
-    kept = ("PATH", "HOME", "E2B_", "LANG", "RUST_")
-    clean = {name: value for name, value in os.environ.items() if name.startswith(kept)}
-    return clean | (fake.environment(key) if fake else {})
+    return served.environment() | (fake.environment(key) if fake else {})
 
 
 class Ran:
@@ -106,7 +80,7 @@ class Ran:
 def agent(fake, tmp_path):
     """Runs the agent to its end with the loopback provider."""
 
-    def run(task: str, *flags: str, provider: str = "anthropic", template: str = TEMPLATE, key: str = CANARY, within: float = 60) -> Ran:
+    def run(task: str, *flags: str, provider: str = "anthropic", template: str = TEMPLATE, key: str = CANARY, within: float = 120) -> Ran:
         command = [BINARY, "agent", task, "--provider", provider, "--template", template, "--output", str(tmp_path / "output"), *flags]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=within, env=environment(fake, key), stdin=subprocess.DEVNULL, cwd=tmp_path
@@ -114,6 +88,11 @@ def agent(fake, tmp_path):
         return Ran(done)
 
     return run
+
+
+def results(request: dict) -> list[str]:
+    """What Anthropic's model was told of its calls, without pictures."""
+    return ["".join(part["text"] for part in block["content"] if part["type"] == "text") for block in request["body"]["messages"][-1]["content"]]
 
 
 def scenario(*turns: dict) -> str:

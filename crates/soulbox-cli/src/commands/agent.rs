@@ -14,8 +14,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use serde_json::{Value, json};
 use soulbox_agent::{
-    Access, Approval, Approve, Ending, Event, Limits, Model, Outcome, Prices, Provider, Task,
-    Toolbox, Tools, converse,
+    Access, Approval, Approve, Charts, Ending, Event, Limits, Model, Outcome, Prices, Provider,
+    Said, Task, Toolbox, Tools, converse,
 };
 use soulbox_client::{Client, Place, Sandbox, SandboxOptions};
 use tokio_util::sync::CancellationToken;
@@ -85,6 +85,9 @@ pub struct Arguments {
     /// How the model gets code to run: by calls of tools, or fenced in its text [default: as the model can]
     #[arg(long, value_enum)]
     tools: Option<How>,
+    /// What the model gets of charts: the pictures, or that there are some [default: as the model can]
+    #[arg(long, value_enum)]
+    charts: Option<See>,
     /// Print the outcome as JSON; the model's text goes to stderr then
     #[arg(long)]
     json: bool,
@@ -103,6 +106,12 @@ enum When {
 enum How {
     Called,
     Fenced,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum See {
+    Seen,
+    Told,
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
@@ -130,13 +139,52 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         let access = access(provider, &arguments).await?;
         let model = Model::new(provider, arguments.model.clone(), access)
             .map_err(|error| Failure::usage(error).hint(keys::hint(provider)))?;
+        let (tools, charts) = abilities(&arguments, &model)?;
         let (client, place) = arguments.server.sandboxes()?;
         let cancelled = until_signalled()?;
         let mut output = Output::new(arguments.output.clone());
-        let outcome =
-            in_sandbox(&arguments, &model, &client, &place, &cancelled, &mut output).await?;
+        let task = Task {
+            prompt: arguments.task.clone(),
+            tools,
+            charts,
+            limits: Limits {
+                turns: arguments.max_turns,
+                time: Duration::from_secs(arguments.max_seconds),
+                cost: arguments.max_cost,
+            },
+            prices: arguments
+                .price_input
+                .zip(arguments.price_output)
+                .map(|(input, output)| Prices { input, output }),
+        };
+        let server = (&client, &place);
+        let outcome = in_sandbox(&arguments, &model, task, server, &cancelled, &mut output).await?;
         report(&arguments, &outcome, &output)
     })
+}
+
+/// As it was asked for, else as the model can.
+fn abilities(arguments: &Arguments, model: &Model) -> Result<(Tools, Charts), Failure> {
+    let tools = match arguments.tools {
+        Some(How::Called) => Tools::Called,
+        Some(How::Fenced) => Tools::Fenced,
+        None if model.writes_fenced_code() => Tools::Fenced,
+        None => Tools::Called,
+    };
+    let charts = match arguments.charts {
+        Some(See::Seen) if !model.takes_charts(tools) => {
+            let provider = model.provider().name();
+            return Err(Failure::usage(anyhow!(
+                "{provider} takes no pictures beside the results of tools"
+            ))
+            .hint("with --tools fenced it does"));
+        }
+        Some(See::Seen) => Charts::Seen,
+        Some(See::Told) => Charts::Told,
+        None if model.sees_charts(tools) => Charts::Seen,
+        None => Charts::Told,
+    };
+    Ok((tools, charts))
 }
 
 /// The key and where it is sent; the demo is started here.
@@ -184,8 +232,8 @@ pub(super) fn until_signalled() -> Result<CancellationToken, Failure> {
 async fn in_sandbox(
     arguments: &Arguments,
     model: &Model,
-    client: &Client,
-    place: &Place,
+    task: Task,
+    (client, place): (&Client, &Place),
     cancelled: &CancellationToken,
     output: &mut Output,
 ) -> Result<Outcome, Failure> {
@@ -214,7 +262,7 @@ async fn in_sandbox(
                 false => failure,
             }
         })?;
-    let done = work(arguments, model, &sandbox, cancelled, output).await;
+    let done = work(arguments, model, task, &sandbox, cancelled, output).await;
     let killed = client.kill_sandbox(sandbox.id()).await;
     let outcome = done?;
     killed.map_err(|error| {
@@ -227,6 +275,7 @@ async fn in_sandbox(
 async fn work(
     arguments: &Arguments,
     model: &Model,
+    mut task: Task,
     sandbox: &Sandbox,
     cancelled: &CancellationToken,
     output: &mut Output,
@@ -235,32 +284,19 @@ async fn work(
         given = give(sandbox, &arguments.files) => given?,
         () = cancelled.cancelled() => Vec::new(),
     };
-    let mut prompt = arguments.task.clone();
     if !given.is_empty() {
-        prompt += &format!("\n\nFiles: {}", given.join(", "));
+        task.prompt += &format!("\n\nFiles: {}", given.join(", "));
     }
-    let fenced = match arguments.tools {
-        Some(how) => how == How::Fenced,
-        None => model.writes_fenced_code(),
-    };
-    let task = Task {
-        prompt,
-        tools: if fenced { Tools::Fenced } else { Tools::Called },
-        limits: Limits {
-            turns: arguments.max_turns,
-            time: Duration::from_secs(arguments.max_seconds),
-            cost: arguments.max_cost,
-        },
-        prices: arguments
-            .price_input
-            .zip(arguments.price_output)
-            .map(|(input, output)| Prices { input, output }),
-    };
     let toolbox = Toolbox::new(sandbox.clone(), Duration::from_secs(arguments.call_seconds));
     let mut asker = Asker(arguments.approve);
     let mut failed = None;
+    let mut screen = Screen {
+        json: arguments.json,
+        output: &mut *output,
+        speaking: None,
+    };
     let mut outcome = converse(model, &toolbox, &task, &mut asker, cancelled, |event| {
-        if let Err(error) = show(event, arguments.json, output) {
+        if let Err(error) = screen.show(event) {
             failed.get_or_insert(error);
         }
     })
@@ -357,34 +393,53 @@ fn say(json: bool, text: &str) {
     };
 }
 
-fn show(event: Event, json: bool, output: &mut Output) -> anyhow::Result<()> {
-    match event {
-        Event::Text(text) => say(json, &text),
-        Event::CallStarted { name, arguments } => {
-            eprintln!("\n{}", plain(&described(&name, &arguments)))
-        }
-        Event::Stdout(text) | Event::Stderr(text) => eprint!("{}", plain(&text)),
-        Event::Picture(picture) => {
-            let path = output.picture(&picture)?;
-            eprintln!("[saved {}]", path.display());
-        }
-        Event::CallFinished { name, failed } => {
-            if failed {
-                eprintln!("[{} failed]", plain(&name));
+/// What people see of a conversation.
+struct Screen<'a> {
+    json: bool,
+    output: &'a mut Output,
+    /// Whose output stands last: that of calls at once is told apart by a line before it.
+    speaking: Option<u32>,
+}
+
+impl Screen<'_> {
+    fn show(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Text(text) => say(self.json, &text),
+            Event::CallStarted {
+                call,
+                name,
+                arguments,
+            } => {
+                eprintln!("\n[call {call}] {}", plain(&described(&name, &arguments)));
+                self.speaking = Some(call);
+            }
+            Event::Said { call, said } => {
+                if self.speaking.replace(call) != Some(call) {
+                    eprintln!("\n[call {call}]");
+                }
+                match said {
+                    Said::Stdout(text) | Said::Stderr(text) => eprint!("{}", plain(&text)),
+                    Said::Picture(picture) => {
+                        let path = self.output.picture(&picture)?;
+                        eprintln!("[saved {}]", path.display());
+                    }
+                }
+            }
+            Event::CallFinished { call, name, failed } => {
+                if failed {
+                    eprintln!("[call {call}, {}, failed]", plain(&name));
+                }
+            }
+            Event::CallRefused { name, why } => {
+                eprintln!("[{} was not run: {}]", plain(&name), plain(&why));
+            }
+            Event::Retrying { cause, rest } => {
+                let rest = rest.as_secs_f64();
+                eprintln!("[{}; asking again in {rest:.1} s]", plain(&cause));
             }
         }
-        Event::CallRefused { name, why } => {
-            eprintln!("[{} was not run: {}]", plain(&name), plain(&why))
-        }
-        Event::Retrying { cause, rest } => {
-            eprintln!(
-                "[{}; asking again in {:.1} s]",
-                plain(&cause),
-                rest.as_secs_f64()
-            );
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn report(arguments: &Arguments, outcome: &Outcome, output: &Output) -> Result<ExitCode, Failure> {
