@@ -192,6 +192,8 @@ class Run {
   private readonly pictures: Picture[] = []
   private text = ''
   private over = false
+  private readonly asking = new Turns()
+  private readonly interpreter = new Turns()
   private readonly signal: AbortSignal
   private readonly expired: AbortSignal
   private readonly ends: number
@@ -277,12 +279,21 @@ class Run {
   }
 
   private async approvedResult(call: ToolCall): Promise<ToolResult> {
-    const { approve, tools } = this.options
-    const approved = approve ? await abortable(Promise.resolve(approve(call)), this.signal) : true
+    const { approve } = this.options
+    // One question at a time, in the order of the calls.
+    const approved = approve ? await this.asking.turn(this.signal, () => approve(call)) : true
     if (approved !== true) {
       const why = typeof approved === 'string' ? `: ${approved}` : ''
       return { callId: call.id, name: call.name, text: `not approved${why}`, pictures: [], failed: true }
     }
+    // Pieces of code share variables, so their order matters, and one that waited inside would use up its own time.
+    return call.name === 'run_code'
+      ? this.interpreter.turn(this.signal, () => this.executed(call))
+      : this.executed(call)
+  }
+
+  private async executed(call: ToolCall): Promise<ToolResult> {
+    const { tools } = this.options
     // Code that would outlast the run is interrupted at its end, which keeps the variables that a restart would lose.
     const seconds = Math.min(this.options.execute?.seconds ?? 60, Math.max(0.001, (this.ends - Date.now()) / 1000))
     const sandbox = await abortable(this.sandbox.open(seconds), this.signal)
@@ -374,6 +385,20 @@ class Run {
 
   private emit(event: AgentEvent): void {
     if (!this.over) this.onEvent?.(event)
+  }
+}
+
+/** Lets one after the other do something, in the order in which they came. */
+class Turns {
+  private last: Promise<unknown> = Promise.resolve()
+
+  turn<T>(signal: AbortSignal, work: () => T | Promise<T>): Promise<T> {
+    const mine = this.last.then(() => {
+      signal.throwIfAborted()
+      return work()
+    })
+    this.last = mine.catch(() => {})
+    return abortable(mine, signal)
   }
 }
 

@@ -134,7 +134,8 @@ const performers: Record<ToolDefinition['name'], Performer> = {
   },
 
   async read_file(sandbox, { path = '' }) {
-    return { text: await sandbox.files.read(path) }
+    // Providers refuse results without text.
+    return { text: (await sandbox.files.read(path)) || 'the file is empty' }
   },
 
   async write_file(sandbox, { path = '', content = '' }) {

@@ -6,7 +6,6 @@ export interface FencedCode {
 }
 
 const LANGUAGES: Readonly<Record<string, string>> = {
-  '': 'python',
   py: 'python',
   python: 'python',
   python3: 'python',
@@ -20,8 +19,8 @@ const LANGUAGES: Readonly<Record<string, string>> = {
 }
 
 /**
- * The fenced blocks of a text that are code to run, in their order. Blocks of other languages (output, JSON, ...) are left
- * out; so is one that has no end, because its code was cut.
+ * The fenced blocks of a text that are code to run, in their order. Blocks of other languages (output, JSON, ...) or of none
+ * are left out; so is one that has no end, because its code was cut.
  */
 export function fencedCode(text: string): FencedCode[] {
   const found: FencedCode[] = []

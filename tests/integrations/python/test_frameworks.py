@@ -67,7 +67,7 @@ def test_an_executor_that_is_cancelled():
             began = time.monotonic()
             with pytest.raises(asyncio.CancelledError):
                 await executor.execute_code_blocks([block("while True: pass")], token)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
             assert (await executor.execute_code_blocks([block("print(kept)")], CancellationToken())).output == "1"
 
     asyncio.run(main())

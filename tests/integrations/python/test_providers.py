@@ -1,7 +1,9 @@
 """Each provider by its official client: an answer, code run for it, a streamed call, an error."""
 
 import asyncio
+import json
 import time
+from typing import Any
 
 import pytest
 from conftest import PNG, SINE, Fake, please
@@ -14,6 +16,7 @@ from providers import (
     FIREWORKS,
     GRANITE,
     GROQ,
+    MISTRAL,
     TOGETHER,
     WATSONX,
     WITH_TOOLS,
@@ -189,6 +192,17 @@ def test_ci_084_only_what_passes_is_tried_again(fake, provider, status):
     asked, least = len(fake.requests()), 1 if status == 400 else 3
     assert asked >= least if provider.name == "watsonx" and status == 500 else asked == least
     assert outcome.cause.startswith(f"{status}: ") and outcome.cause.endswith("(3 attempts)") == (status != 400)
+
+
+@pytest.mark.parametrize("provider, role", [(ANTHROPIC, "user"), (MISTRAL, "tool"), (GROQ, "user")], ids=["anthropic", "mistral", "groq"])
+def test_a_model_that_sees_gets_the_chart(fake, provider, role):
+    model: Any = provider.model(fake)
+    model.sees_pictures = True
+    with Conversation(model) as conversation:
+        assert conversation.run(f"[scenario: tool] {please(SINE)}").finished
+    asked = fake.requests()[1]
+    assert asked["violation"] is None
+    assert [one["role"] for one in asked["body"]["messages"] if "iVBORw0KGgo" in json.dumps(one)] == [role]
 
 
 @each_with_tools

@@ -118,7 +118,7 @@ def test_code_without_end_is_stopped_and_keeps_its_variables(sandbox):
     result = run(sandbox, "run_code", Settings(timeout=1), code="while True: pass")
     assert (result.text, result.failed) == ("stopped after 1 s; variables are kept", True)
     assert run(sandbox, "run_code", code="kept").text == "42"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def test_a_command_without_end_is_ended(sandbox):

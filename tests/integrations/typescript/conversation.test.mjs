@@ -153,6 +153,24 @@ test('calls at once', async (t) => {
   assert.deepEqual([outcome.turns, outcome.calls], [2, 3])
 })
 
+test('calls at once: commands wait for each other, code takes turns', async (t) => {
+  const command = (mine, other) => ({ name: 'run_command', arguments: { command: `touch ${mine}; until [ -e ${other} ]; do sleep 0.05; done` } })
+  const code = (text) => ({ name: 'run_code', arguments: { code: text } })
+  await provider.scenario('together', {
+    turns: [
+      { calls: [command('a', 'b'), command('b', 'a'), code('import time; time.sleep(1); x = 1'), code('x = x * 10 + 2'), code('x')] },
+      { calls: [{ name: 'write_file', arguments: { path: 'empty', content: '' } }] },
+      { calls: [{ name: 'read_file', arguments: { path: 'empty' } }] },
+      { text: 'Done.' },
+    ],
+  })
+  const { results } = await getsOver(t, 'together')
+  assert.deepEqual(results.map(({ text, failed }) => [text, failed]).slice(0, 5), [
+    ['no output', false], ['no output', false], ['no output', false], ['no output', false], ['12', false],
+  ])
+  assert.deepEqual([results[6].text, results[6].failed], ['the file is empty', false])
+})
+
 test('code in fenced blocks', async (t) => {
   const talk = closed(t, talkOf('fenced', { callsTools: false }))
   const outcome = await talk.run(ask('print(6 * 7)'))
@@ -167,25 +185,21 @@ test('no code in the answer', async () => {
 })
 
 test('all five tools', async (t) => {
-  await fetch(`${provider.url}/_scenarios/five`, {
-    method: 'PUT',
-    headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({
-      turns: [
-        { calls: [{ name: 'write_file', arguments: { path: 'notes/a.txt', content: 'seven' } }] },
-        {
-          calls: [
-            { name: 'read_file', arguments: { path: 'notes/a.txt' } },
-            { name: 'list_files', arguments: { path: 'notes' } },
-            { name: 'list_files', arguments: {} },
-            { name: 'run_command', arguments: { command: 'cat notes/a.txt; echo; echo no >&2; exit 3' } },
-            { name: 'read_file', arguments: { path: 'absent' } },
-            { name: 'run_code', arguments: { code: "open('/home/user/notes/a.txt').read()" } },
-          ],
-        },
-        { text: 'Done.' },
-      ],
-    }),
+  await provider.scenario('five', {
+    turns: [
+      { calls: [{ name: 'write_file', arguments: { path: 'notes/a.txt', content: 'seven' } }] },
+      {
+        calls: [
+          { name: 'read_file', arguments: { path: 'notes/a.txt' } },
+          { name: 'list_files', arguments: { path: 'notes' } },
+          { name: 'list_files', arguments: {} },
+          { name: 'run_command', arguments: { command: 'cat notes/a.txt; echo; echo no >&2; exit 3' } },
+          { name: 'read_file', arguments: { path: 'absent' } },
+          { name: 'run_code', arguments: { code: "open('/home/user/notes/a.txt').read()" } },
+        ],
+      },
+      { text: 'Done.' },
+    ],
   })
   const { results } = await getsOver(t, 'five')
   const texts = results.map(({ text, failed }) => [text, failed])

@@ -28,7 +28,6 @@ test('fenced code is found, and nothing else', () => {
   assert.deepEqual(fencedCode(text), [
     { language: 'python', code: 'print("""\n~~~\n""")' },
     { language: 'javascript', code: '```\n1' },
-    { language: 'python', code: 'x = 1' },
   ])
   assert.deepEqual(fencedCode('no code, but `x` inline'), [])
 })

@@ -20,6 +20,13 @@ export function useProvider() {
     url: undefined,
     /** What was asked, the oldest first. */
     requests: async () => (await fetch(`${provider.url}/_requests`)).json(),
+    /** A scenario of a test's own, for the model `fake-NAME`. */
+    scenario: (name, scenario) =>
+      fetch(`${provider.url}/_scenarios/${name}`, {
+        method: 'PUT',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify(scenario),
+      }),
     forget: () => fetch(`${provider.url}/_requests`, { method: 'DELETE' }),
   }
   let child

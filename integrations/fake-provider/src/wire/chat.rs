@@ -80,6 +80,10 @@ fn one(
             conversation.system += &content(&message["content"], at)?;
         }
         Some("user") => {
+            let after_tool = matches!(conversation.messages.last(), Some(Message::Results(_)));
+            if provider == Provider::Mistral && after_tool {
+                return Err(Refusal::bad("Unexpected role 'user' after role 'tool'"));
+            }
             let text = content(&message["content"], at)?;
             conversation.messages.push(Message::User(text));
         }

@@ -168,6 +168,13 @@ class AsyncConversation:
                 if inspect.isawaitable(told):
                     await told
 
+        outcome = await self._limited(run, tell)
+        if not isinstance(self.messages[-1], Assistant):
+            # Providers refuse a history in which somebody was not answered, and the conversation may go on.
+            self.messages.append(Assistant(f"[stopped: {outcome.cause}]"))
+        return outcome
+
+    async def _limited(self, run: _Run, tell: Callable[[Event], Any]) -> Outcome:
         clock = asyncio.timeout(self.limits.seconds)
         try:
             try:

@@ -100,7 +100,19 @@ def _said_by_sandbox(error: Exception) -> bool:
     return isinstance(error, (Refused, InvalidArgumentException))
 
 
-class Toolbox:
+class _Offering:
+    """Definitions of tools for a provider."""
+
+    tools: Sequence[Tool]
+
+    def anthropic(self) -> list[dict[str, Any]]:
+        return shapes.anthropic_tools(self.tools)
+
+    def openai(self) -> list[dict[str, Any]]:
+        return shapes.openai_tools(self.tools)
+
+
+class Toolbox(_Offering):
     """Tool calls of a model, in a sandbox that is yours.
 
     Definitions for a provider are `anthropic()` and `openai()` (the shape of Groq, Together, Fireworks, Mistral and WatsonX too); `execute`
@@ -119,12 +131,6 @@ class Toolbox:
         self.settings = settings or Settings()
         self.tools = tools
         self.on_event = on_event
-
-    def anthropic(self) -> list[dict[str, Any]]:
-        return shapes.anthropic_tools(self.tools)
-
-    def openai(self) -> list[dict[str, Any]]:
-        return shapes.openai_tools(self.tools)
 
     def execute(self, call: Any) -> Any:
         """The result of a call, in the shape of its provider. What the code did wrong is in the result, never raised."""
@@ -171,7 +177,7 @@ class Toolbox:
             return None
 
 
-class AsyncToolbox:
+class AsyncToolbox(_Offering):
     """As [Toolbox][], with an `AsyncSandbox`. Calls may run at once; those of the interpreter take turns in the order of their start."""
 
     def __init__(
@@ -188,12 +194,6 @@ class AsyncToolbox:
         self.on_event = on_event
         # They share variables, so their order matters, and one that waits inside would use up its own time.
         self._interpreter = asyncio.Lock()
-
-    def anthropic(self) -> list[dict[str, Any]]:
-        return shapes.anthropic_tools(self.tools)
-
-    def openai(self) -> list[dict[str, Any]]:
-        return shapes.openai_tools(self.tools)
 
     async def execute(self, call: Any) -> Any:
         """As `Toolbox.execute`."""

@@ -1,7 +1,7 @@
 """Chat completions in OpenAI's shape: Groq, Together, Fireworks, OpenAI and compatible servers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,7 +50,12 @@ class ChatModel:
         return ChatAssembler()
 
 
-def written(system: str, messages: Sequence[Message], sees_pictures: bool) -> list[dict[str, Any]]:
+def written(
+    system: str,
+    messages: Sequence[Message],
+    sees_pictures: bool,
+    results: Callable[[Results, bool], list[dict[str, Any]]] | None = None,
+) -> list[dict[str, Any]]:
     """A conversation as chat messages."""
     said: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for message in messages:
@@ -62,11 +67,16 @@ def written(system: str, messages: Sequence[Message], sees_pictures: bool) -> li
                 if calls:
                     turn["tool_calls"] = [_call(call) for call in calls]
                 said.append(turn)
-            case Results(results):
-                said += [shapes.openai_result(result) for result in results]
-                seen = [picture for result in results for picture in result.pictures]
-                if seen and sees_pictures:
-                    said.append({"role": "user", "content": _content("The images that the code has shown:", seen)})
+            case Results():
+                said += (results or _results)(message, sees_pictures)
+    return said
+
+
+def _results(message: Results, sees_pictures: bool) -> list[dict[str, Any]]:
+    said = [shapes.openai_result(result) for result in message.results]
+    seen = [picture for result in message.results for picture in result.pictures]
+    if seen and sees_pictures:
+        said.append({"role": "user", "content": _content("The images that the code has shown:", seen)})
     return said
 
 
