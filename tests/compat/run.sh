@@ -5,7 +5,7 @@
 #   SOULBOX_BINARY, SOULBOX_DATA_DIR   which server, on which data
 #   tests/compat/run.sh [--generation old|latest] [PART...]
 #                                      only these: quickstart tls node python runtimes browser interpreter
-#   INTERPRETER_TEMPLATE               for interpreter, which template [default: code-interpreter-slim, built here]
+#   INTERPRETER_TEMPLATE               for interpreter and browser, which template [default: code-interpreter-slim, built here]
 #
 # The quickstarts run with both generations of the packages always; the suites with the latest, or with the older one
 # when that is asked for. The runtimes and the browser have the latest only.
@@ -15,6 +15,8 @@ set -euo pipefail
 self=$(realpath "$0")
 cd "$(dirname "$self")/../.."
 . scripts/server.sh
+suite=compat
+. scripts/parts.sh
 
 binary=$(realpath "${SOULBOX_BINARY:-target/ci/soulbox}")
 data=$(realpath -m "${SOULBOX_DATA_DIR:-target/test-data}")
@@ -22,7 +24,6 @@ work=$data/compat
 domain=sandboxes.test
 # An address of loopback that is nobody else's, so that the real port 443 can be used without taking anybody's.
 tls_address=127.77.0.1
-failed=()
 resolver_pid=
 
 generation=latest
@@ -52,16 +53,6 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-
-# part NAME COMMAND...: runs on after a failure, so that one report names all of them.
-part() {
-    local name=$1
-    shift
-    printf '\n--- compat: %s\n' "$name"
-    "$@" || failed+=("$name")
-}
-
-wanted() { [ ${#parts[@]} = 0 ] || [[ " ${parts[*]} " == *" $1 "* ]]; }
 
 # An ES module finds its packages beside itself, so it runs from the folder that has them.
 node_script() { # node_script PACKAGES SCRIPT [NODE_FLAG...]
@@ -185,16 +176,10 @@ for named in "${parts[@]}"; do
 done
 mkdir -p "$work"
 export INTERPRETER_TEMPLATE=${INTERPRETER_TEMPLATE:-code-interpreter-slim}
-if wanted interpreter && [ "$INTERPRETER_TEMPLATE" = code-interpreter-slim ]; then
+if { wanted interpreter || wanted browser; } && [ "$INTERPRETER_TEMPLATE" = code-interpreter-slim ]; then
     "$binary" template build templates/code-interpreter-slim --data-dir "$data"
 fi
 if wanted tls; then (trap finish EXIT; by_domain && [ ${#failed[@]} = 0 ]) || failed+=("by E2B_DOMAIN"); fi
 if wanted quickstart || wanted node || wanted python || wanted runtimes || wanted browser || wanted interpreter; then by_url; fi
 
-if grep " $data/" /proc/mounts; then failed+=("something is still mounted in $data"); fi
-if [ ${#failed[@]} -gt 0 ]; then
-    printf '\ncompat failed:\n' >&2
-    printf '  %s\n' "${failed[@]}" >&2
-    exit 1
-fi
-printf '\ncompat: all parts passed\n'
+parts_report "$data"

@@ -10,13 +10,14 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/../.."
 . scripts/server.sh
+suite=integrations
+. scripts/parts.sh
 
 SOULBOX_BINARY=$(realpath "${SOULBOX_BINARY:-target/ci/soulbox}")
 SOULBOX_FAKE_PROVIDER=$(realpath "${SOULBOX_FAKE_PROVIDER:-target/ci/soulbox-fake-provider}")
 data=$(realpath -m "${SOULBOX_DATA_DIR:-target/test-data}")
 export SOULBOX_BINARY SOULBOX_FAKE_PROVIDER
 export INTERPRETER_TEMPLATE=${INTERPRETER_TEMPLATE:-code-interpreter-slim}
-failed=()
 
 finish() {
     local status=$?
@@ -27,16 +28,6 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-
-# part NAME COMMAND...: runs on after a failure, so that one report names all of them.
-part() {
-    local name=$1
-    shift
-    printf '\n--- integrations: %s\n' "$name"
-    "$@" || failed+=("$name")
-}
-
-wanted() { [ ${#parts[@]} = 0 ] || [[ " ${parts[*]} " == *" $1 "* ]]; }
 
 # An ES module finds its packages beside itself, so it runs from the folder that has them.
 node_mcp() {
@@ -68,10 +59,4 @@ if wanted python; then part "soulbox-agents, Python" .cache/venv-agents/bin/pyte
 if wanted typescript; then part "@soulbox/agents, TypeScript" tests/integrations/typescript/run.sh; fi
 server_stop || failed+=("the server did not give everything back")
 
-if grep " $data/" /proc/mounts; then failed+=("something is still mounted in $data"); fi
-if [ ${#failed[@]} -gt 0 ]; then
-    printf '\nintegrations failed:\n' >&2
-    printf '  %s\n' "${failed[@]}" >&2
-    exit 1
-fi
-printf '\nintegrations: all parts passed\n'
+parts_report "$data"
