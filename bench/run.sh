@@ -22,6 +22,8 @@ trap 'exit 143' TERM
 export BENCH_WARM=64
 server_start "$binary" "$data" "$data/bench.log" --warm "$BENCH_WARM" --store "$data/store"
 export BENCH_AGENT=$server_pid
+BENCH_BINARY=$(realpath "$binary")
+export BENCH_BINARY
 exports=$(server_env)
 eval "$exports"
 export E2B_API_KEY E2B_API_URL E2B_SANDBOX_URL

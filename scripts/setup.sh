@@ -8,7 +8,7 @@
 #                               the official clients of model providers and agent frameworks, for tests/integrations, in .cache
 #   scripts/setup.sh criu       CRIU, with which a test dumps and restores a sandbox, in .cache
 #   scripts/setup.sh vm         qemu and a machine for it, in .cache
-#   scripts/setup.sh bench      runc, the peer of the figures, wrk, their load, and perf, which tells where time goes
+#   scripts/setup.sh bench      runc and buildah, the peers of the figures, wrk, their load, and perf, which tells where time goes
 #
 # Each part does nothing when its result is already there. Packages come by apt, pip and npm as this machine
 # has them set up.
@@ -38,7 +38,7 @@ packages() {
     command -v npm > /dev/null || fail "there is no npm" "install Node 20.18 or newer"
 }
 
-bench() { install_missing runc wrk linux-perf; }
+bench() { install_missing runc buildah wrk linux-perf; }
 
 install_missing() {
     need_root

@@ -1,8 +1,8 @@
 """Measures a running server and prints a table; one file a subject, each with `measure(table)`.
 
 Environment: E2B_API_KEY, E2B_API_URL, E2B_SANDBOX_URL of the server; BENCH_ROOT, the root file system that runc is
-to run as the peer (left out: no ratios); BENCH_AGENT, the pid of the server, and BENCH_WARM, its number of warm slots; BENCH_RECORDS,
-the path of soulbox-bench.
+to run as the peer (left out: no ratios); BENCH_AGENT, the pid of the server, and BENCH_WARM, its number of warm slots; BENCH_BINARY,
+the path of soulbox, and BENCH_RECORDS, that of soulbox-bench.
 """
 
 import argparse

@@ -1,9 +1,14 @@
-"""Builds of templates by the official builder, and creates from what came out. Every template is deleted after it.
+"""Builds of templates by the official builder and by `soulbox template build`, and creates from what came out. Every template is deleted
+after it.
 
-A build is timed from the builder's first request to the end that it hears of; it asks every 200 ms, which is part of every figure here. What
-the server itself took is the difference between the first and the last line of a build's log.
+A build by the official builder is timed from its first request to the end that it hears of; it asks every 200 ms, which is part of its
+figures. What the server itself took is the difference between the first and the last line of a build's log. Our command line and `buildah`
+are timed as whole processes.
 """
 
+import os
+import shutil
+import subprocess
 import time
 import uuid
 from datetime import datetime
@@ -18,6 +23,9 @@ from table import Table, timed
 STEPS = 10
 FILES = 10_000
 LAYERS = 20
+BINARY = os.environ.get("BENCH_BINARY")
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUIET = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
 
 
 class Builds:
@@ -40,6 +48,16 @@ class Builds:
         # The builder tells lines of its own, whose times have no zone.
         at = [time for time in at if time.tzinfo]
         return took, (max(at) - min(at)).total_seconds() * 1000
+
+    def command(self, name: str, dockerfile: str, *flags: str) -> float:
+        """Milliseconds of `soulbox template build`."""
+        name = f"bench-{self.mark}-{name}"
+        self.names.add(name)
+        folder = Path(self.folder) / name
+        folder.mkdir(exist_ok=True)
+        (folder / "Dockerfile").write_text(dockerfile)
+        took, _ = timed(lambda: subprocess.run([BINARY, "template", "build", folder, "--name", name, *flags], **QUIET))
+        return took
 
     def end(self) -> None:
         for name in self.names:
@@ -64,6 +82,90 @@ def rebuilds(table: Table, builds: Builds) -> None:
         for number in range(table.samples(10, 3))
     ]
     table.times(f"rebuild of {STEPS} steps, the last changed, server", [it[1] for it in changed], p50=1000)
+
+
+def commands(table: Table, builds: Builds) -> None:
+    """The same by our command line, to its exit."""
+
+    def steps(last: str) -> str:
+        lines = [f"FROM e2bdev/base\nENV RUN={builds.mark}", *(f"RUN echo {number} > ~/step-{number}" for number in range(STEPS - 1))]
+        return "\n".join([*lines, f"RUN {last}"]) + "\n"
+
+    builds.command("command", steps("true"))
+    same = [builds.command("command", steps("true")) for _ in range(table.samples(20, 5))]
+    table.times(f"soulbox template build, {STEPS} steps, nothing changed", same, p50=150)
+    changed = [builds.command("command", steps(f": {number}")) for number in range(table.samples(10, 3))]
+    table.times(f"soulbox template build, {STEPS} steps, the last changed", changed, p50=1000)
+
+
+class Peer:
+    """`buildah bud` on an image with the root of `base`, in a store of its own."""
+
+    def __init__(self, folder: str, root: str) -> None:
+        self.folder = Path(folder) / "buildah"
+        self.folder.mkdir()
+        store = [f"--root={self.folder}/root", f"--runroot={self.folder}/run", f"--storage-driver={DRIVER}"]
+        self.buildah = ["buildah", *store]
+        made = subprocess.run([*self.buildah, "from", "scratch"], check=True, text=True, capture_output=True).stdout.strip()
+        subprocess.run([*self.buildah, "add", made, root, "/"], **QUIET)
+        subprocess.run([*self.buildah, "commit", "--rm", made, "localhost/base"], **QUIET)
+
+    def build(self, dockerfile: str, *flags: str) -> float:
+        context = self.folder / "context"
+        context.mkdir(exist_ok=True)
+        (context / "Dockerfile").write_text(dockerfile)
+        command = [*self.buildah, "bud", "--layers", "--isolation=chroot", "--pull=never", *flags, "--tag=localhost/bench", context]
+        return timed(lambda: subprocess.run(command, **QUIET))[0]
+
+    def end(self) -> None:
+        # Its store has mounts while containers are there.
+        subprocess.run([*self.buildah, "rm", "--all"], **QUIET)
+        subprocess.run([*self.buildah, "rmi", "--all", "--force"], **QUIET)
+
+
+DRIVER = "overlay"
+PIP = """FROM {base}
+USER root
+RUN echo {mark} > /mark
+RUN pip install --no-cache-dir --quiet requests==2.32.3 flask==3.0.3 six==1.16.0
+RUN python3 -c 'import flask, requests, six'
+"""
+
+
+def pip(table: Table, builds: Builds) -> None:
+    """A template with packages of Python, against `buildah bud` with the same steps. Both fetch from the same index, with nothing kept."""
+    if table.root is None or shutil.which("buildah") is None:
+        table.missing("pip template / buildah bud", "scripts/setup.sh bench installs buildah, and BENCH_ROOT is its image")
+        return
+    peer = Peer(builds.folder, table.root)
+    try:
+        rounds = range(table.samples(5, 2))
+        ours, theirs = PIP.format(base="e2bdev/base", mark=builds.mark), PIP.format(base="localhost/base", mark=builds.mark)
+        # Turn about, so that a slow index is slow for both.
+        cold = [(builds.command("pip", ours, "--no-cache"), peer.build(theirs, "--no-cache")) for _ in rounds]
+        warm = [(builds.command("pip", ours), peer.build(theirs)) for _ in rounds]
+    finally:
+        peer.end()
+    for name, pairs, most in (("cold", cold, 1.0), ("nothing changed", warm, 0.5)):
+        own, other = zip(*pairs)
+        table.times(f"pip template, {name}", list(own))
+        table.times(f"peer: buildah bud, {name}", list(other))
+        table.ratio(f"pip template / buildah bud, {name}", list(own), list(other), most=most)
+
+
+def from_nothing(table: Table) -> None:
+    """`base` in a data directory of its own, with nothing fetched before."""
+    with TemporaryDirectory(prefix="soulbox-bench-") as data:
+        build = [BINARY, "template", "build", REPOSITORY / "templates/base", "--data-dir", data]
+        try:
+            cold, again = (timed(lambda: subprocess.run(build, **QUIET))[0] for _ in range(2))
+        finally:
+            subprocess.run([BINARY, "clean", "--data-dir", data], **QUIET)
+    table.value("base from nothing", cold / 1000, "s", most=90)
+    table.value("base when it is there", again / 1000, "s", most=5)
+    if table.root is not None:
+        used = subprocess.run(["du", "-s", "-B1M", table.root], check=True, capture_output=True, text=True).stdout
+        table.value("base on disk", float(used.split()[0]), "MiB", most=1024)
 
 
 def copies(table: Table, builds: Builds) -> None:
@@ -123,5 +225,11 @@ def measure(table: Table) -> None:
         try:
             for part in (rebuilds, copies, layers, started):
                 part(table, builds)
+            if BINARY is None:
+                table.missing("soulbox template build", "no BENCH_BINARY")
+                return
+            for part in (commands, pip):
+                part(table, builds)
         finally:
             builds.end()
+    from_nothing(table)

@@ -96,11 +96,16 @@ RUN ["sh", "-c", "id -un > who; pwd > where"]
     assert "uploading" not in again.stderr
 
 
-def test_e2b_toml_is_taken_as_it_is(soulbox, tmp_path):
+def test_ci_068_e2b_toml_is_taken_as_it_is(soulbox, tmp_path):
     name = soulbox.name()
-    config = f'id = "abc"\nname = "{name}"\ndockerfile = "e2b.Dockerfile"\ncpu_count = 2\nmemory_mb = 512\n'
-    path = folder(tmp_path, {"e2b.toml": config, "e2b.Dockerfile": "FROM e2bdev/base\nRUN echo old > /old\n"})
+    config = (
+        f'id = "abc"\nname = "{name}"\ndockerfile = "e2b.Dockerfile"\ncpu_count = 2\nmemory_mb = 512\n'
+        'start_cmd = "cd / && exec python3 -m http.server 8124"\nready_cmd = "curl --silent --fail localhost:8124/old"\n'
+    )
+    path = folder(tmp_path, {"e2b.toml": config, "e2b.Dockerfile": "FROM e2bdev/base\nUSER root\nRUN echo old > /old\n"})
     soulbox("build", path)
+    with Sandbox.create(name, timeout=60) as sandbox:
+        assert sandbox.commands.run("curl --silent localhost:8124/old").stdout == "old\n"
     shown = json.loads(soulbox("list", "--json").stdout)
     made = next(it for it in shown if name in it["aliases"])
     assert (made["cpuCount"], made["memoryMB"]) == (2, 512)
