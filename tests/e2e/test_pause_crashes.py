@@ -1,6 +1,6 @@
 """SIGKILL of the agent, the front or CRIU amid pauses, resumes, forks, snapshots and rollbacks, at random moments: SOULBOX_PAUSE_KILLS of
 them (5; `make soak` takes 20). A sandbox then runs, or is paused and whole, or is told to be lost; nothing hangs and nothing is left. As
-many kills hit CRIU while it holds the processes: most of those lose nothing.
+many kills hit CRIU while it holds the processes, and as many CRIU and the agent together: most of those lose nothing.
 
 A failure names its seed; SOULBOX_PAUSE_SEED repeats it as far as time allows.
 """
@@ -76,15 +76,20 @@ def strike(server: Server, victim: str) -> None:
         start(server)
 
 
-def strike_criu(server: Server, asked: Future, after: float) -> bool:
-    """Kills the CRIU of an operation so long after it has begun to work; false when it was done by then."""
+def strike_criu(server: Server, asked: Future, after: float, agent_too: bool = False) -> bool:
+    """Kills the CRIU of an operation so long after it has begun to work, and its agent with it; false when it was done by then."""
     pid = None
     while pid is None and not asked.done():
         pid = criu(server)
     time.sleep(after)
     if pid is None or criu(server) != pid:
         return False
+    if agent_too:
+        server.process.kill()
     os.kill(pid, signal.SIGKILL)
+    if agent_too:
+        server.process.wait(10)
+        start(server)
     return True
 
 
@@ -214,8 +219,10 @@ def test_a_kill_amid_a_pause_loses_nothing_silently():
 
 
 @pytest.mark.timeout(120 + 30 * KILLS)
-def test_a_criu_that_dies_with_processes_in_its_hands_loses_few(server: Server):
-    """They are stopped before it lets go of them, and go on from where they were, unless one of them was in CRIU's code just then."""
+@pytest.mark.parametrize("agent_too", [False, True], ids=["criu", "criu-and-agent"])
+def test_a_criu_that_dies_with_processes_in_its_hands_loses_few(server: Server, agent_too: bool):
+    """They are stopped before it lets go of them, and go on from where they were, unless one of them was in CRIU's code just then. Without
+    an agent they stand still until the next one sees to them."""
     print(f"\nseed {SEED}")
     chance = random.Random(SEED)
     held, outcomes = begun(server), Counter[str]()
@@ -225,7 +232,7 @@ def test_a_criu_that_dies_with_processes_in_its_hands_loses_few(server: Server):
         moment = chance.uniform(0, durations[operation]) * 0.7
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(operation, held.sandbox)
-            struck = strike_criu(server, asked, moment)
+            struck = strike_criu(server, asked, moment, agent_too)
             failure = asked.exception(110)
         became = outcome(server, held)
         print(f"{number}: {operation.__name__}, {'killed' if struck else 'it was done by then'}, {became}, {failure}")
@@ -234,9 +241,9 @@ def test_a_criu_that_dies_with_processes_in_its_hands_loses_few(server: Server):
             continue
         outcomes[became] += 1
         if became == "lost":
-            assert "was lost while it was being saved" in str(failure)
+            assert agent_too or "was lost while it was being saved" in str(failure)
             held = begun(server)
-        elif failure:
+        elif failure and not agent_too:
             assert became == "running" and "cannot be saved and goes on" in str(failure)
     print(f"of {outcomes.total()} killed: {dict(outcomes)}")
     # A process that is lost was in CRIU's code at that moment, which takes a small part of the time.

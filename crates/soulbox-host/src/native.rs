@@ -187,6 +187,7 @@ impl Runtime for NativeRuntime {
         limits: &Limits,
         root: &RootFiles,
         saved: &SavedProcesses,
+        made: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Running, RestoreError> {
         let criu = match &self.checkpoints.criu {
             Ok(criu) => criu,
@@ -199,17 +200,17 @@ impl Runtime for NativeRuntime {
         let slot = self.slot(index)?;
         criu::remap(&saved.images, &saved.folder, slot.id_base())
             .map_err(|error| boxed(CheckpointError::from(error)))?;
-        let source = RootSource {
-            layers: root.layers.clone(),
-            upper: root.upper.clone(),
-        };
         let dumped = Dumped {
             images: &saved.folder,
             guests: &programs,
+            root: RootSource {
+                layers: root.layers.clone(),
+                upper: root.upper.clone(),
+            },
         };
         let restored = self
             .native
-            .restore(criu, slot, limits, source, dumped, RESTORE_WITHIN);
+            .restore(criu, slot, limits, dumped, RESTORE_WITHIN, made);
         restored.map_err(|error| boxed(error).into())
     }
 

@@ -122,7 +122,8 @@ pub trait Runtime: Send + Sync + 'static {
         after: After,
         stopped: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), SaveError>;
-    /// Lets saved processes go on in slot `index`, which is free. They may connect nowhere. On an error nothing is left.
+    /// Lets saved processes go on in slot `index`, which is free. They may connect nowhere. `made` is called when they are there and
+    /// none of them has run yet; when it fails, so does the restore. On an error nothing is left.
     ///
     /// # Errors
     /// See [`RestoreError`].
@@ -132,6 +133,7 @@ pub trait Runtime: Send + Sync + 'static {
         limits: &Limits,
         root: &RootFiles,
         saved: &SavedProcesses,
+        made: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Self::Running, RestoreError>;
     /// Takes over a running sandbox of an earlier agent.
     fn adopt(&self, index: u16, process: ProcessName) -> Option<Self::Running>;

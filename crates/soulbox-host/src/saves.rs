@@ -9,7 +9,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use soulbox_pool::{PoolError, SnapshotDraft, SnapshotPool};
@@ -22,7 +21,7 @@ use crate::clock::now;
 use crate::lifecycle::After;
 use crate::record::Record;
 use crate::runtime::{Runtime, SaveError};
-use crate::snapshot::{Fingerprint, Key, Manifest, Memory, Subject};
+use crate::snapshot::{Fingerprint, Follower, Key, Known, Manifest, Memory, Subject};
 use crate::workshop::{Made, Workshop};
 
 const CONCURRENT_SAVES: usize = 4;
@@ -284,6 +283,8 @@ impl<R: Runtime> Work<R> {
             Err(missing) => return Err(failure(unsupported(missing))),
         };
         let images = draft.images();
+        // Without it all is read when all is written.
+        let mut follower = Follower::start(images.clone()).ok();
         let mut draft = Some(draft);
         let mut committed = None;
         let saved = runtime.save(&self.running, &images, self.wanted.after, &mut || {
@@ -295,7 +296,8 @@ impl<R: Runtime> Work<R> {
             match self.wanted.after {
                 After::GoOn => draft = Some(stopped),
                 After::End => {
-                    let made = self.commit(stopped, Some(fingerprint.clone()), over);
+                    let memory = Some((fingerprint.clone(), follower.take()));
+                    let made = self.commit(stopped, memory, over);
                     committed = Some(made.map_err(|error| io::Error::other(error.message))?);
                 }
             }
@@ -304,7 +306,8 @@ impl<R: Runtime> Work<R> {
         match (saved, committed, draft) {
             (Ok(()), Some(made), _) => Ok(made),
             (Ok(()), None, Some(draft)) => {
-                self.commit(draft, Some(fingerprint), over).map_err(failure)
+                let memory = Some((fingerprint, follower.take()));
+                self.commit(draft, memory, over).map_err(failure)
             }
             (Ok(()), None, None) => Err(failure(failed("nothing was captured".to_owned()))),
             (Err(error), made, _) => {
@@ -331,14 +334,13 @@ impl<R: Runtime> Work<R> {
         self.workshop.pool.capture(draft, upper, *inherited)
     }
 
-    /// Makes it whole: digests, mark, and all of it on disk.
+    /// Makes it whole: digests, mark, and all of it on disk. With memory there is the host that it is for, and who has begun to read it.
     fn commit(
         &self,
         draft: SnapshotDraft,
-        fingerprint: Option<Fingerprint>,
+        memory: Option<(Fingerprint, Option<Follower>)>,
         over: &dyn Fn() -> bool,
     ) -> Result<HostSnapshot, HostError> {
-        let pool = &self.workshop.pool;
         let subject = Subject {
             snapshot_id: self.wanted.snapshot_id.clone(),
             sandbox_id: self.record.sandbox_id.clone(),
@@ -351,23 +353,18 @@ impl<R: Runtime> Work<R> {
             created_at: now().0,
         };
         let mut manifest = Manifest::new(subject, self.record.basis.clone());
-        if let Some(fingerprint) = fingerprint {
+        let mut stamps = None;
+        if let Some((fingerprint, follower)) = memory {
             let images = draft.images();
-            // The processor reads while the disk writes.
-            let (memory, settled) = thread::scope(|scope| {
-                let settled = scope.spawn(|| pool.settle());
-                let memory = Memory::of(
-                    &images,
-                    self.record.guests.clone(),
-                    self.record.init_secret.clone(),
-                    fingerprint,
-                );
-                let settled = settled
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                (memory, settled)
-            });
-            settled.map_err(|error| disk(&error))?;
+            let begun = follower.map(Follower::end).unwrap_or_default();
+            stamps = Known::stamps(&images);
+            let memory = Memory::of(
+                &images,
+                &begun,
+                self.record.guests.clone(),
+                self.record.init_secret.clone(),
+                fingerprint,
+            );
             manifest.memory = Some(memory.map_err(|error| failed(chain(&error)))?);
         }
         let sealed = self
@@ -378,6 +375,9 @@ impl<R: Runtime> Work<R> {
             return Err(cannot_save("it was overtaken".to_owned()));
         }
         let snapshot = draft.commit(&sealed).map_err(|error| disk(&error))?;
+        if let Some(stamps) = stamps {
+            self.workshop.known.note(&snapshot.images, stamps);
+        }
         Ok(manifest.told(snapshot.disk_bytes))
     }
 }

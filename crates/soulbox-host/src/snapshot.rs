@@ -6,6 +6,7 @@
 
 mod digest;
 mod fingerprint;
+mod known;
 
 use std::path::Path;
 
@@ -14,8 +15,10 @@ use soulbox_archive::mark::{self, MarkError};
 use soulbox_pool::Snapshot;
 use soulbox_wire::host::{After, HostSnapshot};
 
-pub use digest::{DigestError, ImageFile};
+use digest::Which;
+pub use digest::{Begun, DigestError, Follower, ImageFile};
 pub use fingerprint::Fingerprint;
+pub(crate) use known::Known;
 
 /// The form of the manifest; another one is refused.
 const VERSION: u32 = 1;
@@ -173,15 +176,6 @@ pub struct RootBasis {
 }
 
 impl Memory {
-    /// Whether its images are what they were and this host is like the one that made them. Reads all of them.
-    ///
-    /// # Errors
-    /// See [`RefusedError`].
-    pub fn verify(&self, images: &Path, here: &Fingerprint) -> Result<(), RefusedError> {
-        self.fits(here)?;
-        self.check(images)
-    }
-
     /// Whether this host is like the one that made it.
     ///
     /// # Errors
@@ -195,22 +189,44 @@ impl Memory {
     /// # Errors
     /// [`RefusedError::Images`].
     pub fn check(&self, images: &Path) -> Result<(), RefusedError> {
-        let found = digest::all(images)?;
-        Ok(digest::compare(&self.images, &found)?)
+        self.check_only(images, Which::All)
     }
 
-    /// What lies in a folder of images now.
+    /// The same of what CRIU reads to know what to make: all but the contents of memory.
+    ///
+    /// # Errors
+    /// [`RefusedError::Images`].
+    pub fn check_processes(&self, images: &Path) -> Result<(), RefusedError> {
+        self.check_only(images, Which::Others)
+    }
+
+    /// The same of the contents of memory.
+    ///
+    /// # Errors
+    /// [`RefusedError::Images`].
+    pub fn check_contents(&self, images: &Path) -> Result<(), RefusedError> {
+        self.check_only(images, Which::Pages)
+    }
+
+    fn check_only(&self, images: &Path, which: Which) -> Result<(), RefusedError> {
+        let found = digest::of(images, which, &Begun::default())?;
+        let expected = self.images.iter().filter(|image| which.has(&image.name));
+        Ok(digest::compare(expected, &found)?)
+    }
+
+    /// What lies in a folder of images now, of which some may have been read already.
     ///
     /// # Errors
     /// The file system's.
     pub fn of(
         images: &Path,
+        begun: &Begun,
         guests: String,
         init_secret: String,
         fingerprint: Fingerprint,
     ) -> Result<Self, DigestError> {
         Ok(Self {
-            images: digest::all(images)?,
+            images: digest::of(images, Which::All, begun)?,
             guests,
             init_secret,
             fingerprint,

@@ -4,7 +4,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use soulbox_pool::{LayerDigest, PoolError, Snapshot, SnapshotPool, TemplateManifest};
@@ -16,7 +18,7 @@ use crate::runtime::{
     DialError, GuestSettings, RestoreError, RootFiles, Runtime, RuntimeError, SavedProcesses,
 };
 use crate::slots::Slots;
-use crate::snapshot::{Fingerprint, Memory, RefusedError};
+use crate::snapshot::{Fingerprint, Known, Memory, RefusedError};
 
 /// SIGKILL to the last exit; a process in an uninterruptible wait for a disk can take that long.
 const END_TIMEOUT: Timespec = Timespec {
@@ -120,6 +122,8 @@ pub(crate) struct Workshop<R: Runtime> {
     pub(crate) runtime: R,
     pub(crate) pool: Arc<dyn SnapshotPool>,
     pub(crate) slots: Slots,
+    /// Images that need not be read again.
+    pub(crate) known: Known,
     leftovers: Mutex<Vec<Leftover<R>>>,
 }
 
@@ -129,6 +133,7 @@ impl<R: Runtime> Workshop<R> {
             runtime,
             pool,
             slots,
+            known: Known::default(),
             leftovers: Mutex::new(Vec::new()),
         }
     }
@@ -230,7 +235,7 @@ impl<R: Runtime> Workshop<R> {
                 .checkpoints()
                 .map_err(|missing| failed(RestoreError::Unsupported(missing)))?;
             let here = Fingerprint::of_this_host(criu).map_err(MakeError::Fingerprint)?;
-            memory.verify(&snapshot.images, &here).map_err(refused)?;
+            memory.fits(&here).map_err(refused)?;
             self.furnish(slot, layers, First::Snapshot(snapshot), limits)
         })();
         let (root, upper, _) = match made {
@@ -245,7 +250,12 @@ impl<R: Runtime> Workshop<R> {
             folder: self.pool.restore_folder(&upper),
             guests: memory.guests.clone(),
         };
-        let restored = self.runtime.restore(slot, limits, &root, &saved);
+        let restored = self
+            .verified(memory, &snapshot.images, |made| {
+                self.runtime.restore(slot, limits, &root, &saved, made)
+            })
+            .map_err(refused)
+            .and_then(|restored| restored.map_err(failed));
         if let Err(error) = self.pool.delete_restore(&upper) {
             // The next agent does it: there is one name for each restore.
             tracing::warn!(error = %crate::chain(&error), "failed to delete the links of a restore");
@@ -257,9 +267,9 @@ impl<R: Runtime> Workshop<R> {
         };
         let running = match restored {
             Ok(running) => Arc::new(running),
-            Err(source) => {
+            Err(error) => {
                 self.give_back(leftover(None));
-                return Err(failed(source));
+                return Err(error);
             }
         };
         match self.runtime.ended(&running) {
@@ -279,6 +289,48 @@ impl<R: Runtime> Workshop<R> {
                 Err(MakeError::Ended(source))
             }
         }
+    }
+
+    /// Has processes restored by `restore`, which gets what is to be done before one of them runs, and finds out whether their images
+    /// are what they were: what CRIU goes by before it begins, what it only puts into their memory while it does.
+    fn verified<T>(
+        &self,
+        memory: &Memory,
+        images: &Path,
+        restore: impl FnOnce(&mut dyn FnMut() -> io::Result<()>) -> T,
+    ) -> Result<T, RefusedError> {
+        if self.known.has(images) {
+            return Ok(restore(&mut || Ok(())));
+        }
+        let stamps = Known::stamps(images);
+        memory.check_processes(images)?;
+        let (restored, contents) = thread::scope(|scope| {
+            let mut reading = Some(scope.spawn(|| memory.check_contents(images)));
+            let mut contents = None;
+            let mut wait = || match reading.take() {
+                Some(reading) => contents
+                    .insert(
+                        reading
+                            .join()
+                            .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                    )
+                    .is_ok(),
+                None => matches!(contents, Some(Ok(()))),
+            };
+            let restored = restore(&mut || {
+                wait()
+                    .then_some(())
+                    .ok_or_else(|| io::Error::other("its images are not what they were"))
+            });
+            // Where it fails for that alone, that is said.
+            wait();
+            (restored, contents.unwrap_or(Ok(())))
+        });
+        contents?;
+        if let Some(stamps) = stamps {
+            self.known.note(images, stamps);
+        }
+        Ok(restored)
     }
 
     /// The files of a root, with an upper of its own, and a secret.

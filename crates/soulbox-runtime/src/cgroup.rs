@@ -533,6 +533,13 @@ pub(crate) struct Frozen {
     cgroup: Cgroup,
 }
 
+impl Frozen {
+    /// Gives up the guard: whoever finds it frozen takes it over.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Frozen {
     fn drop(&mut self) {
         // Fails only when the cgroup is gone, with all that was in it.

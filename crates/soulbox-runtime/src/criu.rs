@@ -27,10 +27,10 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::launch::channel::{Channel, CriuPlan, ToLauncher};
+use crate::launch::channel::{Channel, CriuPlan, ToLauncher, WatchPlan};
+use watch::Watch;
 
 pub use images::{ImagesError, remap};
-pub(crate) use watch::Watch;
 pub(crate) use wire::{Options, Request, RequestKind, Response};
 
 /// Answers are small: an error message is the longest part.
@@ -179,8 +179,9 @@ fn make_run() -> io::Result<OwnedFd> {
 #[derive(Debug)]
 pub(crate) struct Session {
     process: Child,
-    /// Of the process. Who waits for one that is watched is told of every stop; this is readable at its end and not before.
+    /// Of the process: readable at its end.
     ended: OwnedFd,
+    watch: Option<Watch>,
     socket: OwnedFd,
     /// To the launcher that becomes CRIU.
     pub(crate) control: Channel,
@@ -213,6 +214,7 @@ impl Session {
         let session = Self {
             process,
             ended,
+            watch: None,
             socket,
             control,
             started: Instant::now(),
@@ -231,13 +233,28 @@ impl Session {
         Ok(session)
     }
 
-    /// Has `last` called when CRIU ends while it holds processes.
-    pub(crate) fn watch<T: Send + 'static>(
-        &self,
-        last: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<Watch<T>, CriuError> {
-        let pid = Pid::from_child(&self.process).as_raw_nonzero().get();
-        Watch::begin(pid, last).map_err(io_step("watch CRIU"))
+    /// From now on the sandbox with this init and cgroup stands still when CRIU ends before its last answer.
+    pub(crate) fn watch(
+        &mut self,
+        launcher: &Path,
+        init: i32,
+        cgroup: String,
+    ) -> Result<(), CriuError> {
+        let plan = WatchPlan {
+            criu: Pid::from_child(&self.process).as_raw_nonzero().get(),
+            init,
+            cgroup,
+        };
+        self.watch = Some(Watch::begin(launcher, plan).map_err(io_step("watch CRIU"))?);
+        Ok(())
+    }
+
+    /// Ends CRIU, which has given no last answer. Whether what it held was stopped, or why not; nothing when it was not to be, or nobody
+    /// has watched.
+    pub(crate) fn end(mut self) -> Option<io::Result<()>> {
+        let watch = self.watch.take();
+        drop(self);
+        watch?.end()
     }
 
     pub(crate) fn send(&self, request: &Request) -> Result<(), CriuError> {
@@ -299,6 +316,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.release();
+        }
         // After its last answer it ends by itself, in no time; one that hangs is of no more use.
         let _ = self.process.kill();
         while !matches!(

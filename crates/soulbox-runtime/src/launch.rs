@@ -1,4 +1,5 @@
-//! The launcher: one static program with three lives, and two errands for a sandbox that is dumped or restored ([`criu`], [`furnish`]).
+//! The launcher: one static program with three lives, and three errands for a sandbox that is dumped or restored ([`criu`], [`furnish`],
+//! [`watch`]).
 //!
 //! 1. *Outside*: started by the host agent as root, with the control socket as its standard input. It puts itself into the cgroups, clones
 //!    a child into new namespaces, writes the child's ID maps and ends.
@@ -15,6 +16,7 @@ mod furnish;
 pub mod init;
 mod outside;
 mod parked;
+pub(crate) mod watch;
 
 use std::io;
 
@@ -64,6 +66,7 @@ fn serve(control: &Channel) -> Result<(), LaunchError> {
         Some((ToLauncher::Furnish(plan), descriptors)) => {
             furnish::run(control, plan.as_ref(), descriptors)
         }
+        Some((ToLauncher::Watch(plan), _)) => watch::run(control, &plan),
         Some(_) => Err(io::Error::from_raw_os_error(libc::EPROTO)).step("read a plan"),
     }
 }

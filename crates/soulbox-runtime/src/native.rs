@@ -244,8 +244,8 @@ impl Native {
         })
     }
 
-    /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time. One that cannot
-    /// go on from where that agent left it is killed.
+    /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time. So is one that
+    /// cannot go on from where that agent left it; [`Native::sweep`] takes what it had.
     #[must_use]
     pub fn adopt(&self, slot: Slot, pid: i32, start_time: u64) -> Option<Running> {
         let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
@@ -265,11 +265,12 @@ impl Native {
             cgroup: self.hierarchies.adopt(&slot.cgroup()),
             shortage: Shortage::new(),
         };
-        // The earlier agent died while it saw to what a dying CRIU had left.
+        // The earlier agent died with its CRIU, or while it saw to what that had left.
         if let Some(frozen) = running.cgroup.found_frozen()
             && self.rescue(&running, frozen).is_err()
         {
             running.kill();
+            return None;
         }
         Some(running)
     }

@@ -1,12 +1,14 @@
-//! The digests of images. Those of memory are large: they are read in parts, on all processors.
+//! The digests of images. Those of memory are large: they are read in parts, on all processors, and while they are still being written.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,6 +17,12 @@ use sha2::{Digest, Sha256};
 const PART: u64 = 32 << 20;
 /// More would wait for the disk.
 const MOST_THREADS: usize = 8;
+/// What is read at once.
+const BUFFER: usize = 256 << 10;
+/// How often it is looked whether an image has grown.
+const LOOK_EVERY: Duration = Duration::from_millis(3);
+/// Contents of memory: nobody reads more out of them than bytes to put into a process, and they are nearly all that there is to read.
+const PAGES: &str = "pages-";
 
 /// One file of images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,19 +55,37 @@ pub enum DigestError {
     Changed(String),
 }
 
-/// All images of a folder, sorted by name. What CRIU only writes for people is none.
-pub(super) fn all(folder: &Path) -> Result<Vec<ImageFile>, DigestError> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(unreadable(folder))? {
-        let path = entry.map_err(unreadable(folder))?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-            continue;
-        };
-        if name.ends_with(".img") {
-            let file = File::open(&path).map_err(unreadable(&path))?;
-            let bytes = file.metadata().map_err(unreadable(&path))?.len();
-            files.push((name.to_owned(), path, file, bytes));
+/// Which images of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// What is in memory.
+    Pages,
+    /// What the processes are.
+    Others,
+    All,
+}
+
+impl Which {
+    pub(super) fn has(self, name: &str) -> bool {
+        match self {
+            Self::Pages => name.starts_with(PAGES),
+            Self::Others => !name.starts_with(PAGES),
+            Self::All => true,
         }
+    }
+}
+
+/// Images of a folder, sorted by name. What CRIU only writes for people is none. Those of memory may have been `begun`.
+pub(super) fn of(
+    folder: &Path,
+    which: Which,
+    begun: &Begun,
+) -> Result<Vec<ImageFile>, DigestError> {
+    let mut files = Vec::new();
+    for (name, path) in named(folder, which)? {
+        let file = File::open(&path).map_err(unreadable(&path))?;
+        let bytes = file.metadata().map_err(unreadable(&path))?.len();
+        files.push((name, path, file, bytes));
     }
     files.sort_by(|a, b| a.0.cmp(&b.0));
     let parts: Vec<(usize, u64)> = files
@@ -68,9 +94,12 @@ pub(super) fn all(folder: &Path) -> Result<Vec<ImageFile>, DigestError> {
         .flat_map(|(at, (.., bytes))| (0..bytes.div_ceil(PART)).map(move |part| (at, part)))
         .collect();
     let digests = hash(&parts, |(at, part), buffer| {
-        let (_, path, file, bytes) = &files[at];
-        part_of(file, part * PART, (*bytes).min((part + 1) * PART), buffer)
-            .map_err(unreadable(path))
+        let (name, path, file, bytes) = &files[at];
+        let mut reading = begun.part(name, part);
+        reading
+            .read(file, (*bytes).min((part + 1) * PART), buffer)
+            .map_err(unreadable(path))?;
+        Ok(reading.hash.finalize().into())
     })?;
     let mut whole: Vec<Sha256> = files.iter().map(|_| Sha256::new()).collect();
     for ((at, _), digest) in parts.iter().zip(digests) {
@@ -86,9 +115,162 @@ pub(super) fn all(folder: &Path) -> Result<Vec<ImageFile>, DigestError> {
         .collect())
 }
 
+fn named(folder: &Path, which: Which) -> Result<Vec<(String, PathBuf)>, DigestError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(unreadable(folder))? {
+        let path = entry.map_err(unreadable(folder))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if name.ends_with(".img") && which.has(name) {
+            found.push((name.to_owned(), path));
+        }
+    }
+    Ok(found)
+}
+
+/// A part of a file, read up to there.
+#[derive(Debug, Clone)]
+struct Reading {
+    hash: Sha256,
+    at: u64,
+}
+
+impl Reading {
+    fn of_part(part: u64) -> Self {
+        Self {
+            hash: Sha256::new(),
+            at: part * PART,
+        }
+    }
+
+    fn read(&mut self, file: &File, until: u64, buffer: &mut [u8]) -> io::Result<()> {
+        while self.at < until {
+            let wanted = usize::try_from(until - self.at)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
+            file.read_exact_at(&mut buffer[..wanted], self.at)?;
+            self.hash.update(&buffer[..wanted]);
+            self.at += wanted as u64;
+        }
+        Ok(())
+    }
+}
+
+/// What was read of images while they were written: of each by name, its parts in their order.
+#[derive(Debug, Default)]
+pub struct Begun(HashMap<String, Vec<Reading>>);
+
+impl Begun {
+    /// How much was read.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        let read = self.0.values().filter_map(|parts| parts.last());
+        read.map(|part| part.at).sum()
+    }
+
+    fn part(&self, name: &str, part: u64) -> Reading {
+        let parts = self.0.get(name);
+        let begun = parts.and_then(|parts| parts.get(usize::try_from(part).ok()?));
+        begun.cloned().unwrap_or_else(|| Reading::of_part(part))
+    }
+}
+
+/// A thread that reads images of memory behind whoever writes them. They only grow: CRIU writes each from its begin to its end.
+#[derive(Debug)]
+pub struct Follower {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Begun>>,
+}
+
+impl Follower {
+    /// Begins to follow what is written into `folder`.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub fn start(folder: PathBuf) -> io::Result<Self> {
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
+        let thread = thread::Builder::new()
+            .name("images".to_owned())
+            .spawn(move || follow(&folder, &is_over))?;
+        Ok(Self {
+            over,
+            thread: Some(thread),
+        })
+    }
+
+    /// What it has read by now.
+    #[must_use]
+    pub fn end(mut self) -> Begun {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Begun {
+        self.over.store(true, Ordering::SeqCst);
+        let thread = self.thread.take();
+        // What it has not read is read by whoever wants the digests.
+        thread
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn follow(folder: &Path, over: &AtomicBool) -> Begun {
+    let mut begun = Begun::default();
+    let mut open: HashMap<String, File> = HashMap::new();
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        for (name, path) in named(folder, Which::Pages).unwrap_or_default() {
+            if !open.contains_key(&name)
+                && let Ok(file) = File::open(&path)
+            {
+                open.insert(name.clone(), file);
+            }
+            let Some(file) = open.get(&name) else {
+                continue;
+            };
+            let bytes = file.metadata().map_or(0, |found| found.len());
+            let parts = begun.0.entry(name).or_default();
+            while read_on(parts, file, bytes, &mut buffer) {
+                if over.load(Ordering::SeqCst) {
+                    return begun;
+                }
+            }
+        }
+        if over.load(Ordering::SeqCst) {
+            return begun;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Reads one more buffer of a file that has so many bytes; false when there is less, or it cannot be read.
+fn read_on(parts: &mut Vec<Reading>, file: &File, bytes: u64, buffer: &mut [u8]) -> bool {
+    let at = parts.last().map_or(0, |part| part.at);
+    let until = at + buffer.len() as u64;
+    if until > bytes {
+        return false;
+    }
+    if at == parts.len() as u64 * PART {
+        parts.push(Reading::of_part(parts.len() as u64));
+    }
+    let part = parts.last_mut();
+    part.is_some_and(|part| part.read(file, until, buffer).is_ok())
+}
+
 /// Whether a folder has what it should have.
-pub(super) fn compare(expected: &[ImageFile], found: &[ImageFile]) -> Result<(), DigestError> {
-    for expected in expected {
+pub(super) fn compare<'images>(
+    expected: impl Iterator<Item = &'images ImageFile> + Clone,
+    found: &[ImageFile],
+) -> Result<(), DigestError> {
+    for expected in expected.clone() {
         let name = || expected.name.clone();
         let Some(found) = found.iter().find(|found| found.name == expected.name) else {
             return Err(DigestError::Missing(name()));
@@ -106,7 +288,7 @@ pub(super) fn compare(expected: &[ImageFile], found: &[ImageFile]) -> Result<(),
     }
     let surplus = found
         .iter()
-        .find(|found| !expected.iter().any(|known| known.name == found.name));
+        .find(|found| !expected.clone().any(|known| known.name == found.name));
     match surplus {
         Some(surplus) => Err(DigestError::Surplus(surplus.name.clone())),
         None => Ok(()),
@@ -127,7 +309,7 @@ fn hash(
     let next = AtomicUsize::new(0);
     let done = Mutex::new(vec![PartDigest::default(); parts.len()]);
     let work = || -> Result<(), DigestError> {
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = vec![0; BUFFER];
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(part) = parts.get(at) else {
@@ -152,20 +334,6 @@ fn hash(
     Ok(done
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner))
-}
-
-fn part_of(file: &File, from: u64, until: u64, buffer: &mut [u8]) -> io::Result<PartDigest> {
-    let mut hash = Sha256::new();
-    let mut at = from;
-    while at < until {
-        let wanted = usize::try_from(until - at)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
-        file.read_exact_at(&mut buffer[..wanted], at)?;
-        hash.update(&buffer[..wanted]);
-        at += wanted as u64;
-    }
-    Ok(hash.finalize().into())
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> DigestError {

@@ -1,6 +1,8 @@
 //! What is refused: every change of a manifest or an image.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use super::*;
 
@@ -95,9 +97,21 @@ fn every_change_of_the_images_is_found() {
     fs::write(path("empty.img"), "").expect("write");
     fs::write(path("dump.log"), "for people").expect("write");
     let here = Fingerprint::of_this_host("4.2").expect("a host");
-    let memory = Memory::of(folder.path(), "g".into(), "00".into(), here.clone()).expect("read");
+    let begun = Begun::default();
+    let memory =
+        Memory::of(folder.path(), &begun, "g".into(), "00".into(), here.clone()).expect("read");
     assert_eq!(memory.images.len(), 3);
-    let verify = || memory.verify(folder.path(), &here);
+    memory.fits(&here).expect("the same host");
+    // All at once, and as a restore does it.
+    let verify = || {
+        let at_once = memory.check(folder.path());
+        let apart = memory
+            .check_processes(folder.path())
+            .and_then(|()| memory.check_contents(folder.path()));
+        let text = |found: &Result<(), RefusedError>| found.as_ref().err().map(ToString::to_string);
+        assert_eq!(text(&at_once), text(&apart));
+        at_once
+    };
     verify().expect("unchanged");
     fs::write(path("dump.log"), "more for people").expect("write");
     verify().expect("a log is no image");
@@ -135,11 +149,31 @@ fn every_change_of_the_images_is_found() {
         criu: "9".to_owned(),
         ..here
     };
-    let refused = memory
-        .verify(folder.path(), &other)
-        .expect_err("another CRIU");
+    let refused = memory.fits(&other).expect_err("another CRIU");
     assert!(matches!(
         refused,
         RefusedError::OtherHost { what: "CRIU", .. }
     ));
+}
+
+#[test]
+fn what_was_read_while_it_was_written_has_the_same_digests() {
+    let folder = tempfile::tempdir().expect("folder");
+    let digests = |begun: &Begun| digest::of(folder.path(), Which::All, begun).expect("read");
+    fs::write(folder.path().join("core-1.img"), "core").expect("write");
+    let follower = Follower::start(folder.path().to_owned()).expect("a thread");
+    // Into a third part, in pieces that are no multiples of what is read at once.
+    let pages: Vec<u8> = (0..(70_u32 << 20)).map(|at| (at >> 9) as u8).collect();
+    let mut file = fs::File::create(folder.path().join("pages-1.img")).expect("create");
+    for piece in pages.chunks(3 << 20) {
+        file.write_all(piece).expect("write");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    fs::write(folder.path().join("pages-2.img"), "few").expect("write");
+    let begun = follower.end();
+    assert!(begun.bytes() > 32 << 20, "{}", begun.bytes());
+    assert_eq!(digests(&begun), digests(&Begun::default()));
+    // They are of what was read.
+    file.write_all_at(b"changed", 5).expect("write");
+    assert_ne!(digests(&begun), digests(&Begun::default()));
 }

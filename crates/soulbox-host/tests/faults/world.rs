@@ -281,8 +281,10 @@ impl Runtime for World {
         _: &Limits,
         root: &RootFiles,
         _: &SavedProcesses,
+        made: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Running, RestoreError> {
         self.step("restore")?;
+        made().map_err(|error| RuntimeError(error.into()))?;
         Ok(self.live(index, root))
     }
 

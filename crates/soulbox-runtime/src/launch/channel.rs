@@ -41,6 +41,19 @@ pub enum ToLauncher {
     Furnish(Option<SetupPlan>),
     /// End connections there.
     Reset(Connections),
+    /// First message: watch CRIU.
+    Watch(WatchPlan),
+    /// CRIU holds nothing any more.
+    LetGo,
+}
+
+/// Whom to watch, and what is to stand still when it dies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchPlan {
+    pub criu: i32,
+    /// Of what CRIU holds. When that is ending, it is let go.
+    pub init: i32,
+    pub cgroup: String,
 }
 
 /// How to run CRIU.
@@ -69,6 +82,10 @@ pub enum FromLauncher {
     Mapped,
     /// The namespaces are as told.
     Furnished,
+    /// It traces CRIU.
+    Watching,
+    /// CRIU is dying, and what it held stands still.
+    Stopped,
     Failed {
         step: String,
         errno: i32,
@@ -94,6 +111,13 @@ impl Channel {
             None,
         )?;
         Ok((Self { socket: ours }, theirs))
+    }
+
+    /// A pair of which both ends are ours.
+    #[cfg(test)]
+    pub(crate) fn both() -> io::Result<(Self, Self)> {
+        let (ours, theirs) = Self::pair()?;
+        Ok((ours, Self { socket: theirs }))
     }
 
     /// Starts the launcher with the other end as its standard input, and nothing else of ours.
@@ -212,8 +236,7 @@ mod tests {
 
     #[test]
     fn messages_and_descriptors_arrive_together() {
-        let (ours, theirs) = Channel::pair().unwrap();
-        let theirs = Channel { socket: theirs };
+        let (ours, theirs) = Channel::both().unwrap();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         ours.send(&FromLauncher::Cloned { pid: 7 }, &[writer.as_fd()])
             .unwrap();

@@ -16,7 +16,7 @@ use soulbox_types::Limits;
 
 use super::guards::{Attached, Process, open_namespace};
 use super::programs::Programs;
-use super::rescue::{Harm, STOP_WITHIN};
+use super::rescue::Harm;
 use super::{Native, NativeError, Running, expect, io_step};
 use crate::criu::{
     self, Criu, CriuError, DUMP_LOG, ImagesError, Options, RESTORE_LOG, Request, RequestKind,
@@ -51,6 +51,9 @@ pub enum CheckpointError {
     Restore(String),
     #[error("failed to copy its files while it stood still")]
     Copy(#[source] io::Error),
+    /// Nothing is left of the restored tree.
+    #[error("it is not to run")]
+    Unwanted(#[source] io::Error),
     /// Of a dump: the tree goes on as if nothing had been.
     #[error(transparent)]
     Criu(#[from] CriuError),
@@ -83,12 +86,14 @@ pub enum After {
 }
 
 /// What a restore goes by.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Dumped<'a> {
     /// A folder of this restore's own, made by [`criu::remap`] for its slot.
     pub images: &'a Path,
     /// The folder of the very guest programs that ran at the dump.
     pub guests: &'a Path,
+    /// What was on disk at the dump.
+    pub root: RootSource,
 }
 
 impl Native {
@@ -115,12 +120,8 @@ impl Native {
         let folder = [criu::open_images(images)?];
         flock(&folder[0], FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| io_step("lock the folder of images")(error.into()))?;
-        let session = Session::start(criu, &self.launcher, None, &folder, within)?;
-        let (init, cgroup) = (running.pid, self.hierarchies.adopt(&running.slot.cgroup()));
-        let watch = session.watch(move || {
-            // What is being ended would only be kept from it.
-            (!is_ending(init)).then(|| cgroup.freeze(STOP_WITHIN))
-        })?;
+        let mut session = Session::start(criu, &self.launcher, None, &folder, within)?;
+        session.watch(&self.launcher, running.pid, running.slot.cgroup())?;
         session.send(&Request {
             kind: RequestKind::Dump.into(),
             options: Some(Options {
@@ -138,7 +139,6 @@ impl Native {
         let mut copied = None;
         let died = match attend_dump(&session, running.pid, &mut copied, stopped) {
             Ok(success) => {
-                watch.release();
                 return match copied {
                     Some(Err(error)) => Err(CheckpointError::Copy(error)),
                     _ if success => Ok(()),
@@ -149,17 +149,18 @@ impl Native {
             }
             Err(died) => died,
         };
-        drop(session);
-        let frozen = watch.end();
+        let stopped = session.end();
+        // Whatever follows, it does not stand still for ever.
+        let frozen = running.cgroup.found_frozen();
         let all_is_saved = matches!(copied, Some(Ok(())));
         // What is left of the tree is ended by the caller.
         if all_is_saved && after == After::End {
             return Ok(());
         }
-        let rescued = match frozen.flatten() {
-            None => Err(Harm::NotStopped),
-            Some(Err(error)) => Err(Harm::CannotStop(error)),
-            Some(Ok(frozen)) => self.rescue(running, frozen),
+        let rescued = match (stopped, frozen) {
+            (Some(Err(error)), _) => Err(Harm::NotBeStopped(error)),
+            (Some(Ok(())), Some(frozen)) => self.rescue(running, frozen),
+            _ => Err(Harm::NotStopped),
         };
         match rescued {
             Ok(()) if all_is_saved => Ok(()),
@@ -185,8 +186,8 @@ impl Native {
         Ok(external)
     }
 
-    /// Makes the dumped tree run in `slot`. `source` has what was on disk at the dump. Its network is closed until [`Native::set_egress`]; connections to the outside are gone.
-    /// Blocks for at most `within`.
+    /// Makes the dumped tree run in `slot`. Its network is closed until [`Native::set_egress`]; connections to the outside are gone. `made` is called when all of it is there and nothing of it has run;
+    /// when it fails, so does the restore. Blocks for at most `within`, and as long as `made` does.
     ///
     /// # Errors
     /// See [`CheckpointError`]; nothing is left of the slot then.
@@ -195,11 +196,15 @@ impl Native {
         criu: &Criu,
         slot: Slot,
         limits: &Limits,
-        source: RootSource,
         dumped: Dumped<'_>,
         within: Duration,
+        made: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Running, CheckpointError> {
-        let Dumped { images, guests } = dumped;
+        let Dumped {
+            images,
+            guests,
+            root,
+        } = dumped;
         let mut cgroup = self
             .hierarchies
             .create(&slot.cgroup(), limits)
@@ -217,7 +222,7 @@ impl Native {
             .ok_or(NativeError::LauncherEnded("report a user namespace"))?;
         let root = self
             .mounter
-            .mount(slot, user_namespace, source)
+            .mount(slot, user_namespace, root)
             .map_err(NativeError::from)?;
         let guests = if guests == self.guests {
             self.programs.mount()
@@ -250,7 +255,7 @@ impl Native {
             notify_success: None,
         })?;
         let mut surroundings = None;
-        match self.attend(&session, slot, &mut surroundings) {
+        match self.attend(&session, slot, &mut surroundings, made) {
             Ok(pid) => {
                 let Some(Surroundings {
                     attached, process, ..
@@ -290,6 +295,7 @@ impl Native {
         session: &Session,
         slot: Slot,
         surroundings: &mut Option<Surroundings>,
+        made: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<i32, Attendance> {
         let mut failure = None;
         loop {
@@ -305,10 +311,13 @@ impl Native {
             let done = match notification.script.as_deref().unwrap_or_default() {
                 "setup-namespaces" => self
                     .furnish(slot, notification.pid.unwrap_or_default())
-                    .map(|made| *surroundings = Some(made)),
+                    .map(|furnished| *surroundings = Some(furnished)),
                 // Before any program runs: else it would talk to a peer that knows nothing of this copy.
                 "post-restore" => match surroundings {
-                    Some(made) => made.visitor.reset(Connections::Outside),
+                    Some(furnished) => furnished
+                        .visitor
+                        .reset(Connections::Outside)
+                        .and_then(|()| made().map_err(CheckpointError::Unwanted)),
                     None => Err(NativeError::LauncherEnded("furnish the namespaces").into()),
                 },
                 _ => Ok(()),
@@ -388,7 +397,7 @@ impl From<CriuError> for Attendance {
 }
 
 /// Whether a process was killed and only waits for its last children (flag PF_EXITING), or is gone.
-fn is_ending(pid: i32) -> bool {
+pub(crate) fn is_ending(pid: i32) -> bool {
     const EXITING: u64 = 4;
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;

@@ -1,6 +1,6 @@
 //! What becomes of a tree whose CRIU died while it had hold of it.
 //!
-//! The tree is stopped before CRIU lets go of it ([`crate::criu`] watches for that), so nothing runs on in a state that is not its own. CRIU
+//! The tree is stopped before CRIU lets go of it ([`crate::launch::watch`] sees to that), so nothing runs on in a state that is not its own. CRIU
 //! works on one process at a time, and what it does to it can be seen: its code stands in memory, a thread is in that code, or blocks all
 //! signals for it. A leader of threads that serves as CRIU's daemon finds back by itself when the connection to CRIU ends, since it has its
 //! registers and its mask of signals with it. Whatever else is in CRIU's code has lost them: only CRIU knew them. TCP connections that CRIU
@@ -24,9 +24,8 @@ use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use super::checkpoint::{field, pid_descriptor, title};
 use super::{Native, Running};
 use crate::cgroup::{CgroupError, Frozen};
+use crate::launch::watch::STOP_WITHIN;
 
-/// Stopping takes a moment for each process that is not stopped by CRIU already.
-pub(super) const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// Finding back takes microseconds, on a processor that is free.
 const FIND_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// What stands where a process is made to call the kernel: the call and a trap, of x86-64 and of arm64.
@@ -46,6 +45,8 @@ pub enum Harm {
     #[error("it was not stopped")]
     NotStopped,
     #[error("it could not be stopped")]
+    NotBeStopped(#[source] io::Error),
+    #[error("it could not be stopped once more")]
     CannotStop(#[source] CgroupError),
     #[error("process {0} was being made to call the kernel")]
     Injected(String),

@@ -134,10 +134,11 @@ impl Host {
         let dumped = Dumped {
             images: &own,
             guests: &self.guests,
+            root: source,
         };
-        let restored = self
-            .native
-            .restore(&self.criu, slot, &LIMITS, source, dumped, PATIENCE);
+        let restored =
+            self.native
+                .restore(&self.criu, slot, &LIMITS, dumped, PATIENCE, &mut || Ok(()));
         fs::remove_dir_all(own).expect("remove the images of the restore");
         Ok(Guest::new(&self.native, restored?))
     }

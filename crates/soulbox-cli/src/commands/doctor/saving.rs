@@ -82,8 +82,9 @@ fn attempt(criu: &Criu) -> anyhow::Result<()> {
     let dumped = Dumped {
         images: &own,
         guests: &guests,
+        root: source,
     };
-    let restored = native.restore(criu, slot, &LIMITS, source, dumped, WITHIN)?;
+    let restored = native.restore(criu, slot, &LIMITS, dumped, WITHIN, &mut || Ok(()))?;
     Ok(end(&native, &restored)?)
 }
 
