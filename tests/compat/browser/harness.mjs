@@ -30,6 +30,8 @@ async function bundle(script) {
   const entryPoints = [path.join(import.meta.dirname, script)]
   const built = await build({
     entryPoints,
+    // The code interpreter's package has an e2b of its own.
+    nodePaths: [path.join(import.meta.dirname, '../node-interpreter/node_modules')],
     bundle: true,
     write: false,
     format: 'esm',
