@@ -55,8 +55,12 @@ impl Coverage {
                 (from, name) = ("Running", "Kill");
             }
             Event::Saved | Event::SaveFailed if to == "Killing" && from != to => name = "Kill",
-            // The row is another one's, so the deadline is decided anew, and is over.
-            Event::Saved | Event::SaveFailed if running && to == "Pausing, watched" => {
+            // The row is another one's, so the deadline is decided anew; it may be over.
+            Event::Saved | Event::SaveFailed
+                if running
+                    && from != to
+                    && matches!(to, "Pausing, watched" | "Running, deadline to save") =>
+            {
                 (from, name) = ("Running", "SetDeadline");
             }
             // An earlier attempt came through after all.
