@@ -17,6 +17,8 @@ from conftest import DATA, Server
 
 FUZZER = str(Path(".cache/venv-fuzz/bin/schemathesis").resolve())
 EXAMPLES = int(os.environ.get("SOULBOX_FUZZ_EXAMPLES", "12"))
+# Seconds: on a busy machine an example of all operations takes some.
+WITHIN = 600 + 20 * EXAMPLES
 
 HOOKS = '''
 import schemathesis
@@ -90,7 +92,7 @@ def fuzz(server, folder: Path, settings: str, *more: str) -> str:
         "--header", f"X-Team-ID: {default_team()}", *more,
     ]
     environment = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(folder), "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=WITHIN, stdin=subprocess.DEVNULL)
     report = done.stdout[-20_000:] + done.stderr[-2000:]
     assert done.returncode == 0, report
     # It is still whole.
@@ -98,6 +100,7 @@ def fuzz(server, folder: Path, settings: str, *more: str) -> str:
     return report
 
 
+@pytest.mark.timeout(WITHIN + 60)
 def test_it_does_what_it_says(server, tmp_path):
     report = fuzz(server, tmp_path, SETTINGS)
     described = sum(len(set(item) & {"get", "put", "post", "delete", "patch"}) for item in document(server)["paths"].values())
@@ -106,6 +109,7 @@ def test_it_does_what_it_says(server, tmp_path):
     assert cases > 10 * described, report
 
 
+@pytest.mark.timeout(WITHIN + 60)
 def test_a_living_sandbox_does_what_it_says(server, tmp_path):
     credentials = json.loads((DATA / "credentials.json").read_text())
     body = json.dumps({"templateID": "base", "timeout": 600}).encode()

@@ -83,7 +83,8 @@ async fn requested(
     description = "Files of COPY steps have to be uploaded before. A build of the template that is under way with the same tag is cancelled.",
     params(("template_id" = String, Path), ("build_id" = String, Path)),
     request_body = rest::StartBuild,
-    responses((status = 202, description = "It builds"), (status = 403, body = rest::Error, description = "Another team's")))]
+    responses((status = 202, description = "It builds"), (status = 403, body = rest::Error, description = "Another team's"),
+        (status = 404, body = rest::Error, description = "What names the template is no ID")))]
 pub(crate) async fn start(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -135,7 +136,8 @@ pub(crate) async fn start(
         ("logsOffset" = Option<u64>, Query, description = "Entries to pass over, of this level and above", minimum = 0, maximum = 2147483647u64),
         ("limit" = Option<u32>, Query, description = "100 by default", maximum = 100),
         ("level" = Option<rest::LogLevel>, Query, description = "The least")),
-    responses((status = 200, body = rest::BuildState), (status = 400, body = rest::Error, description = "Also when there is no such build"), (status = 403, body = rest::Error, description = "Another team's")))]
+    responses((status = 200, body = rest::BuildState), (status = 400, body = rest::Error, description = "Also when there is no such build"), (status = 403, body = rest::Error, description = "Another team's"),
+        (status = 404, body = rest::Error, description = "What names the template is no ID")))]
 pub(crate) async fn status(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
