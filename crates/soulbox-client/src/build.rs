@@ -295,7 +295,8 @@ impl Client {
                 (_, false) => pause = FIRST_PAUSE,
                 (_, true) => {
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    // By so little that a short build does not wait half as long again for being asked about.
+                    pause = (pause + pause / 4).min(LONGEST_PAUSE);
                 }
             }
         }

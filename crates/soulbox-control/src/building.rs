@@ -431,7 +431,18 @@ impl Control {
         let mut room = MOST_LINES;
         let mut full = false;
         let mut batch = Vec::new();
+        let mut next = tokio::time::Instant::now();
         while lines.recv_many(&mut batch, LINES_AT_ONCE).await > 0 {
+            // What comes within a moment goes together; neither the end nor more than goes at once is waited for.
+            while batch.len() < LINES_AT_ONCE {
+                let room = LINES_AT_ONCE - batch.len();
+                let more = lines.recv_many(&mut batch, room);
+                match tokio::time::timeout_at(next, more).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => break,
+                }
+            }
+            next = tokio::time::Instant::now() + COLLECT;
             let beyond = batch.split_off(room.min(batch.len()));
             room -= batch.len();
             if !beyond.is_empty() && !full {
@@ -449,10 +460,6 @@ impl Control {
                 warn!(%build_id, error = %crate::chain(&error), "lines of a build are lost");
             }
             batch.clear();
-            // What comes in the meantime goes together; a build that tells more than that is not held up.
-            if lines.len() < LINES_AT_ONCE {
-                tokio::time::sleep(COLLECT).await;
-            }
         }
     }
 
