@@ -185,8 +185,10 @@ class Footprint:
             front=Process.of(server.front()),
         )
 
-    def grown(self, before: "Footprint") -> list[str]:
-        """What is more than before. Threads and memory have some room: pools of threads and allocators keep what a burst needed."""
+    def grown(self, before: "Footprint", connections: int = 0) -> list[str]:
+        """What is more than before. Descriptors and memory have some room: allocators keep what a burst needed, and so does the front's
+        pool of so many `connections` to a database server.
+        """
         found = [
             f"{name}: {getattr(before, name)} -> {getattr(self, name)}"
             for name in ("mounts", "loop_devices", "deleted_uppers")
@@ -196,6 +198,7 @@ class Footprint:
         for who in ("agent", "front"):
             now, then = getattr(self, who), getattr(before, who)
             for entry in fields(Process):
-                if getattr(now, entry.name) > getattr(then, entry.name) + room[entry.name]:
+                more = connections if (who, entry.name) == ("front", "descriptors") else 0
+                if getattr(now, entry.name) > getattr(then, entry.name) + room[entry.name] + more:
                     found.append(f"{who}'s {entry.name}: {getattr(then, entry.name)} -> {getattr(now, entry.name)}")
         return found

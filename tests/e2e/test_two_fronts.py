@@ -25,6 +25,8 @@ from postgres import Cluster
 RACE_SECONDS = float(os.environ.get("SOULBOX_RACE_SECONDS", "20"))
 RACE_SEED = int(os.environ.get("SOULBOX_RACE_SEED", str(random.SystemRandom().randrange(10**6))))
 WARM, PARKED = 4, 2
+# A front's own to PostgreSQL at the most; it opens them as calls come at once, and keeps them.
+CONNECTIONS = 16
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +361,7 @@ def test_both_agree_after_random_races(fronts, cluster):
     grown: list[str] = []
 
     def as_before() -> bool:
-        grown[:] = Footprint.of(server).grown(before)
+        grown[:] = Footprint.of(server).grown(before, CONNECTIONS)
         return not grown
 
     try:
