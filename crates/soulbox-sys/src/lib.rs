@@ -13,3 +13,4 @@ pub mod netlink;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
+pub mod trace;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::ptrace;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
@@ -34,6 +35,14 @@ pub(super) fn run(control: &Channel, plan: &WatchPlan) -> Result<(), LaunchError
                     frozen = tell(control, stop(plan));
                 }
                 None
+            }
+            // It is stopped as others are, and no tracing shall wake it.
+            Ok(WaitStatus::PtraceEvent(_, stopped, libc::PTRACE_EVENT_STOP))
+                if stopped != Signal::SIGTRAP =>
+            {
+                // It may be gone by now, which the next turn sees.
+                let _ = soulbox_sys::trace::leave_stopped(plan.criu);
+                continue;
             }
             // A signal on its way to it.
             Ok(WaitStatus::PtraceEvent(_, signal, 0)) => Some(signal),
@@ -97,7 +106,7 @@ mod tests {
 
     use rustix::process::{Signal, kill_process};
 
-    use super::*;
+    use super::{Channel, Duration, FromLauncher, ToLauncher, WatchPlan, is_to_be_stopped, run};
 
     /// A process, and a thread that watches it and reaps it; there is no cgroup to be stopped, so it complains where it would stop one.
     fn watched(script: &str) -> (rustix::process::Pid, Channel, JoinHandle<bool>) {
@@ -128,6 +137,35 @@ mod tests {
             panic!("it was not to be stopped");
         };
         assert!(step.contains("soulbox-of-no-sandbox"), "{step}");
+        assert!(thread.join().unwrap());
+    }
+
+    #[test]
+    fn a_stop_stays_one() {
+        let (pid, control, thread) = watched("exec sleep 60");
+        let state = || {
+            let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
+            let stat = std::fs::read_to_string(path).unwrap();
+            stat.rsplit(") ").next().and_then(|it| it.chars().next())
+        };
+        let until = |wanted: &dyn Fn(Option<char>) -> bool| {
+            let began = std::time::Instant::now();
+            while !wanted(state()) {
+                assert!(began.elapsed() < Duration::from_secs(10), "{:?}", state());
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let is_stopped = |state: Option<char>| matches!(state, Some('t' | 'T'));
+        kill_process(pid, Signal::STOP).unwrap();
+        until(&is_stopped);
+        thread::sleep(Duration::from_millis(300));
+        assert!(is_stopped(state()), "{:?}", state());
+        kill_process(pid, Signal::CONT).unwrap();
+        until(&|state| state == Some('S'));
+        kill_process(pid, Signal::STOP).unwrap();
+        until(&is_stopped);
+        kill_process(pid, Signal::KILL).unwrap();
+        assert!(matches!(heard(&control), Some(FromLauncher::Failed { .. })));
         assert!(thread.join().unwrap());
     }
 
