@@ -973,15 +973,20 @@ impl<R: Runtime> Inner<R> {
                 tracing::info!(sandbox_id, cause, "a sandbox ended");
             }
         }
-        let workshop = Arc::clone(&self.workshop);
-        let tasks = self.tasks.clone();
+        let inner = Arc::clone(self);
         self.tasks.spawn(async move {
             // It works with what is given back.
             let mut job = job;
-            if job.is_some() && Job::over(&mut job).await.is_ok() {
-                tracing::error!("a discarded snapshot was made all the same");
+            if job.is_some()
+                && let Ok(unwanted) = Job::over(&mut job).await
+            {
+                // The end came when it was nearly on disk.
+                inner.saves.delete(unwanted.snapshot_id);
             }
-            tasks.spawn_blocking(move || workshop.release(running, record.upper, record.slot));
+            let workshop = Arc::clone(&inner.workshop);
+            inner
+                .tasks
+                .spawn_blocking(move || workshop.release(running, record.upper, record.slot));
         });
     }
 
