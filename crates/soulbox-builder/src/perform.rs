@@ -142,7 +142,7 @@ impl Builder for Steps {
         }
     }
 
-    async fn contents(&self, build_id: &BuildId) -> Result<Contents, String> {
+    async fn contents(&self, build_id: &BuildId) -> Result<Option<Contents>, String> {
         self.list_contents(build_id).await
     }
 

@@ -239,11 +239,11 @@ pub trait Builder: Send + Sync + 'static {
         reporter: BuildReporter,
     ) -> Result<FinishedBuild, BuildFailure>;
 
-    /// What is in a build.
+    /// What is in a build; none when no host has it.
     ///
     /// # Errors
     /// Why nobody can say; not for the client's eyes.
-    async fn contents(&self, build_id: &BuildId) -> Result<Contents, String>;
+    async fn contents(&self, build_id: &BuildId) -> Result<Option<Contents>, String>;
 
     /// Nobody will create from these builds any more; what only they need may be deleted. Sandboxes that run keep what they have.
     async fn forget(&self, builds: &[BuildId]);

@@ -38,6 +38,8 @@ pub enum ContentsError {
     Resolve(#[from] ResolveError),
     #[error("nobody performs builds here")]
     NoBuilder,
+    #[error("no host has the files of this template build")]
+    Missing,
     #[error("the packages of build `{build_id}` could not be listed: {reason}")]
     Failed { build_id: BuildId, reason: String },
 }
@@ -59,6 +61,7 @@ impl Control {
             let build_id = build_id.clone();
             ContentsError::Failed { build_id, reason }
         })?;
+        let contents = contents.ok_or(ContentsError::Missing)?;
         Ok((resolved.template.template_id.clone(), build_id, contents))
     }
 }

@@ -104,6 +104,8 @@ impl From<ContentsError> for ApiError {
         match error {
             ContentsError::Resolve(error) => error.into(),
             ContentsError::NoBuilder => Self::not_implemented("looking into templates"),
+            ContentsError::Missing => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                .code("sandbox_no_compatible_node"),
             ContentsError::Failed { .. } => {
                 tracing::error!(error = %chain(&error), "failed to look into a template");
                 Self::internal()

@@ -122,7 +122,8 @@ pub(crate) async fn by_alias(
 #[utoipa::path(get, path = "/templates/{template_id}/contents", tag = "templates", summary = "What is in a template (extension)", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     description = "The layers of the build that a create would take, and the packages that are installed there, as a sandbox of it tells.",
     params(("template_id" = String, Path, description = "An ID or a name, with or without a tag")),
-    responses((status = 200, body = rest::TemplateContents), (status = 404, body = rest::Error, description = "No such template")))]
+    responses((status = 200, body = rest::TemplateContents), (status = 404, body = rest::Error, description = "No such template"),
+        (status = 503, body = rest::Error, description = "No host has the files of the build")))]
 pub(crate) async fn contents(
     State(app): State<Arc<App>>,
     Caller(team): Caller,

@@ -49,15 +49,15 @@ impl Builder for FakeBuilder {
         }
     }
 
-    async fn contents(&self, build_id: &BuildId) -> Result<Contents, String> {
-        Ok(Contents {
+    async fn contents(&self, build_id: &BuildId) -> Result<Option<Contents>, String> {
+        Ok(Some(Contents {
             layers: vec![format!("layer of {build_id}")],
             packages: vec![Package {
                 kind: PackageKind::Python,
                 name: "requests".to_owned(),
                 version: "2.0".to_owned(),
             }],
-        })
+        }))
     }
 
     async fn forget(&self, builds: &[BuildId]) {
