@@ -801,8 +801,8 @@ pub fn after_look(
 #[must_use]
 pub fn after_unknown(epoch: Epoch, seen: Option<Event>) -> Event {
     match seen {
-        // It has come back since, or a list is ahead of what it tells.
-        Some(Event::Looked { alive: true, .. }) => Event::DeadlineFailed { epoch },
+        // It has come back since, or a list is ahead of what it tells. When nobody could look it may be paused, and is told again.
+        Some(Event::Looked { alive: true, .. }) | None => Event::DeadlineFailed { epoch },
         // The host paused it by itself.
         Some(seen @ Event::Looked { pause: Some(_), .. }) => seen,
         _ => Event::Lost,
@@ -1036,7 +1036,7 @@ mod tests {
         let epoch = Epoch(4);
         let looked = |alive, pause| Some(Event::Looked { alive, pause });
         let pause = Some(pause_at(4));
-        assert_eq!(after_unknown(epoch, None), Event::Lost);
+        assert_eq!(after_unknown(epoch, None), Event::DeadlineFailed { epoch });
         assert_eq!(after_unknown(epoch, looked(false, None)), Event::Lost);
         assert_eq!(
             after_unknown(epoch, looked(true, pause)),

@@ -448,3 +448,47 @@ fn an_end_before_the_row_says_that_it_was_resumed() {
         check(seed, 1, vec![pauses, resume, pause, exit], vec![fails]);
     }
 }
+
+/// The host had paused a sandbox at its deadline and died; told a later one, its next life did not know the sandbox, and the look at what had
+/// become of it was lost on the way. That it was lost too was concluded from nothing.
+#[test]
+fn a_look_that_fails_tells_nothing() {
+    let create = |at, timeout, pauses| Op::Create {
+        at,
+        timeout,
+        leaves_after: None,
+        kept: false,
+        pauses,
+    };
+    let extend = Op::Extend {
+        at: 201,
+        sandbox: 1,
+        timeout: 25_939,
+    };
+    let ops = vec![
+        create(1, 12_178, false),
+        create(5, 2_813, true),
+        extend,
+        create(383, 7_931, false),
+        create(8, 20_555, false),
+        create(451, 5_473, false),
+    ];
+    let faults = vec![
+        Fault::DiskFull {
+            from: 21,
+            until: 158,
+        },
+        Fault::AgentDiesAtEffect {
+            n: 6,
+            front_too: false,
+        },
+        Fault::Lost { n: 30 },
+        Fault::StoreSlow {
+            from: 30,
+            until: 1_590,
+            by: 7_463,
+        },
+        Fault::Lost { n: 10 },
+    ];
+    check(502_589_889, 3, ops, faults);
+}
