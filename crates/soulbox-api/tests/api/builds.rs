@@ -50,6 +50,9 @@ impl Builder for FakeBuilder {
     }
 
     async fn contents(&self, build_id: &BuildId) -> Result<Option<Contents>, String> {
+        if self.forgotten.lock().await.contains(build_id) {
+            return Ok(None);
+        }
         Ok(Some(Contents {
             layers: vec![format!("layer of {build_id}")],
             packages: vec![Package {
@@ -431,6 +434,20 @@ async fn the_contents_of_a_template_are_those_of_the_build_that_is_meant() {
         .get("/templates/base:nothing/contents")
         .await
         .status(404);
+
+    let build_id = shown["buildID"].as_str().expect("an ID").parse();
+    built
+        .forgotten
+        .lock()
+        .await
+        .push(build_id.expect("an ID of a build"));
+    let gone = built.server.get("/templates/base/contents").await;
+    let gone = gone.status(503).body;
+    assert_eq!(gone["error_code"], "sandbox_no_compatible_node");
+    assert_eq!(
+        gone["message"],
+        "no host has the files of this template build"
+    );
 }
 
 #[tokio::test]
