@@ -229,6 +229,15 @@ impl Ownership {
     /// Another server was first: what was decided here and not written is void, and what somebody waits for is decided anew.
     fn overtaken(&mut self, now: UnixMillis, row: &Progress) {
         let unannounced = self.row.0 == SandboxState::Creating;
+        let asked = self.machine.epoch;
+        let pausing = matches!(
+            self.machine.phase,
+            Phase::Pausing { .. } | Phase::Paused { .. }
+        );
+        if pausing && row.pause.is_some_and(|pause| pause.epoch >= asked) {
+            // The pause that is waited for has come about; that it has been resumed since is no reason for another one.
+            self.answer_pauses(Answer::Paused);
+        }
         self.row = (row.state, row.epoch);
         self.effects.clear();
         let (machine, effects) = self.machine.overtaken(row, now, unannounced);
@@ -260,9 +269,7 @@ impl Ownership {
         let before = std::mem::replace(&mut self.machine, machine).phase;
         match (before, machine.phase) {
             (Phase::Pausing { .. }, Phase::Running { .. }) => {
-                let failed = self.pauses.drain(..);
-                let failed = failed.map(|(ticket, _)| (ticket, Answer::NotPaused));
-                self.answers.extend(failed);
+                self.answer_pauses(Answer::NotPaused);
                 self.answer_resumes(Answer::Runs);
             }
             // Who asks when it is being undone already waits for that, and then for a resume of their own.
@@ -352,7 +359,10 @@ impl Ownership {
     /// Somebody wants it paused; a pause that is under way is joined.
     pub fn pause(&mut self, now: UnixMillis, memory: bool, ticket: Ticket) {
         let answer = match self.machine.state() {
-            SandboxState::Paused if !self.is_claiming() => Answer::AlreadyPaused,
+            // Before its row says so, another server may have resumed it: a pause that is under way until then.
+            SandboxState::Paused if !self.is_claiming() && self.row.0 == SandboxState::Paused => {
+                Answer::AlreadyPaused
+            }
             SandboxState::Killing => Answer::BeingKilled,
             SandboxState::Creating | SandboxState::Dead => Answer::Missing,
             SandboxState::Running
@@ -402,6 +412,11 @@ impl Ownership {
             };
             self.feed(now, event);
         }
+    }
+
+    fn answer_pauses(&mut self, answer: Answer) {
+        let answered = self.pauses.drain(..).map(|(ticket, _)| (ticket, answer));
+        self.answers.extend(answered);
     }
 
     fn answer_resumes(&mut self, answer: Answer) {
@@ -633,9 +648,7 @@ impl Ownership {
             Phase::Paused { .. } => {
                 self.settle_movers(now, false);
                 if self.row.0 == SandboxState::Paused {
-                    let paused = self.pauses.drain(..);
-                    let paused = paused.map(|(ticket, _)| (ticket, Answer::Paused));
-                    self.answers.extend(paused);
+                    self.answer_pauses(Answer::Paused);
                     self.begin_resume(now);
                 }
             }
@@ -676,8 +689,7 @@ impl Ownership {
                 } else {
                     Answer::BeingKilled
                 };
-                let pauses = self.pauses.drain(..).map(|(ticket, _)| (ticket, over));
-                self.answers.extend(pauses);
+                self.answer_pauses(over);
                 self.answer_resumes(over);
                 if dead && (is_ending(self.row.0) || !self.may_return()) {
                     let killed = self.kills.drain(..).map(|ticket| (ticket, Answer::Killed));

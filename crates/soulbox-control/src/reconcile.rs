@@ -121,15 +121,18 @@ pub fn is_orphan(row: Option<&Progress>) -> bool {
 }
 
 /// Whether a row that has no owner here has none anywhere: it was left by a server that ended before it, or it was inserted after its
-/// create had been given up on.
+/// create or its resume had been given up on. `shared`: other servers own rows as well.
 #[must_use]
 pub fn is_abandoned(
     row: &Progress,
     created_at: UnixMillis,
     start_within_millis: u64,
+    shared: bool,
     now: UnixMillis,
 ) -> bool {
     let due = match row.state {
+        // Who resumes it owns it before the row says so. That of several servers would show as an owner here as well.
+        SandboxState::Resuming if !shared => return true,
         SandboxState::Creating => created_at
             .plus_millis(start_within_millis)
             .plus_millis(GRACE_MILLIS),
@@ -140,4 +143,33 @@ pub fn is_abandoned(
         SandboxState::Paused | SandboxState::Dead => return false,
     };
     now > due.plus_millis(ABANDONED_MILLIS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resume_that_nobody_owns_waits_for_its_deadline_only_if_another_server_may_own_it() {
+        let started = UnixMillis(1_000);
+        let row = |state| Progress {
+            state,
+            epoch: Epoch(3),
+            started_at: Some(started),
+            deadline: UnixMillis(90_000),
+            ended_at: None,
+            cause: None,
+            pause: None,
+        };
+        let abandoned = |state, shared, now| {
+            is_abandoned(&row(state), started, 30_000, shared, UnixMillis(now))
+        };
+        assert!(abandoned(SandboxState::Resuming, false, 2_000));
+        assert!(!abandoned(SandboxState::Resuming, true, 2_000));
+        assert!(abandoned(SandboxState::Resuming, true, 150_001));
+        for state in [SandboxState::Running, SandboxState::Pausing] {
+            assert!(!abandoned(state, false, 2_000), "{state:?}");
+            assert!(abandoned(state, false, 150_001), "{state:?}");
+        }
+    }
 }

@@ -431,15 +431,16 @@ impl Control {
 
     /// Owns the rows that nobody does.
     async fn take_up_abandoned(&self, on_host: &[HostSandbox]) {
-        let rows = match self.store().live_sandboxes(None).await {
-            Ok(rows) => rows,
+        let pauses = match self.pauses_on_host().await {
+            Ok(pauses) => pauses,
             Err(failure) => {
                 warn!(error = %crate::chain(&failure), "failed to look for rows without an owner");
                 return;
             }
         };
-        let pauses = match self.pauses_on_host().await {
-            Ok(pauses) => pauses,
+        // Last, so that no owner has left since that a row tells of.
+        let rows = match self.store().live_sandboxes(None).await {
+            Ok(rows) => rows,
             Err(failure) => {
                 warn!(error = %crate::chain(&failure), "failed to look for rows without an owner");
                 return;
@@ -448,8 +449,13 @@ impl Control {
         let now = clock::now();
         let start_within = clock::millis(self.settings().start_within);
         for row in rows {
-            let abandoned =
-                reconcile::is_abandoned(&row.progress, row.created_at, start_within, now);
+            let abandoned = reconcile::is_abandoned(
+                &row.progress,
+                row.created_at,
+                start_within,
+                self.store().shared(),
+                now,
+            );
             if abandoned && self.registry().get(&row.sandbox_id).is_none() {
                 warn!(sandbox_id = %row.sandbox_id, "taking up a row that nobody owns");
                 let host = on_host.iter().find(|it| it.sandbox_id == row.sandbox_id);

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::lifecycle::{Effect, Event};
     use crate::ownership::{Answer, DeadlineChange, Ownership, Reserving, Saving, Task, Ticket};
-    use crate::store::Progress;
+    use crate::store::{Pause, PausedBy, Progress};
 
     const NOW: UnixMillis = UnixMillis(1_000_000);
     const LATER: UnixMillis = UnixMillis(9_000_000);
@@ -401,6 +401,56 @@ mod tests {
             tasks(&mut owned),
             [Task::Answer(CALLER, Answer::DeadlineMoved)]
         );
+    }
+
+    fn pause_at(epoch: u64) -> Pause {
+        Pause {
+            epoch: Epoch(epoch),
+            by: PausedBy::Control,
+            at: NOW,
+            memory: true,
+            silent_guest: false,
+        }
+    }
+
+    #[test]
+    fn a_pause_is_decided_anew_after_a_deadline_that_was_first() {
+        let mut owned = running();
+        owned.pause(NOW, true, CALLER);
+        assert_eq!(tasks(&mut owned), [SAVE]);
+        let row = row(SandboxState::Running, 7);
+        owned.saved(NOW, Saving::Overtaken { row });
+        assert_eq!(tasks(&mut owned), [SAVE]);
+        let (expected, progress) = owned.to_save();
+        assert_eq!(expected, (SandboxState::Running, Epoch(7)));
+        assert_eq!(progress.state, SandboxState::Pausing);
+    }
+
+    #[test]
+    fn a_pause_that_another_server_has_resumed_is_not_made_again() {
+        let mut owned = running();
+        owned.pause(NOW, true, CALLER);
+        assert_eq!(tasks(&mut owned), [SAVE]);
+        owned.saved(NOW, Saving::Done);
+        let (epoch, memory) = (Epoch(4), true);
+        let save = Task::Perform(Effect::HostSave { epoch, memory });
+        assert_eq!(tasks(&mut owned), [CUT, save]);
+        let pause = pause_at(4);
+        owned.feed(NOW, Event::Paused { pause });
+        assert_eq!(tasks(&mut owned), [SAVE]);
+        // Given up on. The other server has seen the snapshot and written the same.
+        owned.saved(NOW, Saving::Failed);
+        let joined = Ticket(2);
+        owned.pause(NOW, true, joined);
+        assert_eq!(tasks(&mut owned), [CUT], "its row does not say so");
+        let row = Progress {
+            pause: Some(pause),
+            ..row(SandboxState::Running, 5)
+        };
+        owned.observe(NOW, &row);
+        let paused = [CALLER, joined].map(|ticket| Task::Answer(ticket, Answer::Paused));
+        assert_eq!(tasks(&mut owned), paused);
+        assert_eq!(owned.machine().progress(), row);
     }
 
     #[test]

@@ -492,3 +492,53 @@ fn a_look_that_fails_tells_nothing() {
     ];
     check(502_589_889, 3, ops, faults);
 }
+
+/// A front that could not write that a sandbox is paused answered a second pause by "already", when the other one had resumed it; and then
+/// it made the first one again, of which that resume was the end.
+#[test]
+fn a_pause_whose_write_the_other_fronts_resume_overtakes() {
+    let pause = |at| Op::Pause { at, sandbox: 0 };
+    let resume = Op::Resume {
+        at: 475,
+        sandbox: 0,
+        timeout: 15_985,
+    };
+    let snapshot = Op::Snapshot {
+        at: 100,
+        sandbox: 0,
+    };
+    let slow = Fault::StoreSlow {
+        from: 425,
+        until: 907,
+        by: 17_311,
+    };
+    for seed in (0..50).chain([506_806_171]) {
+        let ops = vec![create(0, 35_000), snapshot, pause(300), resume, pause(476)];
+        check_with(2, seed, 1, ops, vec![slow]);
+    }
+}
+
+/// A front died while it resumed a sandbox, and its write came when the next one had found that paused: a row without an owner, which kept
+/// its place in the quota until its deadline, here longer than anything may take.
+#[test]
+fn a_resume_of_a_dead_front_that_comes_late() {
+    let pause = Op::Pause {
+        at: 300,
+        sandbox: 0,
+    };
+    let resume = Op::Resume {
+        at: 1_000,
+        sandbox: 0,
+        timeout: 3_000_000,
+    };
+    let slow = Fault::StoreSlow {
+        from: 990,
+        until: 1_010,
+        by: 5_000,
+    };
+    let dies = Fault::FrontDies { at: 1_100 };
+    for seed in 0..50 {
+        let ops = vec![create(0, 35_000), pause, resume];
+        check(seed, 1, ops, vec![slow, dies]);
+    }
+}

@@ -134,12 +134,10 @@ impl Ledger {
         let (sandbox, wish) = (request.sandbox, request.wish);
         let asked_at = request.asked_at;
         let reasons = self.may_end(sandbox, now);
-        // The answer of one front may come after another's resume.
-        let goes_on = self.shared
-            && self
-                .of_sandbox(sandbox)
-                .any(|other| matches!(other.wish, Wish::Resume(_)) && other.asked_at >= asked_at);
+        let shared = self.shared;
         let one = &mut self.sandboxes[sandbox];
+        // The answer of one front may come after another's resume; what ran before the question may not.
+        let goes_on = shared && one.started_at.is_some_and(|started| started >= asked_at);
         match (wish, answer) {
             (Wish::Create { .. }, Answer::Created(_)) if !one.alive && !reasons => {
                 return Err(("a created sandbox is there", format!("sandbox {sandbox}")));

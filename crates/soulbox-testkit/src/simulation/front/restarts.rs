@@ -230,13 +230,17 @@ impl World<'_> {
         if self.store_fails() {
             return;
         }
-        let (front, now) = (self.front.incarnation, self.time());
+        let (front, now, shared) = (self.front.incarnation, self.time(), self.is_shared());
         let abandoned: Vec<_> = self
             .rows
             .live()
             .filter(|(sandbox, row)| {
+                let Row {
+                    created_at,
+                    progress,
+                } = row;
                 !self.front.owners.contains_key(sandbox)
-                    && reconcile::is_abandoned(&row.progress, row.created_at, START_WITHIN, now)
+                    && reconcile::is_abandoned(progress, *created_at, START_WITHIN, shared, now)
             })
             .collect();
         for (sandbox, row) in abandoned {
