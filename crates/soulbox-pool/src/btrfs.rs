@@ -20,6 +20,7 @@ use crate::manifest::{self, TemplateManifest};
 use crate::numbers::Counter;
 use crate::share::{self, Share};
 use crate::snapshot::SnapshotPool;
+use crate::spare::Spares;
 use crate::upper::{self, Upper};
 use crate::{Backing, Growth, Pool, PoolError, PoolInfo, PoolOptions, Quota, Usage, image};
 
@@ -40,6 +41,7 @@ pub struct BtrfsPool {
     quota: Quota,
     /// `/sys/fs/btrfs/<uuid>/qgroups`: what the kernel counts, live.
     qgroups: PathBuf,
+    spares: Spares,
 }
 
 impl BtrfsPool {
@@ -67,6 +69,7 @@ impl BtrfsPool {
             "builds",
             "names",
             "uppers",
+            "spares",
             "promises",
             "snapshots",
             "restores",
@@ -85,6 +88,7 @@ impl BtrfsPool {
         let qgroups = PathBuf::from(format!("/sys/fs/btrfs/{}/qgroups", uuid(id)));
         let quota = enable_quota(&directory, &qgroups);
         let grows = options.size.is_none() && backing != Backing::Subvolume;
+        let spares = Spares::open(root.join("uppers"), root.join("spares"))?;
         let pool = Self {
             root,
             lock,
@@ -92,6 +96,7 @@ impl BtrfsPool {
             grows,
             quota,
             qgroups,
+            spares,
         };
         draft::sweep(&pool.drafts())?;
         // One that cannot be deleted now harms nobody: the host sweeps again, and tells.
@@ -145,7 +150,17 @@ impl BtrfsPool {
                 .remember(&self.promises(), name)
                 .map_err(PoolError::io("note a promise in", self.promises()))?;
         }
-        upper::create(&self.uppers(), name, share, counter)
+        match counter.is_none().then(|| self.spares.take(name)).flatten() {
+            Some(spare) => match share.map_or(Ok(()), |share| upper::limit(&spare, share)) {
+                Ok(()) => Ok(spare),
+                Err(error) => {
+                    // The first error tells why; what stays is found by `list_uppers`.
+                    let _ = upper::delete(&self.uppers(), name);
+                    Err(error)
+                }
+            },
+            None => upper::create(&self.uppers(), name, share, counter),
+        }
     }
 
     fn check_layers(&self, manifest: &TemplateManifest) -> Result<(), PoolError> {
@@ -265,7 +280,9 @@ impl Pool for BtrfsPool {
     }
 
     fn create_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError> {
-        self.make_upper(name, quota, None)
+        let upper = self.make_upper(name, quota, None)?;
+        self.spares.began(name);
+        Ok(upper)
     }
 
     fn create_step_upper(&self, name: &str, quota: MiB) -> Result<Upper, PoolError> {
@@ -312,7 +329,9 @@ impl Pool for BtrfsPool {
     }
 
     fn delete_upper(&self, name: &str) -> Result<(), PoolError> {
-        upper::delete(&self.uppers(), name)?;
+        if !self.spares.keep(name) {
+            upper::delete(&self.uppers(), name)?;
+        }
         share::forget(&self.promises(), name)
             .map_err(PoolError::io("delete a promise in", self.promises()))?;
         self.reclaim_if_low()
@@ -367,6 +386,7 @@ impl Pool for BtrfsPool {
         self.grow_if_low()?;
         self.reserve_ok()?;
         let (found, _) = self.find_upper(upper)?;
+        self.spares.shared(upper);
         LayerDraft::from_upper(&self.drafts(), &self.layers(), self.counter(), &found)?
             .commit(digest)?;
         Ok(())

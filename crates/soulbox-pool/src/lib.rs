@@ -11,6 +11,7 @@
 //!   snapshots/<name>/          what a sandbox was, to go on from: a [`Snapshot`]
 //!   restores/<name>/           links to a snapshot's images while a sandbox is made from them
 //!   uppers/<name>/{u,w}        a subvolume with a quota: overlayfs's upper and work directories
+//!   spares/<name>/{u,w}        an upper whose sandbox is gone, emptied, for the next one
 //!   promises/<name>            the quota that an upper was promised, where it has less for now
 //! ```
 //!
@@ -28,6 +29,7 @@ mod manifest;
 mod numbers;
 mod share;
 mod snapshot;
+mod spare;
 mod transfer;
 mod upper;
 

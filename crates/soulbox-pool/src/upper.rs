@@ -102,7 +102,7 @@ fn furnish(upper: &Upper, quota: Option<Share>) -> Result<(), PoolError> {
     }
 }
 
-fn make_directories(paths: &[PathBuf]) -> Result<(), PoolError> {
+pub(crate) fn make_directories(paths: &[PathBuf]) -> Result<(), PoolError> {
     for directory in paths {
         // The mode is set apart from mkdir(2), since the umask of the server is not ours to trust: a root of 0700 would lock out `user`.
         DirBuilder::new()

@@ -30,6 +30,7 @@ impl SnapshotPool for BtrfsPool {
         upper: &str,
         inherited: u64,
     ) -> Result<(), PoolError> {
+        self.spares.shared(upper);
         let (found, _) = self.find_upper(upper)?;
         let own = self.usage(upper).map_or(0, |usage| usage.bytes);
         draft.capture(&found.path, inherited + own)
