@@ -36,10 +36,10 @@ class Client:
     def __init__(self, server: Server, **headers: str) -> None:
         self.port, self.headers = server.port, headers
 
-    def call(self, method: str, path: str, body=None) -> tuple[int, dict | list | None]:
+    def call(self, method: str, path: str, body=None, **headers: str) -> tuple[int, dict | list | None]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+            connection.request(method, path, None if body is None else json.dumps(body), self.headers | headers)
             answer = connection.getresponse()
             text = answer.read()
             said = json.loads(text) if text else None
@@ -477,6 +477,18 @@ def test_cp_158_the_agent_starts_anew(server, one):
     for _ in range(LIMIT - 1):
         one.create()
     assert one.call("POST", "/sandboxes", {"templateID": "base"})[0] == 429
+
+
+def test_sdk_03_an_idempotency_key_outlives_all_processes(server, one):
+    body, key = {"templateID": "base", "timeout": 120}, {"Idempotency-Key": f"restart-{uuid.uuid4()}"}
+    status, first = one.call("POST", "/v2/sandboxes", body, **key)
+    assert status == 201, first
+    server.kill()
+    server.start("--max-sandboxes", str(LIMIT))
+    assert one.call("POST", "/v2/sandboxes", body, **key) == (201, first)
+    status, refused = one.call("POST", "/v2/sandboxes", body | {"timeout": 121}, **key)
+    assert (status, refused["error_code"]) == (422, "idempotency_request_mismatch")
+    assert [item["sandboxID"] for item in one.call("GET", "/v2/sandboxes")[1]] == [first["sandboxID"]]
 
 
 def test_cp_159_the_api_starts_anew(server, one):

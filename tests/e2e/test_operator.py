@@ -1,4 +1,4 @@
-"""What the operator sets and reads: limits by route, figures for Prometheus."""
+"""What the operator sets and reads: limits by route, figures for Prometheus, lines of the log as JSON."""
 
 import json
 import re
@@ -22,7 +22,8 @@ def figures() -> str:
 def server(figures):
     made = Server()
     try:
-        yield made.start("--rate-limits", json.dumps(LIMITS), "--admin-listen", figures)
+        made.log.unlink(missing_ok=True)
+        yield made.start("--rate-limits", json.dumps(LIMITS), "--admin-listen", figures, "--log-format", "json")
     finally:
         made.end()
 
@@ -71,6 +72,22 @@ def test_figures_are_told_on_their_own_listener(server, figures):
     assert text.endswith("# EOF\n")
     # The public listener tells them nobody.
     assert get(f"http://127.0.0.1:{server.port}/metrics", **key)[0] == 404
+
+
+def test_a_request_is_found_in_the_log_by_the_id_that_its_client_has(server):
+    key = json.loads((DATA / "credentials.json").read_text())["api_key"]
+    status, headers, _ = get(f"http://127.0.0.1:{server.port}/sandboxes/i0000000000000000000a?token=hidden", **{"X-API-Key": key})
+    assert status == 404
+    # Agent and front write into one file, and every line of both is one object.
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert {line["target"].split("::")[0] for line in lines} >= {"soulbox", "soulbox_api"}, lines
+    assert all(line["level"] in ("INFO", "WARN", "ERROR") and line["fields"]["message"] for line in lines), lines
+    (found,) = (line for line in lines if line["fields"].get("request_id") == headers["X-E2B-Trace-ID"])
+    told = {name: found["fields"][name] for name in ("message", "method", "route", "status")}
+    assert told == {"message": "request", "method": "GET", "route": "/sandboxes/{sandbox_id}", "status": 404}
+    assert found["fields"]["took_ms"] >= 0
+    text = server.log.read_text()
+    assert key not in text and "hidden" not in text and "i0000000000000000000a" not in text
 
 
 def test_mistakes_are_named(tmp_path):

@@ -232,8 +232,8 @@ def ask(front: str, method: str, path: str, body: dict | None = None) -> tuple[i
     return status, json.loads(said) if said else None
 
 
-def listed(front: str) -> set[str]:
-    status, page = ask(front, "GET", "/v2/sandboxes?limit=100")
+def listed(front: str, states: str = "running,paused") -> set[str]:
+    status, page = ask(front, "GET", f"/v2/sandboxes?limit=100&state={states}")
     assert status == 200 and len(page) < 100, (status, page)
     return {sandbox["sandboxID"] for sandbox in page}
 
@@ -249,10 +249,13 @@ class Races:
         "create": {201},
         "kill": {204, 404},
         "timeout": {204, 404, 409},
-        "connect": {200, 404, 409},
+        "connect": {200, 201, 404, 409},
         "refresh": {204, 404, 409},
         "detail": {200, 404},
+        "pause": {204, 404, 409},
     }
+    # Of what is paused, these say that it is not there.
+    WANT_IT_RUNNING = {"timeout", "refresh"}
 
     def __init__(self, fronts: tuple[str, str], seed: int) -> None:
         self.fronts, self.seed = fronts, seed
@@ -276,13 +279,14 @@ class Races:
             with self.turn:
                 some = chance.choice(self.living) if self.living else None
                 room = len(self.living) < self.AT_ONCE
-            what = chance.choices(["create", "kill", "timeout", "connect", "refresh", "detail"], [4, 2, 3, 2, 1, 2])[0]
+            calls = {"create": 4, "kill": 2, "timeout": 3, "connect": 3, "refresh": 1, "detail": 2, "pause": 2}
+            what = chance.choices(list(calls), list(calls.values()))[0]
             if some is None or (what == "create" and room):
                 self.create(front, chance.randrange(1, 8))
             elif what == "kill":
-                # Two that begin at once, one by each front.
-                with ThreadPoolExecutor(2) as pair:
-                    list(pair.map(lambda front: self.operate("kill", front, "DELETE", f"/sandboxes/{some}", None, some), self.fronts))
+                self.by_both("kill", "DELETE", f"/sandboxes/{some}", some)
+            elif what == "pause":
+                self.by_both("pause", "POST", f"/sandboxes/{some}/pause", some)
             elif what == "timeout":
                 # Short ones, so that an expiry is often under way when the next call comes.
                 self.operate(what, front, "POST", f"/sandboxes/{some}/timeout", {"timeout": chance.randrange(0, 5)}, some)
@@ -292,6 +296,11 @@ class Races:
                 self.operate(what, front, "POST", f"/sandboxes/{some}/refreshes", {"duration": 1}, some)
             else:
                 self.operate("detail", front, "GET", f"/sandboxes/{some}", None, some)
+
+    def by_both(self, what: str, method: str, path: str, sandbox_id: str) -> None:
+        """Two that begin at once, one by each front."""
+        with ThreadPoolExecutor(2) as pair:
+            list(pair.map(lambda front: self.operate(what, front, method, path, None, sandbox_id), self.fronts))
 
     def create(self, front: str, seconds: int) -> None:
         status, body = self.operate("create", front, "POST", "/v2/sandboxes", {"templateID": "base", "timeout": seconds})
@@ -309,7 +318,8 @@ class Races:
             if what == "kill" and status == 204:
                 self.kills[sandbox_id] += 1
             # Only a kill or a 404 says that it is over for good.
-            if sandbox_id in self.living and (status == 404 or (what == "kill" and status == 204)):
+            over = (what == "kill" and status == 204) or (status == 404 and what not in self.WANT_IT_RUNNING)
+            if sandbox_id in self.living and over:
                 self.living.remove(sandbox_id)
         return status, said
 
@@ -319,6 +329,8 @@ def test_both_agree_after_random_races(fronts, cluster):
     one, two, server, _ = fronts
     # Both have been used before they are weighed, and nothing of other tests is left.
     Races((one, two), RACE_SEED).run(2)
+    for sandbox_id in listed(one, "paused") | listed(two, "paused"):
+        assert ask(one, "DELETE", f"/sandboxes/{sandbox_id}")[0] == 204
     until("nothing is left of what was before", lambda: not (listed(one) | listed(two)), 30)
     last: list[str] = []
 
@@ -334,14 +346,18 @@ def test_both_agree_after_random_races(fronts, cluster):
     story = f"seed {RACE_SEED}: {dict(races.answers)}"
     print(f"\n{story}")
     assert not races.wrong, (story, races.wrong[:5])
-    # What it claims to test did happen: both made some, calls were too late, kills met kills.
+    # What it claims to test did happen: both made some, calls were too late, kills met kills, pauses met pauses.
     assert set(races.made.values()) == {0, 1}, story
+    assert races.answers["pause", 204] and races.answers["pause", 409], story
     assert races.answers["kill", 204] and sum(n for (_, status), n in races.answers.items() if status == 404), story
 
     # The shortest refresh is 15 s; kills of half of them, by the front that did not make them, race with the other ends.
     for sandbox_id in sorted(listed(one) | listed(two))[::2]:
         front = (two, one)[races.made[sandbox_id]]
         assert ask(front, "DELETE", f"/sandboxes/{sandbox_id}")[0] in (204, 404), story
+    # What is paused has no deadline.
+    for sandbox_id in listed(one, "paused") | listed(two, "paused"):
+        assert ask(two, "DELETE", f"/sandboxes/{sandbox_id}")[0] == 204, story
     until("both list the same, and in the end nothing", lambda: listed(one) == listed(two) == set(), 45)
 
     # Each has one row, which is dead by one of the two causes that there were.
