@@ -155,7 +155,8 @@ def settled(server: Server, last: list[str]) -> bool:
     # Those of forks and snapshots that were cut off are deleted half an hour later, since another front could still be using them; those of
     # builds belong to templates.
     last += [f"snapshot {path.name}" for path in (server.data / "pool/snapshots").iterdir() if not path.name.startswith(("fork-", "snap-", "build-"))]
-    last += [f"restore {path.name}" for path in (server.data / "pool/restores").glob("*")]
+    last += [f"restore {path.name}" for folder in ("pool", "memory") for path in (server.data / folder / "restores").glob("*")]
+    last += [f"images {path.name}" for path in (server.data / "memory/images").glob("*") if not (server.data / "pool/snapshots" / path.name).exists()]
     return not last
 
 

@@ -19,12 +19,13 @@ AHEAD = 3
 
 
 def used_mib(server: Server) -> int:
-    """What the pool takes of its disk when all that was deleted is gone."""
+    """What the pool and the images beside it take of the disk when all that was deleted is gone."""
     pool = server.data / "pool"
     until("deleted subvolumes are gone", lambda: Footprint.of(server).deleted_uppers == 0, 30)
     subprocess.run(["btrfs", "filesystem", "sync", str(pool)], check=True, capture_output=True)
     found = os.statvfs(pool)
-    return (found.f_blocks - found.f_bfree) * found.f_bsize >> 20
+    images = sum(path.stat().st_blocks * 512 for path in (server.data / "memory").rglob("*"))
+    return (found.f_blocks - found.f_bfree) * found.f_bsize + images >> 20
 
 
 def descriptors_inside(server: Server, sandbox: Sandbox) -> int:

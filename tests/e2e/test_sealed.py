@@ -137,7 +137,7 @@ def into_the_store(sandbox: Sandbox) -> str:
     name = snapshot["snapshot_id"]
     assert admin("seal", name)["added_bytes"] > 0
     assert admin("drop-local", name) == {"snapshot_id": name, "local": False, "sealed": True}
-    assert not (DATA / "pool/snapshots" / name).exists()
+    assert not (DATA / "pool/snapshots" / name).exists() and not (DATA / "memory/images" / name).exists()
     (snapshot,) = snapshots_of(sandbox)
     assert snapshot["sealed"] and not snapshot["local"]
     return name
@@ -170,7 +170,7 @@ def test_a_pause_goes_on_from_the_store_alone(server, create):
     # The watcher in the daemon is one of the restored things too.
     again.files.write("/home/user/later", "later")
     until("the change is told", lambda: seen.extend(watching.get_new_events()) or any(event.name == "later" for event in seen))
-    assert not (DATA / "pool/restores").exists() or not list((DATA / "pool/restores").iterdir())
+    assert not [left for folder in ("pool", "memory") for left in (DATA / folder / "restores").glob("*")]
     # A pause of what came from the store is as good as any.
     again.pause()
     assert state(Sandbox.connect(sandbox.sandbox_id, timeout=300))[2] == heap

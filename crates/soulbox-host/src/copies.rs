@@ -72,7 +72,9 @@ impl From<CopyError> for HostError {
                 HostErrorKind::SnapshotMissing
             }
             refused if refused.is_refusal() => HostErrorKind::SnapshotRefused,
-            CopyError::Pool(PoolError::ReserveReached { .. }) => HostErrorKind::NoCapacity,
+            CopyError::Pool(
+                PoolError::ReserveReached { .. } | PoolError::NoRoomForMemory { .. },
+            ) => HostErrorKind::NoCapacity,
             _ => HostErrorKind::Failed,
         };
         Self {
@@ -191,7 +193,7 @@ impl Copies {
         let artifact = archive.get(name)?;
         let (note, manifest) = self.opened(name, &artifact)?;
         let images = manifest.memory.map(|memory| memory.images);
-        self.room_for(artifact.streams.values().map(|stream| stream.bytes).sum())?;
+        self.room_for(stream(name, &artifact, UPPER)?.bytes)?;
         let mut draft = self.pool.begin_snapshot(name)?;
         if let Some(images) = images {
             let stream = stream(name, &artifact, IMAGES)?;
@@ -199,6 +201,7 @@ impl Copies {
             if named != stream.bytes {
                 return Err(CopyError::Memory(name.to_owned()));
             }
+            self.pool.room_for_images(named)?;
             let mut writer = Split::new(draft.images(), images);
             archive.get_stream(stream, &mut writer)?;
             writer.finish().map_err(CopyError::Images)?;

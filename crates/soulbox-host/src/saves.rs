@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use soulbox_pool::{PoolError, SnapshotDraft, SnapshotPool};
@@ -247,8 +248,11 @@ impl<R: Runtime> Work<R> {
             return Err(failure(cannot_save(message.to_owned())));
         }
         let began = Instant::now();
-        // What is written now need not be while it stands still.
-        pool.settle().map_err(no_disk)?;
+        let with_end = self.wanted.memory && self.wanted.after == After::End;
+        if !with_end {
+            // What is written now need not be while it stands still.
+            pool.settle().map_err(no_disk)?;
+        }
         let draft = pool
             .begin_snapshot(&self.wanted.snapshot_id)
             .map_err(no_disk)?;
@@ -282,26 +286,41 @@ impl<R: Runtime> Work<R> {
             })?,
             Err(missing) => return Err(failure(unsupported(missing))),
         };
+        let usage = runtime.usage(&self.running);
+        let usage = usage.map_err(|error| failure(failed(chain(&error))))?;
+        let room = self.workshop.pool.room_for_images(usage.memory);
+        room.map_err(no_disk)?;
         let images = draft.images();
         // Without it all is read when all is written.
         let mut follower = Follower::start(images.clone()).ok();
         let mut draft = Some(draft);
         let mut committed = None;
-        let saved = runtime.save(&self.running, &images, self.wanted.after, &mut || {
-            let Some(mut stopped) = draft.take() else {
-                return Err(io::Error::other("its processes were stopped twice"));
-            };
-            self.capture(&mut stopped)
-                .map_err(|error| io::Error::other(chain(&error)))?;
-            match self.wanted.after {
-                After::GoOn => draft = Some(stopped),
-                After::End => {
-                    let memory = Some((fingerprint.clone(), follower.take()));
-                    let made = self.commit(stopped, memory, over);
-                    committed = Some(made.map_err(|error| io::Error::other(error.message))?);
+        let saved = thread::scope(|scope| {
+            // Nobody waits for one that ends to run again: what is on its way to the disk goes there while its memory is written.
+            let settle = || self.workshop.pool.settle();
+            let mut settling = (self.wanted.after == After::End).then(|| scope.spawn(settle));
+            runtime.save(&self.running, &images, self.wanted.after, &mut || {
+                let Some(mut stopped) = draft.take() else {
+                    return Err(io::Error::other("its processes were stopped twice"));
+                };
+                if let Some(settling) = settling.take() {
+                    let settled = settling.join();
+                    settled
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                        .map_err(|error| io::Error::other(chain(&error)))?;
                 }
-            }
-            Ok(())
+                self.capture(&mut stopped)
+                    .map_err(|error| io::Error::other(chain(&error)))?;
+                match self.wanted.after {
+                    After::GoOn => draft = Some(stopped),
+                    After::End => {
+                        let memory = Some((fingerprint.clone(), follower.take()));
+                        let made = self.commit(stopped, memory, over);
+                        committed = Some(made.map_err(|error| io::Error::other(error.message))?);
+                    }
+                }
+                Ok(())
+            })
         });
         match (saved, committed, draft) {
             (Ok(()), Some(made), _) => Ok(made),
@@ -389,7 +408,9 @@ fn no_disk(error: PoolError) -> Failure {
 fn disk(error: &PoolError) -> HostError {
     HostError {
         kind: match error {
-            PoolError::ReserveReached { .. } => HostErrorKind::NoCapacity,
+            PoolError::ReserveReached { .. } | PoolError::NoRoomForMemory { .. } => {
+                HostErrorKind::NoCapacity
+            }
             _ => HostErrorKind::CannotSave,
         },
         message: chain(error),

@@ -247,7 +247,7 @@ impl<R: Runtime> Workshop<R> {
         };
         let saved = SavedProcesses {
             images: snapshot.images.clone(),
-            folder: self.pool.restore_folder(&upper),
+            folder: self.pool.restore_folder(snapshot, &upper),
             guests: memory.guests.clone(),
         };
         let restored = self

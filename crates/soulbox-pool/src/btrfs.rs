@@ -17,6 +17,7 @@ use soulbox_types::MiB;
 use crate::draft::{self, LayerDraft};
 use crate::layer::{self, LayerDigest};
 use crate::manifest::{self, TemplateManifest};
+use crate::memory::Memory;
 use crate::numbers::Counter;
 use crate::share::{self, Share};
 use crate::snapshot::SnapshotPool;
@@ -42,6 +43,7 @@ pub struct BtrfsPool {
     /// `/sys/fs/btrfs/<uuid>/qgroups`: what the kernel counts, live.
     qgroups: PathBuf,
     spares: Spares,
+    memory: Option<Memory>,
 }
 
 impl BtrfsPool {
@@ -89,6 +91,10 @@ impl BtrfsPool {
         let quota = enable_quota(&directory, &qgroups);
         let grows = options.size.is_none() && backing != Backing::Subvolume;
         let spares = Spares::open(root.join("uppers"), root.join("spares"))?;
+        let memory = match backing {
+            Backing::Subvolume => None,
+            Backing::LoopFile { .. } => Some(Memory::open(&data)?),
+        };
         let pool = Self {
             root,
             lock,
@@ -97,6 +103,7 @@ impl BtrfsPool {
             quota,
             qgroups,
             spares,
+            memory,
         };
         draft::sweep(&pool.drafts())?;
         // One that cannot be deleted now harms nobody: the host sweeps again, and tells.

@@ -49,6 +49,8 @@ pub enum PoolError {
     Locked { path: PathBuf, seconds: u64 },
     #[error("only {free} of the pool are free, {reserve} are kept in reserve")]
     ReserveReached { free: MiB, reserve: MiB },
+    #[error("only {free} of the disk are free, {wanted} are needed to save what is in memory")]
+    NoRoomForMemory { free: MiB, wanted: MiB },
     #[error("`{name}` is no name for {what}")]
     BadName { what: &'static str, name: String },
     #[error("upper `{name}` exists already")]

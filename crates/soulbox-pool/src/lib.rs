@@ -3,6 +3,7 @@
 //! ```text
 //! <data>/pool.img              the loop file, where <data> is not on btrfs itself
 //! <data>/pool.lock             held while the pool is opened, grown or unmounted
+//! <data>/memory/               beside the loop file: images of processes, see [`memory`]
 //! <data>/pool/                 btrfs: a subvolume of <data>'s own, or the mounted loop file
 //!   layers/<sha256>/           a tree that never changes again; owners on disk are 0..65535
 //!   drafts/<name>/             a layer in the making, locked by its maker
@@ -26,6 +27,7 @@ mod holders;
 mod image;
 mod layer;
 mod manifest;
+mod memory;
 mod numbers;
 mod share;
 mod snapshot;

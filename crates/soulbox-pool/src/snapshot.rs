@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <data>/pool/snapshots/<name>/upper/      a read-only subvolume: the sandbox's upper
-//!                              images/     files of whoever dumps its processes
+//!                              images/     files of whoever dumps its processes; a link where [`crate::memory`] has them
 //!                              manifest    bytes of the caller's; there when all else is, and on disk
 //! ```
 //!
@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use rustix::fs::{FlockOperation, flock, syncfs};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use soulbox_sys::btrfs::{self, Access};
 
 use soulbox_types::MiB;
 
+use crate::memory::{self, Memory};
 use crate::upper::{Upper, check_name};
 use crate::{Pool, PoolError};
 
@@ -93,6 +95,12 @@ pub trait SnapshotPool: Pool {
     /// Failed steps; what is left is no snapshot any more.
     fn delete_snapshot(&self, name: &str) -> Result<(), PoolError>;
 
+    /// Whether so many bytes of images can be written, with something left for others.
+    ///
+    /// # Errors
+    /// [`PoolError::NoRoomForMemory`].
+    fn room_for_images(&self, bytes: u64) -> Result<(), PoolError>;
+
     /// Deletes the drafts that nobody fills any more.
     ///
     /// # Errors
@@ -106,8 +114,8 @@ pub trait SnapshotPool: Pool {
     fn create_upper_from(&self, snapshot: &str, name: &str, quota: MiB)
     -> Result<Upper, PoolError>;
 
-    /// Where the images of one restore are put together, of links to a snapshot's; on the same file system, and not there yet.
-    fn restore_folder(&self, name: &str) -> PathBuf;
+    /// Where the images of one restore are put together, of links to the snapshot's; on the same file system, and not there yet.
+    fn restore_folder(&self, snapshot: &Snapshot, name: &str) -> PathBuf;
 
     /// Deletes that folder; one that does not exist is deleted already.
     ///
@@ -122,10 +130,18 @@ pub trait SnapshotPool: Pool {
     fn sweep_restores(&self) -> Result<(), PoolError>;
 }
 
+/// Where the snapshots of a pool lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    pub(crate) snapshots: PathBuf,
+    /// Where new images lie, if not in the pool.
+    pub(crate) memory: Option<Memory>,
+}
+
 /// A snapshot in the making. Dropped without [`SnapshotDraft::commit`], it is deleted.
 #[derive(Debug)]
 pub struct SnapshotDraft {
-    snapshots: PathBuf,
+    places: Places,
     name: String,
     path: PathBuf,
     /// Holds the lock.
@@ -135,9 +151,9 @@ pub struct SnapshotDraft {
 }
 
 impl SnapshotDraft {
-    pub(crate) fn begin(snapshots: &Path, name: &str) -> Result<Self, PoolError> {
+    pub(crate) fn begin(places: Places, name: &str) -> Result<Self, PoolError> {
         check_name(name)?;
-        let path = snapshots.join(name);
+        let path = places.snapshots.join(name);
         let directory = loop {
             make_directory(&path)?;
             if let Some(directory) = lock_made(&path)? {
@@ -145,14 +161,17 @@ impl SnapshotDraft {
             }
         };
         let draft = Self {
-            snapshots: snapshots.to_owned(),
+            places,
             name: name.to_owned(),
             path,
             directory,
             disk_bytes: None,
             committed: false,
         };
-        make_directory(&draft.images())?;
+        match &draft.places.memory {
+            Some(memory) => memory.begin(name, &draft.images())?,
+            None => make_directory(&draft.images())?,
+        }
         Ok(draft)
     }
 
@@ -215,7 +234,17 @@ impl SnapshotDraft {
         })?;
         fs::write(&temporary, &noted).map_err(PoolError::io("write", &temporary))?;
         // Everything, and then that it counts: each wait for the disk is a wait of whoever stands still meanwhile.
-        syncfs(&self.directory).map_err(PoolError::io("sync", &self.path))?;
+        let images = self.images();
+        thread::scope(|scope| {
+            let elsewhere = self.places.memory.is_some();
+            let persisting = elsewhere.then(|| scope.spawn(|| memory::persist(&images)));
+            syncfs(&self.directory).map_err(PoolError::io("sync", &self.path))?;
+            match persisting.map(thread::ScopedJoinHandle::join) {
+                Some(Ok(persisted)) => persisted.map_err(PoolError::io("sync", &images)),
+                Some(Err(panic)) => std::panic::resume_unwind(panic),
+                None => Ok(()),
+            }
+        })?;
         fs::rename(&temporary, &target)
             .and_then(|()| self.directory.sync_all())
             .map_err(PoolError::io("write", &target))?;
@@ -233,7 +262,7 @@ impl Drop for SnapshotDraft {
     fn drop(&mut self) {
         if !self.committed {
             // What fails here is taken by a sweep, once the lock is gone.
-            let _ = delete(&self.snapshots, &self.name);
+            let _ = delete(&self.places, &self.name);
         }
     }
 }
@@ -297,9 +326,9 @@ pub(crate) fn spread(
 }
 
 /// Deletes a snapshot or what is left of one; one that does not exist is deleted already.
-pub(crate) fn delete(snapshots: &Path, name: &str) -> Result<(), PoolError> {
+pub(crate) fn delete(places: &Places, name: &str) -> Result<(), PoolError> {
     check_name(name)?;
-    let path = snapshots.join(name);
+    let path = places.snapshots.join(name);
     let directory = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(PoolError::io("open", &path))?,
@@ -314,12 +343,16 @@ pub(crate) fn delete(snapshots: &Path, name: &str) -> Result<(), PoolError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
+    if let Some(memory) = &places.memory {
+        memory.delete(name)?;
+    }
     fs::remove_dir_all(&path).map_err(failed)
 }
 
 /// Deletes the drafts of which neither a maker nor a writer of images is left; the first error after having tried all.
-pub(crate) fn sweep(snapshots: &Path) -> Result<(), PoolError> {
-    let mut swept = Ok(());
+pub(crate) fn sweep(places: &Places) -> Result<(), PoolError> {
+    let Places { snapshots, memory } = places;
+    let mut swept = memory.as_ref().map_or(Ok(()), |it| it.sweep(snapshots));
     for name in names(snapshots)? {
         let path = snapshots.join(&name);
         let free = |path: &Path| {
@@ -334,7 +367,7 @@ pub(crate) fn sweep(snapshots: &Path) -> Result<(), PoolError> {
         if (images.exists() && free(&images).is_none()) || path.join(MANIFEST).exists() {
             continue;
         }
-        swept = swept.and(delete(snapshots, &name));
+        swept = swept.and(delete(places, &name));
     }
     swept
 }

@@ -38,6 +38,11 @@ fn what_was_is_kept_and_copies_go_their_own_ways() {
     // After the capture, so no part of it.
     fs::write(upper.upper_dir().join("later"), "").expect("write");
     let snapshot = draft.commit("of the caller").expect("commit");
+    // What was in memory does not go through the loop file.
+    let images = data.0.path().join("memory/images/snap");
+    assert_eq!(snapshot.images.canonicalize().expect("images"), images);
+    let read = fs::read(images.join("memory.img")).expect("read");
+    assert_eq!(read, b"images");
     assert!(snapshot.disk_bytes >= 20 << 20, "{snapshot:?}");
     assert_eq!(pool.snapshot("snap").expect("find"), snapshot);
     assert_eq!(snapshot.manifest, "of the caller");
@@ -62,6 +67,7 @@ fn what_was_is_kept_and_copies_go_their_own_ways() {
 
     pool.delete_upper("first").expect("delete the first upper");
     pool.delete_snapshot("snap").expect("delete the snapshot");
+    assert!(!images.exists());
     pool.delete_snapshot("snap").expect("it is deleted already");
     assert!(matches!(
         pool.snapshot("snap"),
@@ -110,16 +116,79 @@ fn half_made_ones_are_none_and_are_swept() {
     data.open();
     assert!(left.join("upper").exists());
     drop(images);
+    // Images of which there is no snapshot, one of them still being written.
+    let memory = data.0.path().join("memory/images");
+    for name in ["gone", "written"] {
+        fs::create_dir(memory.join(name)).expect("make a leftover");
+        fs::write(memory.join(name).join("pages-1.img"), "pages").expect("an image");
+    }
+    let written = fs::File::open(memory.join("written")).expect("open the images");
+    written.lock().expect("lock the images");
     data.open();
-    assert!(snapshots.join("half/upper").exists());
-    assert!(!left.exists());
+    assert!(snapshots.join("half/upper").exists() && memory.join("half").exists());
+    assert!(!left.exists() && !memory.join("gone").exists() && memory.join("written").exists());
     drop(draft);
-    assert_eq!(fs::read_dir(&snapshots).expect("snapshots").count(), 0);
+    drop(written);
+    data.open();
+    for folder in [&snapshots, &memory] {
+        assert_eq!(fs::read_dir(folder).expect("folder").count(), 0);
+    }
     for bad in ["", "..", "a/b"] {
         assert!(matches!(
             pool.begin_snapshot(bad),
             Err(PoolError::BadName { .. })
         ));
     }
+    pool.unmount().expect("unmount");
+}
+
+#[test]
+fn links_of_restores_lie_where_their_images_lie() {
+    let data = Data::new();
+    let pool = data.open();
+    pool.create_upper("one", MiB(64)).expect("upper");
+    for name in ["new", "old"] {
+        let mut draft = pool.begin_snapshot(name).expect("begin");
+        fs::write(draft.images().join("pages-1.img"), "pages").expect("an image");
+        pool.capture(&mut draft, "one", 0).expect("capture");
+        draft.commit("").expect("commit");
+    }
+    // As an earlier version has made it: all of it in the pool.
+    let images = data.0.path().join("pool/snapshots/old/images");
+    fs::remove_file(&images).expect("the link");
+    fs::create_dir(&images).expect("images");
+    fs::write(images.join("pages-1.img"), "pages").expect("an image");
+
+    for name in ["new", "old"] {
+        let snapshot = pool.snapshot(name).expect("find");
+        let folder = pool.restore_folder(&snapshot, "restore");
+        fs::create_dir(&folder).expect("make");
+        let link = folder.join("pages-1.img");
+        fs::hard_link(snapshot.images.join("pages-1.img"), link).expect("one file system");
+        pool.delete_restore("restore").expect("delete");
+        assert!(!folder.exists());
+        fs::create_dir(&folder).expect("make once more");
+    }
+    pool.sweep_restores().expect("sweep");
+    for folder in ["pool/restores", "memory/restores"] {
+        let left = fs::read_dir(data.0.path().join(folder)).expect(folder);
+        assert_eq!(left.count(), 0, "{folder}");
+    }
+    for name in ["new", "old"] {
+        pool.delete_snapshot(name).expect("delete");
+        assert!(!data.0.path().join("pool/snapshots").join(name).exists());
+    }
+    pool.unmount().expect("unmount");
+}
+
+#[test]
+fn memory_for_which_there_is_no_room_is_refused() {
+    let data = Data::new();
+    let pool = data.open();
+    pool.room_for_images(1 << 20).expect("a mebibyte");
+    assert!(matches!(
+        pool.room_for_images(u64::MAX),
+        Err(PoolError::NoRoomForMemory { .. })
+    ));
     pool.unmount().expect("unmount");
 }

@@ -14,3 +14,4 @@ pub mod process;
 pub mod seccomp;
 pub mod socket;
 pub mod trace;
+pub mod writeback;

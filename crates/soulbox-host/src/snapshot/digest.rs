@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use soulbox_sys::writeback;
 
 /// Bytes of a part; the digest of a file is that of its parts' digests.
 const PART: u64 = 32 << 20;
@@ -19,6 +21,8 @@ const PART: u64 = 32 << 20;
 const MOST_THREADS: usize = 8;
 /// What is read at once.
 const BUFFER: usize = 256 << 10;
+/// How much is sent to the disk at once while more is being written.
+const WRITTEN_AT_ONCE: u64 = 8 << 20;
 /// How often it is looked whether an image has grown.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
 /// Contents of memory: nobody reads more out of them than bytes to put into a process, and they are nearly all that there is to read.
@@ -176,7 +180,8 @@ impl Begun {
     }
 }
 
-/// A thread that reads images of memory behind whoever writes them. They only grow: CRIU writes each from its begin to its end.
+/// A thread that reads images of memory behind whoever writes them, and has them go to the disk. They only grow: CRIU writes each from its
+/// begin to its end.
 #[derive(Debug)]
 pub struct Follower {
     over: Arc<AtomicBool>,
@@ -239,6 +244,11 @@ fn follow(folder: &Path, over: &AtomicBool) -> Begun {
             let bytes = file.metadata().map_or(0, |found| found.len());
             let parts = begun.0.entry(name).or_default();
             while read_on(parts, file, bytes, &mut buffer) {
+                let at = parts.last().map_or(0, |part| part.at);
+                if at.is_multiple_of(WRITTEN_AT_ONCE) {
+                    // What does not begin now is written by whoever makes all of it durable.
+                    let _ = writeback::begin(file.as_fd(), at - WRITTEN_AT_ONCE..at);
+                }
                 if over.load(Ordering::SeqCst) {
                     return begun;
                 }

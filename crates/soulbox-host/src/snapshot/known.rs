@@ -1,7 +1,7 @@
 //! Images that were read a moment ago: of one that is begun from many times at once, or right after it was made, they are not read again.
 //!
 //! A write to one of them changes its length or the time of its last change. To change bytes and neither takes root, who has this
-//! process; and what a disk does to bytes by itself is noticed by btrfs, which has digests of its own. It holds for a minute.
+//! process. What a disk does to bytes by itself would not be seen: so it holds for a minute, in which they are mostly still in memory.
 
 use std::collections::HashMap;
 use std::fs;

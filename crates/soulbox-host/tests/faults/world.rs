@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,8 @@ use soulbox_host::runtime::{
 };
 use soulbox_host::{Host, HostSettings, WarmTargets};
 use soulbox_pool::{
-    Backing, Growth, Inherited, LayerDigest, LayerDraft, Pool, PoolError, PoolInfo, Quota,
-    Snapshot, SnapshotDraft, SnapshotPool, TemplateManifest, Upper, Usage,
+    Backing, BtrfsPool, Growth, Inherited, LayerDigest, LayerDraft, Pool, PoolError, PoolInfo,
+    Quota, Snapshot, SnapshotDraft, SnapshotPool, TemplateManifest, Upper, Usage,
 };
 use soulbox_types::{Egress, Limits, MiB};
 use soulbox_wire::host::Create;
@@ -54,6 +55,10 @@ struct State {
     layers: Vec<String>,
     /// The layers of the latest boot, lowest first.
     booted_on: Vec<PathBuf>,
+    /// What keeps snapshots, as of this upper of its own.
+    kept: Option<(Arc<BtrfsPool>, &'static str)>,
+    /// Told by a save when its snapshot is whole, and what that then waits for.
+    held: Option<(Sender<()>, Receiver<()>)>,
 }
 
 /// The shared state of one fake host; clones are the same host, also for a second agent.
@@ -134,6 +139,22 @@ impl World {
     /// An upper that no record names.
     pub fn forget_upper(&self, name: &str) {
         self.state().objects.uppers.insert(name.to_owned());
+    }
+
+    /// Snapshots are kept from now on: those of all sandboxes have the files of one upper.
+    pub fn keep_snapshots(&self, pool: Arc<BtrfsPool>, upper: &'static str) {
+        self.state().kept = Some((pool, upper));
+    }
+
+    fn kept(&self) -> Option<(Arc<BtrfsPool>, &'static str)> {
+        self.state().kept.clone()
+    }
+
+    /// The next save tells when its snapshot is whole, and then waits to be let go on.
+    pub fn hold_save(&self) -> (Receiver<()>, Sender<()>) {
+        let ((tell, told), (go_on, wait)) = (channel(), channel());
+        self.state().held = Some((tell, wait));
+        (told, go_on)
     }
 
     pub fn layers(&self) -> Vec<String> {
@@ -269,6 +290,12 @@ impl Runtime for World {
         let refused = |error: io::Error| SaveError::Refused(RuntimeError(error.into()));
         std::fs::write(images.join("memory.img"), "memory").map_err(refused)?;
         stopped().map_err(refused)?;
+        let held = self.state().held.take();
+        if let Some((tell, wait)) = held {
+            tell.send(()).expect("somebody has asked");
+            // Whoever has gone away holds nobody.
+            let _ = wait.recv();
+        }
         if after == After::End {
             self.kill(running);
         }
@@ -544,16 +571,22 @@ impl Pool for FakePool {
     }
 }
 
-/// It keeps no snapshots: their drafts are subvolumes.
+/// It keeps no snapshots by itself: their drafts are subvolumes.
 impl SnapshotPool for FakePool {
     fn begin_snapshot(&self, name: &str) -> Result<SnapshotDraft, PoolError> {
-        Err(PoolError::SnapshotExists {
-            name: name.to_owned(),
-        })
+        match self.0.kept() {
+            Some((pool, _)) => pool.begin_snapshot(name),
+            None => Err(PoolError::SnapshotExists {
+                name: name.to_owned(),
+            }),
+        }
     }
 
-    fn capture(&self, _: &mut SnapshotDraft, _: &str, _: u64) -> Result<(), PoolError> {
-        Ok(())
+    fn capture(&self, draft: &mut SnapshotDraft, _: &str, inherited: u64) -> Result<(), PoolError> {
+        let kept = self.0.kept();
+        kept.map_or(Ok(()), |(pool, upper)| {
+            pool.capture(draft, upper, inherited)
+        })
     }
 
     fn settle(&self) -> Result<(), PoolError> {
@@ -561,17 +594,22 @@ impl SnapshotPool for FakePool {
     }
 
     fn snapshot(&self, name: &str) -> Result<Snapshot, PoolError> {
-        Err(PoolError::SnapshotMissing {
-            name: name.to_owned(),
-        })
+        match self.0.kept() {
+            Some((pool, _)) => pool.snapshot(name),
+            None => Err(PoolError::SnapshotMissing {
+                name: name.to_owned(),
+            }),
+        }
     }
 
     fn list_snapshots(&self) -> Result<Vec<Snapshot>, PoolError> {
-        Ok(Vec::new())
+        let kept = self.0.kept();
+        kept.map_or(Ok(Vec::new()), |(pool, _)| pool.list_snapshots())
     }
 
-    fn delete_snapshot(&self, _: &str) -> Result<(), PoolError> {
-        Ok(())
+    fn delete_snapshot(&self, name: &str) -> Result<(), PoolError> {
+        let kept = self.0.kept();
+        kept.map_or(Ok(()), |(pool, _)| pool.delete_snapshot(name))
     }
 
     fn create_upper_from(&self, snapshot: &str, _: &str, _: MiB) -> Result<Upper, PoolError> {
@@ -580,8 +618,12 @@ impl SnapshotPool for FakePool {
         })
     }
 
-    fn restore_folder(&self, name: &str) -> PathBuf {
+    fn restore_folder(&self, _: &Snapshot, name: &str) -> PathBuf {
         PathBuf::from("/pool/restores").join(name)
+    }
+
+    fn room_for_images(&self, _: u64) -> Result<(), PoolError> {
+        Ok(())
     }
 
     fn delete_restore(&self, _: &str) -> Result<(), PoolError> {

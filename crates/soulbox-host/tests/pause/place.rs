@@ -152,11 +152,15 @@ impl Place {
 
     /// The uppers and links of restores that are left.
     pub fn left(&self) -> usize {
-        let entries = |name: &str| {
-            let folder = self.data.path().join("pool").join(name);
-            fs::read_dir(folder).expect("the pool").count()
+        let entries = |folder| {
+            fs::read_dir(self.data.path().join(folder))
+                .expect("a folder")
+                .count()
         };
-        entries("uppers") + entries("restores")
+        ["pool/uppers", "pool/restores", "memory/restores"]
+            .map(entries)
+            .iter()
+            .sum()
     }
 }
 
