@@ -342,7 +342,7 @@ pub(crate) fn options(images: &OwnedFd, log: &str) -> Options {
         images_dir_fd: images.as_raw_fd(),
         shell_job: Some(true),
         file_locks: Some(true),
-        log_level: Some(4),
+        log_level: Some(wire::LOG_WARNINGS),
         log_file: Some(log.to_owned()),
         notify_scripts: Some(true),
         // Each restore gets cgroups of its own, joined before CRIU starts.

@@ -4,6 +4,8 @@
 
 use prost::{Enumeration, Message};
 
+/// `log_level`: each line is a write of its own while the tree stands still, and only errors are read.
+pub const LOG_WARNINGS: i32 = 2;
 /// `manage_cgroups_mode`: cgroups are not CRIU's business.
 pub const CGROUPS_IGNORE: i32 = 0;
 /// `network_lock`: no firewall rules while it works.

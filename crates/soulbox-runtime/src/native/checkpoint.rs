@@ -112,15 +112,16 @@ impl Native {
         within: Duration,
         stopped: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), CheckpointError> {
-        let external = self.preflight(running)?;
-        let visitor = Visitor::enter(self, running.pid, None)?;
-        visitor.reset(Connections::Dialled)?;
-        drop(visitor);
         // CRIU holds the lock as well: when this process is killed, CRIU goes on for a moment, and nobody may delete what it writes to.
         let folder = [criu::open_images(images)?];
         flock(&folder[0], FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| io_step("lock the folder of images")(error.into()))?;
+        // It starts while the sandbox is looked at.
         let mut session = Session::start(criu, &self.launcher, None, &folder, within)?;
+        let external = self.preflight(running)?;
+        let visitor = Visitor::enter(self, running.pid, None)?;
+        visitor.reset(Connections::Dialled)?;
+        drop(visitor);
         session.watch(&self.launcher, running.pid, running.slot.cgroup())?;
         session.send(&Request {
             kind: RequestKind::Dump.into(),
