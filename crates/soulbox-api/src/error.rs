@@ -341,6 +341,12 @@ fn sandbox(error: &SandboxError) -> ApiError {
             format!("the sandbox was lost while it was being saved: {why}"),
         )
         .code("sandbox_lost"),
+        // Its agent has ended, or is too slow: only the next look at the host can tell what has become of the sandbox.
+        SandboxError::NotSaved(HostFailure::Unreachable(why)) => ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the sandbox was not saved, and whether it goes on is not known yet: {why}"),
+        )
+        .code("sandbox_save_interrupted"),
         SandboxError::NotSaved(_) => ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the sandbox was not saved and goes on",
