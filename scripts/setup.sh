@@ -163,7 +163,7 @@ criu() {
 vm() {
     need_root
     install_missing qemu-system-x86 mmdebstrap e2fsprogs
-    local packages=linux-image-cloud-amd64,initramfs-tools,btrfs-progs,nftables,iproute2,util-linux,mount,procps,kmod,udev folder=.cache/vm
+    local packages=linux-image-cloud-amd64,initramfs-tools,btrfs-progs,criu,nftables,iproute2,util-linux,mount,procps,kmod,udev folder=.cache/vm
     [ "$(cat "$folder/.made-of" 2> /dev/null)" = "$packages" ] && return
     say "making a machine in $folder"
     mkdir -p .cache

@@ -22,7 +22,7 @@ done
 echo 'nameserver 10.0.2.3' > /etc/resolv.conf
 
 /soulbox doctor --data-dir /data || echo 'vm: doctor refuses'
-/soulbox serve --data-dir /data --listen 0.0.0.0:3000 --insecure &
+/soulbox serve --data-dir /data --criu / --listen 0.0.0.0:3000 --insecure &
 until /soulbox env --data-dir /data 2> /dev/null; do sleep 1; done
 # Seen by check.py: the limits of one sandbox or slot, and how many have a cgroup here.
 while :; do

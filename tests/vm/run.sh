@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The server on a machine unlike this one: Debian forky's kernel, cgroup v2 only, emulated by qemu (no KVM). Part of `make soak`.
+# Then that machine loses its power with a paused sandbox on its disk, and starts again.
 #
 #   SOULBOX_BINARY=... SOULBOX_DATA_DIR=... tests/vm/run.sh
 #
@@ -17,8 +18,7 @@ mkdir -p "$place"
 
 machine=
 finish() {
-    [ -z "$machine" ] || kill "$machine" 2> /dev/null || true
-    wait 2> /dev/null || true
+    power_off
     rm -rf "$place/root" "$place/disk.img"
 }
 trap finish EXIT
@@ -38,21 +38,40 @@ truncate --size 20G "$place/disk.img"
 mke2fs -q -t ext4 -d "$place/root" "$place/disk.img"
 rm -rf "$place/root"
 
-: > "$place/console.log"
-qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 4096 -display none -no-reboot \
-    -kernel "$place/kernel" -initrd "$place/initrd" \
-    -append 'root=/dev/vda rw console=ttyS0 init=/init.sh panic=-1 quiet' \
-    -drive "file=$place/disk.img,format=raw,if=virtio,cache=unsafe" \
-    -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$port-:3000" -device virtio-net-pci,netdev=net \
-    -serial "file:$place/console.log" > "$place/qemu.log" 2>&1 &
-machine=$!
+# Only what its kernel has sent to the disk is left.
+power_off() {
+    [ -z "$machine" ] || kill -KILL "$machine" 2> /dev/null || true
+    wait 2> /dev/null || true
+    machine=
+}
 
-for _ in $(seq 300); do
-    ! grep -qa '^vm: cgroups' "$place/console.log" || break
-    kill -0 "$machine" 2> /dev/null || { cat "$place/qemu.log" "$place/console.log" >&2; exit 1; }
-    sleep 1
-done
-exports=$(tr -d '\r' < "$place/console.log" | grep -a '^export E2B_API_KEY=') || { tail -50 "$place/console.log" >&2; exit 1; }
-eval "$exports"
+power_on() {
+    : > "$place/console.log"
+    qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 4096 -display none -no-reboot \
+        -kernel "$place/kernel" -initrd "$place/initrd" \
+        -append 'root=/dev/vda rw console=ttyS0 init=/init.sh panic=-1 quiet' \
+        -drive "file=$place/disk.img,format=raw,if=virtio,cache=unsafe" \
+        -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$port-:3000" -device virtio-net-pci,netdev=net \
+        -serial "file:$place/console.log" > "$place/qemu.log" 2>&1 &
+    machine=$!
+
+    for _ in $(seq 300); do
+        ! grep -qa '^vm: cgroups' "$place/console.log" || break
+        kill -0 "$machine" 2> /dev/null || { cat "$place/qemu.log" "$place/console.log" >&2; exit 1; }
+        sleep 1
+    done
+    exports=$(tr -d '\r' < "$place/console.log" | grep -a '^export E2B_API_KEY=') || { tail -50 "$place/console.log" >&2; exit 1; }
+    eval "$exports"
+}
+
+check() {
+    .cache/venv-latest/bin/python "tests/vm/$1.py" "${@:2}" || { tail -30 "$place/console.log" >&2; exit 1; }
+}
+
+power_on
 export E2B_API_KEY E2B_API_URL=http://127.0.0.1:$port E2B_SANDBOX_URL=http://127.0.0.1:$port
-.cache/venv-latest/bin/python tests/vm/check.py "$place/console.log" || { tail -30 "$place/console.log" >&2; exit 1; }
+check check "$place/console.log"
+check paused before "$place/paused"
+power_off
+power_on
+check paused after "$place/paused"
