@@ -351,6 +351,10 @@ def test_cli_031_a_shell(home, sandbox):
 def test_sdk_15_the_old_routes(cli, create):
     sandbox_id = create("--timeout", "60")
     assert cli("sandbox", "exec", sandbox_id, "echo", "hi").stdout == "hi\n"
+    for command, state in (("pause", "paused"), ("resume", "running")):
+        assert cli("sandbox", command, sandbox_id).returncode == 0
+        assert Sandbox.get_info(sandbox_id).state == state
+    assert cli("sandbox", "exec", sandbox_id, "echo", "again").stdout == "again\n"
 
 
 def test_cp_157_from_create_to_kill(cli, create):
