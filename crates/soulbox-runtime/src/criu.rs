@@ -25,7 +25,7 @@ use rustix::mount::{
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::launch::channel::{Channel, CriuPlan, ToLauncher, WatchPlan};
 use watch::Watch;
@@ -321,6 +321,8 @@ impl Drop for Session {
         }
         // After its last answer it ends by itself, in no time; one that hangs is of no more use.
         let _ = self.process.kill();
+        // So is a child of it, which may not have been told yet to end with it. What it has restored is in sessions of its own.
+        let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
         while !matches!(
             poll(&mut [PollFd::new(&self.ended, PollFlags::IN)], None),
             Ok(1..)

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -120,7 +121,7 @@ impl Channel {
         Ok((ours, Self { socket: theirs }))
     }
 
-    /// Starts the launcher with the other end as its standard input, and nothing else of ours.
+    /// Starts the launcher with the other end as its standard input, and nothing else of ours, in a group of processes of its own.
     ///
     /// # Errors
     /// No socket, or a program that cannot be executed.
@@ -131,6 +132,7 @@ impl Channel {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            .process_group(0)
             .spawn()?;
         Ok((control, process))
     }

@@ -2,8 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use soulbox_pool::{BtrfsPool, PoolOptions};
@@ -108,6 +110,43 @@ impl Host {
                 self.snapshot(from, to);
                 Ok(())
             },
+        )
+    }
+
+    /// A dump by a program that starts another one and never answers; its failure, and the pid of the other one.
+    pub fn dump_that_hangs(&self, guest: &Guest) -> (CheckpointError, i32) {
+        let folder = self.path("hanging");
+        let libraries = folder.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+        let child = folder.join("child");
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in *--version) echo Version: 99; exit ;; esac\n\
+             sleep 1000 &\necho $! > {}\nwait\n",
+            child.display()
+        );
+        for path in [
+            folder.join("usr/sbin/criu"),
+            libraries.join("ld-linux-none"),
+        ] {
+            fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
+            fs::write(&path, &script).expect("write a program");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+        }
+        let criu = Criu::open(&folder).expect("it has a version");
+        let images = folder.join("images");
+        fs::create_dir(&images).expect("make a folder for images");
+        let within = Duration::from_secs(1);
+        let dumped = self.native.dump(
+            &criu,
+            &guest.running,
+            &images,
+            After::GoOn,
+            within,
+            &mut || Ok(()),
+        );
+        let pid = fs::read_to_string(&child).expect("it has started another one");
+        (
+            dumped.expect_err("it never answers"),
+            pid.trim().parse().expect("a pid"),
         )
     }
 

@@ -131,6 +131,15 @@ fn a_sandbox_is_dumped_and_goes_on_elsewhere() {
         .expect("dump a restored one");
     assert!(guest.is_healthy());
 
+    // A CRIU that hangs is ended with all that it has begun.
+    let (error, child) = host.dump_that_hangs(&guest);
+    assert!(error.to_string().contains("was not done within"), "{error}");
+    eventually("its child has ended", || {
+        let status = fs::read_to_string(format!("/proc/{child}/status"));
+        status.map_or(true, |status| status.contains("State:\tZ"))
+    });
+    assert!(guest.is_healthy());
+
     end(&host, &guest);
     let left = host.native.sweep(&[]).expect("sweep");
     assert_eq!(left, 0, "something of the slot was left");
