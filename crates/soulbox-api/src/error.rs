@@ -6,11 +6,13 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use soulbox_control::{
-    AuthError, CreateError, Error, HostFailure, KeyError, LimitError, NetworkError, ReferenceError,
-    ResolveError, SandboxError, StoreError,
+    AuthError, CreateError, Error, HostFailure, KeyError, LimitError, ReferenceError, ResolveError,
+    SandboxError, StoreError,
 };
-use soulbox_types::{DeathCause, HttpsPortsError, ParseHostMaskError};
+use soulbox_types::{DeathCause, HttpsPortsError, NetworkError, ParseHostMaskError};
 use soulbox_wire::rest;
+
+use crate::translate;
 
 /// Official clients repeat a request on its word alone; absent, some repeat 502, 503 and 504.
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
@@ -216,6 +218,7 @@ fn create(error: &CreateError) -> ApiError {
         CreateError::PrivateTrafficNotSecure => ApiError::bad_request(
             "You cannot create a sandbox without public access unless you enable secure envd access via 'secure' flag.",
         ),
+        CreateError::AutoResumeWithoutMemory => translate::auto_resume_without_memory(),
         CreateError::LimitReached { limit } => ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
             format!(

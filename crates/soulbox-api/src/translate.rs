@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use soulbox_control::{
-    AtDeadline, BuildRow, BuildStatus, Lifecycle, LimitOverrides, Network, Package, PackageKind,
-    SandboxSpec, SandboxView, TemplateView,
+    AtDeadline, BuildRow, BuildStatus, LimitOverrides, Package, PackageKind, Policy, SandboxSpec,
+    SandboxView, TemplateView,
 };
-use soulbox_types::{HttpsPorts, Inbound, SandboxState, UnixMillis};
+use soulbox_types::{HttpsPorts, Inbound, Network, SandboxState, UnixMillis};
 use soulbox_wire::rest;
 
 use crate::error::ApiError;
@@ -30,6 +30,15 @@ impl Generation {
             Self::V2 => 300,
         }
     }
+
+    /// Whether a create has a say of where its sandbox may connect to. Clients of the old form send `true` whatever their user says.
+    fn says_network(self, access: Option<bool>, outbound: &rest::OutboundConfig) -> bool {
+        let of_access = match self {
+            Self::V1 => access == Some(false),
+            Self::V2 => access.is_some(),
+        };
+        of_access || outbound.allow_out.is_some() || outbound.deny_out.is_some()
+    }
 }
 
 /// What a create asks for; its idempotency is the header's business.
@@ -41,12 +50,13 @@ pub(crate) fn spec(
         .template_id
         .as_deref()
         .ok_or_else(|| lacks("templateID"))?;
-    let timeout = seconds(
-        "timeout",
-        body.timeout.unwrap_or(generation.default_timeout()),
-    )?;
+    let timeout = body.timeout.map(|it| seconds("timeout", it)).transpose()?;
     let template = template.parse()?;
-    let lifecycle = lifecycle(&body)?;
+    let lifecycle = Lifecycle::read(
+        body.auto_pause,
+        body.auto_pause_memory,
+        body.auto_resume.as_ref(),
+    )?;
     refuse_unsupported(&body)?;
     let env = body.env_vars.unwrap_or_default();
     check_env(&env)?;
@@ -54,17 +64,24 @@ pub(crate) fn spec(
     query::without_nul(metadata.iter().flat_map(|(key, value)| [key, value]))?;
     let config = body.network.unwrap_or_default();
     let inbound = inbound(config.mask_request_host.as_deref(), config.https_ports)?;
+    let said = generation.says_network(body.allow_internet_access, &config.outbound);
     let network = network(body.allow_internet_access, config.outbound, &config.others)?;
     Ok(SandboxSpec {
         template,
-        timeout,
+        policy: Policy {
+            timeout,
+            at_deadline: lifecycle.at_deadline,
+            auto_resume: lifecycle.auto_resume,
+            network: said.then(|| network.clone()),
+        },
+        usual_timeout: seconds("timeout", generation.default_timeout())?,
+        usual_network: network,
         secure: match generation {
             Generation::V1 => body.secure.unwrap_or(false),
             Generation::V2 => true,
         },
         public_traffic: config.allow_public_traffic.unwrap_or(true),
         inbound,
-        network,
         metadata,
         env,
         overrides: LimitOverrides {
@@ -72,40 +89,109 @@ pub(crate) fn spec(
             memory_mib: body.memory_mb,
             disk_mib: body.disk_size_mb,
         },
-        lifecycle,
         idempotency: None,
     })
 }
 
-/// Without a timeout of its own a sandbox that traffic resumes lives for so long, and never for less.
-const LEAST_AUTO_RESUME: u64 = 300_000;
+/// What a template says for creates that say nothing.
+pub(crate) fn policy(defaults: rest::SandboxDefaults) -> Result<Policy, ApiError> {
+    if let Some((key, _)) = defaults.others.iter().find(|(_, it)| means_something(it)) {
+        return Err(ApiError::not_implemented(&format!(
+            "field \"sandboxDefaults.{key}\""
+        )));
+    }
+    let timeout = defaults.timeout.map(|it| seconds("timeout", it));
+    let lifecycle = Lifecycle::read(
+        defaults.auto_pause,
+        defaults.auto_pause_memory,
+        defaults.auto_resume.as_ref(),
+    )?;
+    let network = match (defaults.allow_internet_access, defaults.network) {
+        (None, None) => None,
+        (access, config) => {
+            let config = config.unwrap_or_default();
+            refuse_inbound(&config.others)?;
+            Some(network(access, config.outbound, &config.others)?)
+        }
+    };
+    Ok(Policy {
+        timeout: timeout.transpose()?,
+        at_deadline: lifecycle.at_deadline,
+        auto_resume: lifecycle.auto_resume,
+        network,
+    })
+}
 
-fn lifecycle(body: &rest::NewSandbox) -> Result<Lifecycle, ApiError> {
-    let auto_pause = body.auto_pause == Some(true);
-    let auto_resume = body.auto_resume.as_ref().is_some_and(|it| it.enabled);
-    let memory = body.auto_pause_memory != Some(false);
-    if !memory {
-        if !auto_pause {
+/// The inverse of [`policy`].
+pub(crate) fn sandbox_defaults(policy: &Policy) -> Option<rest::SandboxDefaults> {
+    if *policy == Policy::default() {
+        return None;
+    }
+    let list = |texts: &[String]| (!texts.is_empty()).then(|| texts.to_vec());
+    let network = policy.network.as_ref();
+    Some(rest::SandboxDefaults {
+        timeout: policy
+            .timeout
+            .map(|it| i32::try_from(it.as_secs()).unwrap_or(i32::MAX)),
+        auto_pause: policy
+            .at_deadline
+            .map(|it| matches!(it, AtDeadline::Pause { .. })),
+        auto_pause_memory: match policy.at_deadline {
+            Some(AtDeadline::Pause { memory: false }) => Some(false),
+            _ => None,
+        },
+        auto_resume: policy
+            .auto_resume
+            .map(|enabled| rest::AutoResume { enabled }),
+        allow_internet_access: network.and_then(Network::internet_access),
+        network: network.map(|network| rest::DefaultNetwork {
+            outbound: rest::OutboundConfig {
+                allow_out: list(network.allow_out()),
+                deny_out: list(network.deny_out()),
+                ..rest::OutboundConfig::default()
+            },
+            others: BTreeMap::new(),
+        }),
+        others: BTreeMap::new(),
+    })
+}
+
+/// What is said of the end of a sandbox's time.
+struct Lifecycle {
+    at_deadline: Option<AtDeadline>,
+    auto_resume: Option<bool>,
+}
+
+impl Lifecycle {
+    fn read(
+        auto_pause: Option<bool>,
+        memory: Option<bool>,
+        auto_resume: Option<&rest::AutoResume>,
+    ) -> Result<Self, ApiError> {
+        let auto_resume = auto_resume.map(|it| it.enabled);
+        let memory = memory.unwrap_or(true);
+        if !memory && auto_pause != Some(true) {
             return Err(ApiError::bad_request(
                 "autoPauseMemory=false only applies when autoPause is true.",
             ));
         }
-        if auto_resume {
-            return Err(ApiError::bad_request(
-                "autoPauseMemory=false (filesystem-only auto-pause) cannot be combined with autoResume.",
-            ));
+        if !memory && auto_resume == Some(true) {
+            return Err(auto_resume_without_memory());
         }
+        Ok(Self {
+            at_deadline: auto_pause.map(|pauses| match pauses {
+                true => AtDeadline::Pause { memory },
+                false => AtDeadline::Kill,
+            }),
+            auto_resume,
+        })
     }
-    let asked = body.timeout.and_then(|seconds| u64::try_from(seconds).ok());
-    let lives = asked.map_or(0, |seconds| seconds.saturating_mul(1000));
-    Ok(Lifecycle {
-        at_deadline: if auto_pause {
-            AtDeadline::Pause { memory }
-        } else {
-            AtDeadline::Kill
-        },
-        auto_resume: auto_resume.then(|| lives.max(LEAST_AUTO_RESUME)),
-    })
+}
+
+pub(crate) fn auto_resume_without_memory() -> ApiError {
+    ApiError::bad_request(
+        "autoPauseMemory=false (filesystem-only auto-pause) cannot be combined with autoResume.",
+    )
 }
 
 /// Fields that mean something and would be ignored otherwise.
@@ -373,6 +459,7 @@ pub(crate) fn build(row: &BuildRow) -> rest::TemplateBuild {
         memory_mb: row.limits.memory.0,
         disk_size_mb: row.limits.disk.0,
         envd_version: row.envd_version.clone(),
+        sandbox_defaults: sandbox_defaults(&row.policy),
     }
 }
 

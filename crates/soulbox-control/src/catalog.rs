@@ -410,6 +410,7 @@ mod tests {
 
     use super::*;
     use crate::builds::snapshot_of_build;
+    use crate::policy::Policy;
     use crate::store::{AliasRow, AssignmentRow};
 
     fn team(number: u8, slug: &str) -> TeamRow {
@@ -440,6 +441,7 @@ mod tests {
             default_user: "user".to_owned(),
             default_workdir: "/home/user".to_owned(),
             envd_version: "0.6.13".to_owned(),
+            policy: Policy::default(),
             created_at: UnixMillis(u64::from(number)),
             updated_at: UnixMillis(u64::from(number)),
             finished_at: None,

@@ -1,11 +1,13 @@
 //! What is in a template: the layers of one of its builds and the packages that are installed there.
 
-use soulbox_types::{BuildId, TemplateId};
+use std::sync::Arc;
+
+use soulbox_types::BuildId;
 
 use crate::catalog::ResolveError;
 use crate::control::Control;
 use crate::spec::TemplateReference;
-use crate::store::TeamRow;
+use crate::store::{BuildRow, TeamRow};
 
 /// What is in one build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +47,7 @@ pub enum ContentsError {
 }
 
 impl Control {
-    /// The contents of the build that a team means, and whose they are. Starts a sandbox for it.
+    /// The build that a team means, with its contents. Starts a sandbox for it.
     ///
     /// # Errors
     /// See [`ContentsError`].
@@ -53,15 +55,15 @@ impl Control {
         &self,
         team: &TeamRow,
         reference: &TemplateReference,
-    ) -> Result<(TemplateId, BuildId, Contents), ContentsError> {
+    ) -> Result<(Arc<BuildRow>, Contents), ContentsError> {
         let resolved = self.resolve(team, reference).await?;
         let builder = self.shared.builder.get().ok_or(ContentsError::NoBuilder)?;
-        let build_id = resolved.build.build_id.clone();
-        let contents = builder.contents(&build_id).await.map_err(|reason| {
+        let build_id = &resolved.build.build_id;
+        let contents = builder.contents(build_id).await.map_err(|reason| {
             let build_id = build_id.clone();
             ContentsError::Failed { build_id, reason }
         })?;
         let contents = contents.ok_or(ContentsError::Missing)?;
-        Ok((resolved.template.template_id.clone(), build_id, contents))
+        Ok((resolved.build, contents))
     }
 }

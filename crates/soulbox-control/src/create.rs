@@ -41,12 +41,19 @@ impl Control {
         let resolved = self.resolve(team, &spec.template).await?;
         let settings = self.settings();
         let hours = self.max_hours(team);
-        if spec.timeout.is_zero() {
-            return Err(CreateError::TimeoutNotPositive);
-        }
-        if spec.timeout > longest(hours) {
-            return Err(CreateError::TimeoutTooLong { hours });
-        }
+        let template = &resolved.build.policy;
+        let timeout = match (spec.policy.timeout, template.timeout) {
+            (Some(Duration::ZERO), _) => return Err(CreateError::TimeoutNotPositive),
+            (Some(asked), _) if asked > longest(hours) => {
+                return Err(CreateError::TimeoutTooLong { hours });
+            }
+            (Some(asked), _) => asked,
+            // Nobody asked for more than the team may have.
+            (None, Some(usual)) => usual.min(longest(hours)),
+            (None, None) => spec.usual_timeout,
+        };
+        let lifecycle = spec.policy.lifecycle(template, timeout)?;
+        let network = spec.policy.network.or_else(|| template.network.clone());
         let limits = apply(resolved.build.limits, spec.overrides, settings)?;
         if !spec.public_traffic && !spec.secure {
             return Err(CreateError::PrivateTrafficNotSecure);
@@ -69,18 +76,18 @@ impl Control {
             host_build_id,
             alias: resolved.alias.clone(),
             limits,
-            network: spec.network,
+            network: network.unwrap_or(spec.usual_network),
             secure: spec.secure,
             public_traffic: spec.public_traffic,
             inbound: Arc::new(spec.inbound),
             envd_version: resolved.build.envd_version.clone(),
             created_at: now,
-            lifecycle: spec.lifecycle,
+            lifecycle,
             progress: Machine::create(now, 0, 0).0.progress(),
             metadata: spec.metadata,
         };
         let beginning = Beginning {
-            timeout: spec.timeout,
+            timeout,
             env: spec.env,
             snapshot: snapshot.map(|snapshot| FromSnapshot {
                 snapshot_id: snapshot.snapshot_name.clone(),

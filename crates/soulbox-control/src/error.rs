@@ -20,6 +20,8 @@ pub enum CreateError {
     Limits(#[from] LimitError),
     #[error("private traffic needs a secured agent")]
     PrivateTrafficNotSecure,
+    #[error("traffic is to resume what is paused without memory")]
+    AutoResumeWithoutMemory,
     #[error("the team has {limit} live sandboxes, which is its limit")]
     LimitReached { limit: u32 },
     #[error("the idempotency key was used for another request")]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::logs::HostLogLine;
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use soulbox_types::{BuildId, Egress, Epoch, Limits, SandboxId, TemplateId, UnixMillis};
 
 /// All that a host needs to make one sandbox usable.
@@ -29,7 +30,8 @@ pub struct HostCreate {
 }
 
 /// What the host does by itself at the deadline.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AtDeadline {
     #[default]
     Kill,

@@ -16,6 +16,7 @@ use crate::hosts::{HostFailure, HostSandbox, HostSnapshot, HostTemplate};
 use crate::lifecycle::Event;
 use crate::owner::{self, Request};
 use crate::ownership::pause_of;
+use crate::policy::Policy;
 use crate::random;
 use crate::reconcile::{self, Found, Listed};
 use crate::settings::Credentials;
@@ -237,6 +238,7 @@ impl Control {
             default_workdir: template.default_workdir.clone(),
             envd_version: self.settings().envd_version.clone(),
             created_at: template.built_at,
+            policy: Policy::default(),
             updated_at: template.built_at,
             finished_at: Some(template.built_at),
         };

@@ -281,6 +281,7 @@ impl Control {
         let build_id = BuildId::from_random(random::bytes()?);
         let now = clock::wall();
         let (default_user, default_workdir) = self.catalog().defaults_of(&row.build_id);
+        let below = self.catalog().build(&row.build_id);
         let template = TemplateRow {
             template_id: template_id.clone(),
             team_id: team.team_id.clone(),
@@ -298,6 +299,8 @@ impl Control {
             default_user,
             default_workdir,
             envd_version: row.envd_version.clone(),
+            // As of the template: what one sandbox was changed to is its own.
+            policy: below.map(|it| it.policy.clone()).unwrap_or_default(),
             created_at: now,
             updated_at: now,
             finished_at: Some(now),

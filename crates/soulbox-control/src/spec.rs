@@ -5,27 +5,28 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use soulbox_types::Inbound;
+use soulbox_types::{Inbound, Network};
 
-use crate::network::Network;
-use crate::store::{IdempotencyClaim, Lifecycle};
+use crate::policy::Policy;
+use crate::store::IdempotencyClaim;
 
 /// A sandbox as it is asked for.
 #[derive(Debug, Clone)]
 pub struct SandboxSpec {
     pub template: TemplateReference,
-    /// How long it lives unless the deadline is moved; checked against the team's limit by the create.
-    pub timeout: Duration,
+    /// What is none is as the template has it; the timeout is checked against the team's limit by the create.
+    pub policy: Policy,
+    /// How long it lives where neither says anything, and where it may connect to.
+    pub usual_timeout: Duration,
+    pub usual_network: Network,
     /// Whether envd demands a token.
     pub secure: bool,
     /// Whether its ports may be reached without a token; otherwise it must be secure.
     pub public_traffic: bool,
     pub inbound: Inbound,
-    pub network: Network,
     pub metadata: BTreeMap<String, String>,
     pub env: BTreeMap<String, String>,
     pub overrides: LimitOverrides,
-    pub lifecycle: Lifecycle,
     pub idempotency: Option<IdempotencyClaim>,
 }
 

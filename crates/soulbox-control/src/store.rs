@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use soulbox_types::{
-    BuildId, DeathCause, Epoch, Inbound, Limits, SandboxId, SandboxState, TeamId, TemplateId,
-    UnixMillis,
+    BuildId, DeathCause, Epoch, Inbound, Limits, Network, SandboxId, SandboxState, TeamId,
+    TemplateId, UnixMillis,
 };
 
 use crate::hosts::AtDeadline;
 use crate::list::{ListQuery, Page};
-use crate::network::Network;
+use crate::policy::Policy;
 use crate::template_store::TemplateStore;
 
 /// A tenant.
@@ -90,6 +90,8 @@ pub struct BuildRow {
     pub envd_version: String,
     pub created_at: UnixMillis,
     pub updated_at: UnixMillis,
+    /// What its sandboxes get where their create does not say it.
+    pub policy: Policy,
     pub finished_at: Option<UnixMillis>,
 }
 

@@ -9,9 +9,10 @@ use crate::archives::Archives;
 use crate::builds::FilesHash;
 use crate::catalog::{ResolveError, TemplateView};
 use crate::clock;
-use crate::control::Control;
+use crate::control::{Control, longest};
 use crate::create::apply;
 use crate::error::LimitError;
+use crate::policy::Policy;
 use crate::random::{self, RandomError};
 use crate::spec::{LimitOverrides, ReferenceError, TemplateReference};
 use crate::store::{BuildRow, BuildStatus, StoreError, TeamRow};
@@ -32,6 +33,7 @@ pub struct TemplateRequest {
     pub cpus: Option<u32>,
     pub memory_mib: Option<u64>,
     pub min_free_disk_mib: Option<u64>,
+    pub policy: Policy,
 }
 
 /// A build that waits for its start.
@@ -57,6 +59,10 @@ pub enum TemplateError {
     Tag(#[from] TagError),
     #[error(transparent)]
     Limits(#[from] LimitError),
+    #[error("a timeout of sandboxes must be positive")]
+    TimeoutNotPositive,
+    #[error("a timeout of sandboxes is longer than {hours} hours")]
+    TimeoutTooLong { hours: u32 },
     #[error("`{name}` is the ID of a template")]
     NameTaken { name: String },
     #[error("the global alias `{alias}` is another template's")]
@@ -91,6 +97,14 @@ impl Control {
     ) -> Result<RequestedBuild, TemplateError> {
         let (name, tags) = named(team, request)?;
         let limits = self.template_limits(request)?;
+        let hours = self.max_hours(team);
+        match request.policy.timeout {
+            Some(Duration::ZERO) => return Err(TemplateError::TimeoutNotPositive),
+            Some(timeout) if timeout > longest(hours) => {
+                return Err(TemplateError::TimeoutTooLong { hours });
+            }
+            Some(_) | None => {}
+        }
         let now = clock::wall();
         let template_id = TemplateId::from_random(random::bytes()?);
         let build_id = BuildId::from_random(random::bytes()?);
@@ -110,6 +124,7 @@ impl Control {
                 default_user: "user".to_owned(),
                 default_workdir: "/home/user".to_owned(),
                 envd_version: self.settings().envd_version.clone(),
+                policy: request.policy.clone(),
                 created_at: now,
                 updated_at: now,
                 finished_at: None,

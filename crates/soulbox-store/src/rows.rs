@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use soulbox_control::{
-    AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, KeyRow, Lifecycle, Network, Pause,
-    PausedBy, Progress, SandboxRow, SnapshotRow, TeamRow, TemplateRow,
+    AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, KeyRow, Lifecycle, Pause, PausedBy,
+    Policy, Progress, SandboxRow, SnapshotRow, TeamRow, TemplateRow,
 };
 use soulbox_types::{
-    DeathCause, Epoch, HostMask, HttpsPorts, Inbound, Limits, MiB, MilliCpu, SandboxState,
+    DeathCause, Epoch, HostMask, HttpsPorts, Inbound, Limits, MiB, MilliCpu, Network, SandboxState,
     UnixMillis,
 };
 use sqlx::Row;
@@ -91,6 +91,16 @@ pub(crate) fn list_text(list: &[String]) -> String {
     serde_json::Value::from(list).to_string()
 }
 
+/// NULL where it says nothing.
+pub(crate) fn policy_text(policy: &Policy) -> Option<String> {
+    (*policy != Policy::default()).then(|| json_text(policy))
+}
+
+/// Maps with keys that are texts, lists and texts: they always have a JSON form.
+pub(crate) fn json_text(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
 pub(crate) fn ports_text(ports: &HttpsPorts) -> String {
     serde_json::Value::from(ports.as_slice()).to_string()
 }
@@ -160,6 +170,7 @@ pub(crate) fn build(row: &impl Columns) -> Result<BuildRow, sqlx::Error> {
         default_user: row.text("default_user")?,
         default_workdir: row.text("default_workdir")?,
         envd_version: row.text("envd_version")?,
+        policy: json(row, "policy")?.unwrap_or_default(),
         created_at: moment(row, "created_at")?,
         updated_at: moment(row, "updated_at")?,
         finished_at: optional_moment(row, "finished_at")?,

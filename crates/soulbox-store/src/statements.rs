@@ -5,10 +5,10 @@
 
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, CatalogRows, IdempotencyClaim, KeyKind, KeyRow,
-    Network, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, TeamRow, TemplateRow,
+    Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, TeamRow, TemplateRow,
 };
 use soulbox_types::{
-    BuildId, DeathCause, Epoch, HostMask, SandboxId, SandboxState, TeamId, UnixMillis,
+    BuildId, DeathCause, Epoch, HostMask, Network, SandboxId, SandboxState, TeamId, UnixMillis,
 };
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -247,8 +247,8 @@ macro_rules! statements {
                 .await?;
                 sqlx::query(
                     "INSERT INTO builds (build_id, template_id, status, cpu_milli, memory_mib, disk_mib, pids, default_user, \
-                     default_workdir, envd_version, created_at, updated_at, finished_at) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (build_id) DO NOTHING",
+                     default_workdir, envd_version, created_at, updated_at, finished_at, policy) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT (build_id) DO NOTHING",
                 )
                 .bind(build.build_id.as_str())
                 .bind(build.template_id.as_str())
@@ -285,6 +285,7 @@ macro_rules! statements {
                 .fetch_optional(&mut *connection)
                 .await?;
                 if let Some(current) = current
+                .bind(rows::policy_text(&build.policy))
                     && current.try_get::<String, _>("build_id")? == assignment.build_id.as_str()
                 {
                     return Ok(());

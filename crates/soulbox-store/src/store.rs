@@ -6,10 +6,12 @@
 use async_trait::async_trait;
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, CatalogRows, Changes, IdempotencyClaim, KeyKind,
-    KeyRow, ListQuery, Network, Page, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow,
-    Spawns, Store, StoreError, Swap, TeamRow, TemplateRow,
+    KeyRow, ListQuery, Page, Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns,
+    Store, StoreError, Swap, TeamRow, TemplateRow,
 };
-use soulbox_types::{BuildId, Epoch, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis};
+use soulbox_types::{
+    BuildId, Epoch, Network, SandboxId, SandboxState, TeamId, TemplateId, UnixMillis,
+};
 
 use crate::statements::{on_postgres, on_sqlite};
 use crate::{PostgresStore, SqliteStore, failed, pages};

@@ -44,12 +44,7 @@ fn failure(step: Option<&str>, message: &str) -> String {
         step: step.map(str::to_owned),
         message: message.to_owned(),
     };
-    json(&failure)
-}
-
-/// Maps with keys that are texts, lists and texts: they always have a JSON form.
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
+    rows::json_text(&failure)
 }
 
 fn level_number(level: LogLevel) -> i64 {
@@ -110,8 +105,8 @@ macro_rules! statements {
                 }
                 sqlx::query(
                     "INSERT INTO builds (build_id, template_id, status, cpu_milli, memory_mib, disk_mib, pids, \
-                     default_user, default_workdir, envd_version, created_at, updated_at, finished_at) \
-                     VALUES ($1, $2, 'waiting', $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL)",
+                     default_user, default_workdir, envd_version, created_at, updated_at, finished_at, policy) \
+                     VALUES ($1, $2, 'waiting', $3, $4, $5, $6, $7, $8, $9, $10, $11, NULL, $12)",
                 )
                 .bind(build.build_id.as_str())
                 .bind(template_id.as_str())
@@ -133,6 +128,7 @@ macro_rules! statements {
                     .await?;
                 for assignment in &new.assignments {
                     assign(&mut *connection, &template_id, assignment).await?;
+                .bind(rows::policy_text(&build.policy))
                 }
                 Ok(BeginBuild::Begun { template_id })
             }
@@ -225,7 +221,7 @@ macro_rules! statements {
                     return Ok(StartBuild::NotWaiting);
                 }
                 sqlx::query("UPDATE build_details SET specification = $1 WHERE build_id = $2")
-                    .bind(json(specification))
+                    .bind(rows::json_text(specification))
                     .bind(build_id.as_str())
                     .execute(&mut *connection)
                     .await?;
@@ -277,7 +273,7 @@ macro_rules! statements {
                 let (statement, text) = match outcome {
                     Ok(finished) => (
                         "UPDATE build_details SET finished = $1 WHERE build_id = $2",
-                        json(finished),
+                        rows::json_text(finished),
                     ),
                     Err(failure) => (
                         "UPDATE build_details SET failure = $1 WHERE build_id = $2",
@@ -569,7 +565,7 @@ macro_rules! template_store {
             ) -> Result<bool, StoreError> {
                 const ACTION: &str = "end a build";
                 let mut transaction = self.write().await.map_err(failed(ACTION))?;
-                let text = outcome.err().map(json).unwrap_or_default();
+                let text = outcome.err().map(rows::json_text).unwrap_or_default();
                 let outcome = outcome.map_err(|_| text.as_str());
                 let ended = $statements::end(&mut transaction, build_id, outcome, at)
                     .await

@@ -18,12 +18,13 @@ use std::sync::Arc;
 
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, Change, IdempotencyClaim, KeyKind,
-    KeyRow, Lifecycle, Network, Pause, PausedBy, Progress, Reclaim, Reservation, SandboxRow,
+    KeyRow, Lifecycle, Pause, PausedBy, Policy, Progress, Reclaim, Reservation, SandboxRow,
     Spawns, Store, Swap, TeamRow, TemplateRow,
 };
 use soulbox_store::{OpenError, PostgresStore, SqliteStore, postgres_options};
 use soulbox_types::{
-    BuildId, DeathCause, Epoch, HttpsPorts, Inbound, Limits, MiB, MilliCpu, SandboxId,
+use std::time::Duration;
+    BuildId, DeathCause, Epoch, HttpsPorts, Inbound, Limits, MiB, MilliCpu, Network, SandboxId,
     SandboxState, TeamId, TemplateId, UnixMillis,
 };
 
@@ -116,6 +117,16 @@ fn key(id: &str, team: &TeamRow, hash: &str) -> KeyRow {
         created_at: UnixMillis(2),
         last_used_at: None,
     }
+fn policy() -> Policy {
+    let deny = vec!["0.0.0.0/0".to_owned()];
+    Policy {
+        timeout: Some(Duration::from_secs(90)),
+        at_deadline: Some(AtDeadline::Pause { memory: true }),
+        auto_resume: Some(true),
+        network: Network::new(None, vec!["1.1.1.1".to_owned()], deny).ok(),
+    }
+}
+
 }
 
 fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
@@ -264,10 +275,15 @@ async fn templates_come_back_and_the_same_build_is_tagged_once(store: Arc<dyn St
         assignment_id: id.to_owned(),
         template_id: template.template_id.clone(),
         build_id: build.build_id.clone(),
+        policy: policy(),
         tag: "default".to_owned(),
         assigned_at: UnixMillis(8),
     };
-    let (first, second) = (build(1), build(2));
+    let first = build(1);
+    let second = BuildRow {
+        policy: Policy::default(),
+        ..build(2)
+    };
     let aliases = [alias.clone()];
     for (id, build) in [("a", &first), ("b", &first), ("c", &second), ("d", &first)] {
         let assignment = tag(id, build);
@@ -293,7 +309,17 @@ async fn templates_come_back_and_the_same_build_is_tagged_once(store: Arc<dyn St
     };
     assert_eq!(catalog.templates, [counted]);
     assert_eq!(catalog.builds.len(), 2);
-    assert!(catalog.builds.contains(&first));
+    for build in [first, second] {
+        let id = build.build_id.clone();
+        let found = catalog.builds.iter().find(|it| it.build_id == id);
+        // A build may be touched when it loses its tag.
+        let expected = found.map(|it| BuildRow {
+            updated_at: it.updated_at,
+            ..build
+        });
+        assert!(found.is_some());
+        assert_eq!(found, expected.as_ref());
+    }
     assert_eq!(catalog.aliases, [alias]);
     let ids: Vec<_> = catalog
         .assignments

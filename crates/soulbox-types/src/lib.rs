@@ -7,10 +7,12 @@ mod id;
 mod inbound;
 mod limits;
 mod network;
+mod outbound;
 mod sandbox;
 
 pub use id::{BuildId, IdError, SandboxId, TeamId, TemplateId};
 pub use inbound::{HostMask, HttpsPorts, HttpsPortsError, Inbound, ParseHostMaskError};
 pub use limits::{Limits, MiB, MilliCpu};
 pub use network::{Cidr, Egress, ParseCidrError};
+pub use outbound::{Network, NetworkError};
 pub use sandbox::{DeathCause, Epoch, SandboxState, UnixMillis};

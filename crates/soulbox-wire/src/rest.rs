@@ -18,9 +18,10 @@ pub use logs::{LogLevel, SandboxLog, SandboxLogEntry, SandboxLogs, SandboxLogsV2
 pub use nodes::{MachineInfo, Node, NodeDisk, NodeMetrics, NodeStatus, SetNodeStatus};
 pub use templates::{
     AssignTags, AssignedTags, BuildLogEntry, BuildLogs, BuildReason, BuildState, BuildStep,
-    CancelledBuilds, FilesLink, NewTemplate, RegistryLogin, RemoveTags, RequestedTemplate,
-    StartBuild, TagAssignment, TagAssignments, TagCount, TagExists, TagGroup, TagGroups,
-    TemplateContents, TemplateNames, TemplatePackage, TemplateTag, UpdateTemplate,
+    CancelledBuilds, DefaultNetwork, FilesLink, NewTemplate, RegistryLogin, RemoveTags,
+    RequestedTemplate, SandboxDefaults, StartBuild, TagAssignment, TagAssignments, TagCount,
+    TagExists, TagGroup, TagGroups, TemplateContents, TemplateNames, TemplatePackage, TemplateTag,
+    UpdateTemplate,
 };
 
 /// Every error. `code` is the HTTP status: clients look at it rather than at the status line.
@@ -64,7 +65,7 @@ pub struct NewSandbox {
     pub disk_size_mb: Option<u64>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AutoResume {
     pub enabled: bool,
@@ -86,13 +87,17 @@ pub struct NetworkConfig {
 }
 
 /// The part of the network configuration that a live sandbox can change.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct OutboundConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_out: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub deny_out: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_proxy: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rules: Option<Value>,
 }
 
@@ -453,6 +458,9 @@ pub struct TemplateBuild {
     #[serde(rename = "diskSizeMB")]
     pub disk_size_mb: u64,
     pub envd_version: String,
+    /// Extension of SoulBox; absent when its template says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_defaults: Option<SandboxDefaults>,
 }
 
 /// The answer to `GET /templates/aliases/{alias}`.

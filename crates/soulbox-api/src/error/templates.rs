@@ -5,7 +5,7 @@ use soulbox_control::{
     ArchiveError, BuildError, ContentsError, LimitError, TagError, TemplateError,
 };
 
-use super::{ApiError, chain, limit};
+use super::{ApiError, chain, limit, too_long};
 
 impl From<TemplateError> for ApiError {
     fn from(error: TemplateError) -> Self {
@@ -23,6 +23,10 @@ impl From<TemplateError> for ApiError {
                 Self::invalid(&format!("\"memoryMB\": number must be at least {min}"))
             }
             TemplateError::Limits(error) => Self::bad_request(limit(error)),
+            TemplateError::TimeoutNotPositive => {
+                Self::bad_request("Timeout must be greater than 0")
+            }
+            TemplateError::TimeoutTooLong { hours } => too_long(hours),
             TemplateError::NameTaken { name } | TemplateError::AliasTaken { alias: name } => {
                 Self::new(
                     StatusCode::CONFLICT,

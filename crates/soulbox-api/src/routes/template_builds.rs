@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use http::{HeaderMap, StatusCode, header};
 use soulbox_control::{
-    BuildLogLine, BuildSource, BuildStart, LineQuery, LogDirection, LogLevel, RegistryLogin,
-    StepRules, TeamRow, TemplateRequest,
+    BuildLogLine, BuildSource, BuildStart, LineQuery, LogDirection, LogLevel, Policy,
+    RegistryLogin, StepRules, TeamRow, TemplateRequest,
 };
 use soulbox_types::{BuildId, TemplateId, UnixMillis};
 use soulbox_wire::rest;
@@ -29,7 +29,8 @@ const MAX_STEPS: usize = 1000;
 #[utoipa::path(post, path = "/v3/templates", tag = "templates", summary = "Ask for a build of a template", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     description = "Makes the template if the team has none of that name. The build waits until it is started; one of the template that waits with the same tag fails.",
     request_body = rest::NewTemplate,
-    responses((status = 202, body = rest::RequestedTemplate), (status = 409, body = rest::Error, description = "The name is the ID of a template"), (status = 429, body = rest::Error, description = "Too many builds at once")))]
+    responses((status = 202, body = rest::RequestedTemplate), (status = 409, body = rest::Error, description = "The name is the ID of a template"), (status = 429, body = rest::Error, description = "Too many builds at once"),
+        (status = 501, body = rest::Error, description = "The defaults of sandboxes ask for something that is not there yet")))]
 pub(crate) async fn request(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -41,7 +42,8 @@ pub(crate) async fn request(
 #[utoipa::path(post, path = "/v2/templates", tag = "templates", summary = "Ask for a build of a template (old form)", security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     description = "As `/v3/templates`, by `alias`.",
     request_body = rest::NewTemplate,
-    responses((status = 202, body = rest::RequestedTemplate), (status = 409, body = rest::Error, description = "The name is the ID of a template"), (status = 429, body = rest::Error, description = "Too many builds at once")))]
+    responses((status = 202, body = rest::RequestedTemplate), (status = 409, body = rest::Error, description = "The name is the ID of a template"), (status = 429, body = rest::Error, description = "Too many builds at once"),
+        (status = 501, body = rest::Error, description = "The defaults of sandboxes ask for something that is not there yet")))]
 pub(crate) async fn request_v2(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
@@ -64,6 +66,9 @@ async fn requested(
         cpus: at_least("cpuCount", body.cpu_count, 1)?,
         memory_mib: at_least("memoryMB", body.memory_mb, 128)?,
         min_free_disk_mib: at_least("minFreeDiskMb", body.min_free_disk_mb, 0)?,
+        policy: body
+            .sandbox_defaults
+            .map_or_else(|| Ok(Policy::default()), translate::policy)?,
     };
     let made = app.control.request_build(team, &request).await?;
     Ok((

@@ -130,16 +130,17 @@ pub(crate) async fn contents(
     Segment(text): Segment,
 ) -> Result<Json<rest::TemplateContents>, ApiError> {
     let reference: TemplateReference = text.parse()?;
-    let (template_id, build_id, contents) = app.control.contents(&team, &reference).await?;
+    let (build, contents) = app.control.contents(&team, &reference).await?;
     Ok(Json(rest::TemplateContents {
-        template_id: template_id.to_string(),
-        build_id: build_id.to_string(),
+        template_id: build.template_id.to_string(),
+        build_id: build.build_id.to_string(),
         layers: contents.layers,
         packages: contents
             .packages
             .into_iter()
             .map(translate::package)
             .collect(),
+        sandbox_defaults: translate::sandbox_defaults(&build.policy),
     }))
 }
 

@@ -10,7 +10,8 @@ use crate::fixture::{
     Fixture, HOURS, KEY, LIMIT, eventually, fixture, fixture_with, now, template,
 };
 
-fn seconds_left(detail: &Value) -> i64 {
+/// From its start to its end.
+pub(crate) fn seconds_left(detail: &Value) -> i64 {
     let moment = |name: &str| -> i64 {
         let at: jiff::Timestamp = detail[name]
             .as_str()

@@ -3,6 +3,7 @@
 mod auth;
 mod builds;
 mod create;
+mod defaults;
 mod description;
 mod faults;
 mod figures;

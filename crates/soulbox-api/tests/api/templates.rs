@@ -1,7 +1,9 @@
 //! Reading templates.
 
 use serde_json::json;
-use soulbox_control::{AliasRow, AssignmentRow, BuildRow, BuildStatus, Store, TemplateRow};
+use soulbox_control::{
+    AliasRow, AssignmentRow, BuildRow, BuildStatus, Policy, Store, TemplateRow,
+};
 use soulbox_types::{BuildId, TemplateId, UnixMillis};
 
 use crate::fixture::{Fixture, KEY, OTHER_KEY, fixture, template};
@@ -29,6 +31,7 @@ async fn private(server: &Fixture) -> TemplateId {
             default_user: "user".to_owned(),
             default_workdir: "/".to_owned(),
             envd_version: "0.6.13".to_owned(),
+            policy: Policy::default(),
             created_at: at,
             updated_at: at,
             finished_at: None,

@@ -1,9 +1,8 @@
 //! What is kept, what goes, and who reads what.
 
-use soulbox_types::{BuildId, Epoch, Limits, MiB, MilliCpu, TemplateId};
+use soulbox_types::{BuildId, Epoch, Limits, MiB, MilliCpu, Network, TemplateId};
 
 use super::*;
-use crate::network::Network;
 use crate::store::Progress;
 
 fn team(number: u8) -> TeamRow {

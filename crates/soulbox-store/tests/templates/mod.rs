@@ -42,6 +42,7 @@ fn new(team: &TeamRow, name: &str, number: u8, tags: &[&str]) -> NewBuild {
             default_user: "user".to_owned(),
             default_workdir: "/home/user".to_owned(),
             envd_version: "0.6.13".to_owned(),
+            policy: crate::policy(),
             created_at: at,
             updated_at: at,
             finished_at: None,
@@ -191,6 +192,7 @@ pub async fn a_build_starts_once_and_ends_once(store: Arc<dyn Store>) {
         row.limits.disk,
     );
     assert_eq!(of_row, ("web", "/srv", MiB(2048)));
+    assert_eq!(row.policy, crate::policy());
     let details = store.build_details(&id(21)).await.expect("read");
     assert_eq!(details.specification, Some(specification()));
     assert_eq!(

@@ -1,8 +1,11 @@
 //! Building templates, their tags and the files that are uploaded for them.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
-use super::{BuildStatus, LogLevel};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{AutoResume, BuildStatus, LogLevel, OutboundConfig};
 
 /// `POST /v3/templates`, and `POST /v2/templates`, which names it by `alias` alone.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -31,6 +34,43 @@ pub struct NewTemplate {
     /// MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_free_disk_mb: Option<i64>,
+    /// Extension of SoulBox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_defaults: Option<SandboxDefaults>,
+}
+
+/// What sandboxes of a build get where their create does not say it, in the spelling of a create. An extension of SoulBox.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxDefaults {
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_pause: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_pause_memory: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<AutoResume>,
+    #[serde(rename = "allow_internet_access")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_internet_access: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<DefaultNetwork>,
+    /// Keys that this server does not know, as they came.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+/// Where sandboxes may connect to. Keys that this server does not know are kept as they came.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DefaultNetwork {
+    #[serde(flatten)]
+    pub outbound: OutboundConfig,
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
 }
 
 /// The answer to [`NewTemplate`].
@@ -186,6 +226,7 @@ pub struct TemplateNames {
 /// The answer to `GET /templates/{id}/contents`, an extension of SoulBox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
 pub struct TemplateContents {
     #[serde(rename = "templateID")]
     pub template_id: String,
@@ -195,6 +236,9 @@ pub struct TemplateContents {
     pub layers: Vec<String>,
     /// Sorted.
     pub packages: Vec<TemplatePackage>,
+    /// Absent when its template says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_defaults: Option<SandboxDefaults>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
