@@ -1165,6 +1165,27 @@ mod tests {
     }
 
     #[test]
+    fn a_resume_whose_row_says_that_it_ends_is_its_end() {
+        let mut owned = paused();
+        let wish = ResumeWish {
+            memory: true,
+            timeout_millis: 90_000,
+            within_millis: 30_000,
+        };
+        owned.resume_for(NOW, wish, Ticket(1));
+        assert_eq!(owned.next(NOW), Some(Task::Perform(Effect::Reclaim)));
+        // The kill of a server that has died was written late.
+        let found = Some(Progress {
+            state: SandboxState::Killing,
+            epoch: Epoch(3),
+            ..owned.machine().progress()
+        });
+        owned.reclaimed(NOW, Reclaiming::Conflict { found });
+        assert_eq!(perform(&mut owned, Saving::Done), [Answer::BeingKilled]);
+        assert_eq!(owned.machine().state(), SandboxState::Killing);
+    }
+
+    #[test]
     fn a_resume_that_comes_while_another_is_undone_waits_and_is_made() {
         let mut owned = paused();
         let first = resume(&mut owned);

@@ -538,7 +538,8 @@ fn a_resume_of_a_dead_front_that_comes_late() {
     };
     let dies = Fault::FrontDies { at: 1_100 };
     for seed in 0..50 {
-        let ops = vec![create(0, 35_000), pause, resume];
+        // The last one is there for the time that passes before it.
+        let ops = vec![create(0, 35_000), pause, resume, create(20_000, 1_000)];
         check(seed, 1, ops, vec![slow, dies]);
     }
 }

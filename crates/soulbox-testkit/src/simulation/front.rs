@@ -344,8 +344,10 @@ impl World<'_> {
             let cause = soulbox_types::DeathCause::FailedToStart;
             let after = owner.ownership.machine();
             let by_itself = match after.state() {
+                // Its row says already what it is on the way to.
+                _ if before.phase == after.phase => Event::Saved,
                 SandboxState::Pausing => Event::Pause { memory: true },
-                SandboxState::Paused if before.phase != after.phase => Event::Resume {
+                SandboxState::Paused => Event::Resume {
                     memory: true,
                     deadline: after.deadline,
                     within_millis: START_WITHIN,
