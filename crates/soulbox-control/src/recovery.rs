@@ -237,8 +237,8 @@ impl Control {
             default_user: template.default_user.clone(),
             default_workdir: template.default_workdir.clone(),
             envd_version: self.settings().envd_version.clone(),
-            created_at: template.built_at,
             policy: Policy::default(),
+            created_at: template.built_at,
             updated_at: template.built_at,
             finished_at: Some(template.built_at),
         };

@@ -88,10 +88,10 @@ pub struct BuildRow {
     pub default_user: String,
     pub default_workdir: String,
     pub envd_version: String,
-    pub created_at: UnixMillis,
-    pub updated_at: UnixMillis,
     /// What its sandboxes get where their create does not say it.
     pub policy: Policy,
+    pub created_at: UnixMillis,
+    pub updated_at: UnixMillis,
     pub finished_at: Option<UnixMillis>,
 }
 

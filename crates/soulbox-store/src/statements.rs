@@ -263,6 +263,7 @@ macro_rules! statements {
                 .bind(number(build.created_at.0))
                 .bind(number(build.updated_at.0))
                 .bind(optional(build.finished_at))
+                .bind(rows::policy_text(&build.policy))
                 .execute(&mut *connection)
                 .await?;
                 for alias in aliases {
@@ -285,7 +286,6 @@ macro_rules! statements {
                 .fetch_optional(&mut *connection)
                 .await?;
                 if let Some(current) = current
-                .bind(rows::policy_text(&build.policy))
                     && current.try_get::<String, _>("build_id")? == assignment.build_id.as_str()
                 {
                     return Ok(());

@@ -119,6 +119,7 @@ macro_rules! statements {
                 .bind(&build.envd_version)
                 .bind(number(build.created_at.0))
                 .bind(number(build.updated_at.0))
+                .bind(rows::policy_text(&build.policy))
                 .execute(&mut *connection)
                 .await?;
                 sqlx::query("INSERT INTO build_details (build_id, min_free_disk_mib) VALUES ($1, $2)")
@@ -128,7 +129,6 @@ macro_rules! statements {
                     .await?;
                 for assignment in &new.assignments {
                     assign(&mut *connection, &template_id, assignment).await?;
-                .bind(rows::policy_text(&build.policy))
                 }
                 Ok(BeginBuild::Begun { template_id })
             }

@@ -15,6 +15,7 @@ use templates::{
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, Change, IdempotencyClaim, KeyKind,
@@ -23,7 +24,6 @@ use soulbox_control::{
 };
 use soulbox_store::{OpenError, PostgresStore, SqliteStore, postgres_options};
 use soulbox_types::{
-use std::time::Duration;
     BuildId, DeathCause, Epoch, HttpsPorts, Inbound, Limits, MiB, MilliCpu, Network, SandboxId,
     SandboxState, TeamId, TemplateId, UnixMillis,
 };
@@ -104,6 +104,16 @@ fn team(slug: &str) -> TeamRow {
     }
 }
 
+fn policy() -> Policy {
+    let deny = vec!["0.0.0.0/0".to_owned()];
+    Policy {
+        timeout: Some(Duration::from_secs(90)),
+        at_deadline: Some(AtDeadline::Pause { memory: true }),
+        auto_resume: Some(true),
+        network: Network::new(None, vec!["1.1.1.1".to_owned()], deny).ok(),
+    }
+}
+
 fn key(id: &str, team: &TeamRow, hash: &str) -> KeyRow {
     KeyRow {
         key_id: id.to_owned(),
@@ -117,16 +127,6 @@ fn key(id: &str, team: &TeamRow, hash: &str) -> KeyRow {
         created_at: UnixMillis(2),
         last_used_at: None,
     }
-fn policy() -> Policy {
-    let deny = vec!["0.0.0.0/0".to_owned()];
-    Policy {
-        timeout: Some(Duration::from_secs(90)),
-        at_deadline: Some(AtDeadline::Pause { memory: true }),
-        auto_resume: Some(true),
-        network: Network::new(None, vec!["1.1.1.1".to_owned()], deny).ok(),
-    }
-}
-
 }
 
 fn sandbox(number: u8, team: &TeamRow) -> SandboxRow {
@@ -262,6 +262,7 @@ async fn templates_come_back_and_the_same_build_is_tagged_once(store: Arc<dyn St
         default_user: "user".to_owned(),
         default_workdir: "/home/user".to_owned(),
         envd_version: "0.6.13".to_owned(),
+        policy: policy(),
         created_at: UnixMillis(6),
         updated_at: UnixMillis(6),
         finished_at: Some(UnixMillis(7)),
@@ -275,7 +276,6 @@ async fn templates_come_back_and_the_same_build_is_tagged_once(store: Arc<dyn St
         assignment_id: id.to_owned(),
         template_id: template.template_id.clone(),
         build_id: build.build_id.clone(),
-        policy: policy(),
         tag: "default".to_owned(),
         assigned_at: UnixMillis(8),
     };
