@@ -3,9 +3,10 @@
 //! An overlay on ID-mapped mounts works only when the mounter's file system IDs are those of the slot's root; else it turns read-only
 //! without a word. Those IDs are per thread and would cost file capabilities, so one dedicated thread mounts for everybody.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -140,7 +141,7 @@ fn mount(slot: Slot, user_namespace: &OwnedFd, source: &RootSource) -> Result<Ro
     };
     set_thread_fs_ids(slot.id_base(), slot.id_base())
         .map_err(step("take the file system IDs of the slot"))?;
-    let mapped = |path: &PathBuf, read_only: bool| -> io::Result<OwnedFd> {
+    let mapped = |path: &Path, read_only: bool| -> io::Result<OwnedFd> {
         let tree = open_tree(
             rustix::fs::CWD,
             path,
@@ -156,22 +157,31 @@ fn mount(slot: Slot, user_namespace: &OwnedFd, source: &RootSource) -> Result<Ro
         set_attributes(tree.as_fd(), attributes)?;
         Ok(tree)
     };
-    let layers = source
-        .layers
-        .iter()
-        .map(|path| mapped(path, true))
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(step("map the IDs of a layer"))?;
+    let below = |mount: &OwnedFd, name: &OsStr| -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(mount, name, flags, Mode::empty())?)
+    };
+    // Each mount costs when it is made and when it goes, so those that lie beside each other share one. The overlay takes clones.
+    let mut folders: Vec<(&Path, OwnedFd)> = Vec::new();
+    let mut layers = Vec::new();
+    for layer in &source.layers {
+        let (Some(folder), Some(name)) = (layer.parent(), layer.file_name()) else {
+            let source = io::Error::from(io::ErrorKind::InvalidInput);
+            return Err(step("find the folder of a layer")(source));
+        };
+        let known = folders.iter().position(|(known, _)| *known == folder);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let mount = mapped(folder, true).map_err(step("map the IDs of layers"))?;
+                folders.push((folder, mount));
+                folders.len() - 1
+            }
+        };
+        layers.push(below(&folders[index].1, name).map_err(step("open a layer"))?);
+    }
     // Upper and work directory must come from one mount (EINVAL otherwise).
     let upper = mapped(&source.upper, false).map_err(step("map the IDs of the upper"))?;
-    let below = |name: &str| {
-        openat(
-            &upper,
-            name,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-    };
 
     let overlay = (|| -> io::Result<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -180,8 +190,8 @@ fn mount(slot: Slot, user_namespace: &OwnedFd, source: &RootSource) -> Result<Ro
         for layer in layers.iter().rev() {
             fsconfig_set_fd(context, "lowerdir+", layer)?;
         }
-        fsconfig_set_fd(context, "upperdir", below(UPPER)?)?;
-        fsconfig_set_fd(context, "workdir", below(WORK)?)?;
+        fsconfig_set_fd(context, "upperdir", below(&upper, UPPER.as_ref())?)?;
+        fsconfig_set_fd(context, "workdir", below(&upper, WORK.as_ref())?)?;
         // inotify marks survive a checkpoint only with file handles.
         fsconfig_set_string(context, "index", "on")?;
         fsconfig_set_string(context, "nfs_export", "on")?;
