@@ -99,15 +99,18 @@ const MAKE_FOLDERS: &str = r#"make_folders() {
   for made in "${missing[@]}"; do mkdir -- "$made"; chown -- "$2" "$made"; done
 }"#;
 
-/// `tar` writes over files and links, goes through links to folders, and leaves folders that are there as they are. Holes, hard links,
-/// attributes and capabilities come along: owners are set by it too, since a chown would take capabilities away.
+/// What is unpacked has its owner at once: a later chown would take capabilities and setuid bits away, so `tar` runs as that user, with the
+/// privileges of root over files. What is not there yet is then moved, and only what is there already is written over, by `tar` too: it goes
+/// through links to folders and leaves folders as they are. Holes, hard links, attributes and capabilities come along.
 const COPY: &str = r#"room=${archive%/*}; tree=$room/tree; single=$room/single
 trap 'rm -rf -- "$room"' EXIT
 user=${owner%%:*}; group=${owner#*:}
 uid=$(id -u -- "$user" 2>/dev/null || printf %s "$user"); gid=$(getent group "$group" | cut -d: -f3 || true); gid=${gid:-$group}
 for number in "$uid" "$gid"; do case $number in ''|*[!0-9]*) printf "there is no user or group '%s'\n" "$number" >&2; exit 1;; esac; done
 mkdir -m 700 -- "$tree" "$single"
-tar -xpf "$archive" -C "$tree" --no-same-owner --xattrs --xattrs-include='*'
+caps=+chown,+dac_override,+fowner,+fsetid,+setfcap
+setpriv --reuid="$uid" --regid="$gid" --clear-groups --inh-caps="$caps" --ambient-caps="$caps" \
+  tar -xpf "$archive" -C "$tree" --no-same-owner --xattrs --xattrs-include='*'
 rm -f -- "$archive"
 cd -- "$tree"
 shopt -s dotglob globstar
@@ -118,9 +121,15 @@ if [ -e "$source" ] || [ -L "$source" ]; then found=("$source"); else
   found=(); for one in "${matches[@]}"; do if [ -e "$one" ] || [ -L "$one" ]; then found+=("$one"); fi; done
 fi
 if [ ${#found[@]} -eq 0 ]; then printf '%s: no such file in the uploaded archive\n' "$source" >&2; exit 1; fi
-put() {
-  tar -cf - --xattrs --xattrs-include='*' -S --owner="o:$uid" --group="o:$gid" -C "$1" -- "$3" |
-    tar -xpf - --same-owner --numeric-owner --xattrs --xattrs-include='*' --no-overwrite-dir --keep-directory-symlink -C "$2"
+place() {
+  local folder=$1 target=$2 new=() old=() name; shift 2
+  for name; do if [ -e "$target/$name" ] || [ -L "$target/$name" ]; then old+=("./$name"); else new+=("./$name"); fi; done
+  if [ ${#new[@]} -gt 0 ]; then (cd -- "$folder" && printf '%s\0' "${new[@]}" | xargs -0 mv -t "$target" --); fi
+  if [ ${#old[@]} -gt 0 ]; then
+    printf '%s\0' "${old[@]}" |
+      tar -cf - --xattrs --xattrs-include='*' -S --owner="o:$uid" --group="o:$gid" -C "$folder" --null -T - |
+      tar -xpf - --same-owner --numeric-owner --xattrs --xattrs-include='*' --no-overwrite-dir --keep-directory-symlink -C "$target"
+  fi
 }
 into=; if [ ${#found[@]} -gt 1 ] || [ "${destination%/}" != "$destination" ] || [ -d "$destination" ]; then into=1; fi
 target=${destination%/}; target=${target:-/}
@@ -131,15 +140,16 @@ for one in "${found[@]}"; do
       make_folders "${target%/*}" "$uid:$gid"
       mkdir -- "$target"; chown -- "$uid:$gid" "$target"; chmod --reference="$one" -- "$target"
     fi
-    put "$one" "$target" .
+    names=("$one"/*); names=("${names[@]#"$one"/}")
+    if [ -e "$one/${names[0]}" ] || [ -L "$one/${names[0]}" ]; then place "$one" "$target" "${names[@]}"; fi
   elif [ -n "$into" ]; then
     make_folders "$target" "$uid:$gid"
     case $one in */*) folder=${one%/*};; *) folder=.;; esac
-    put "$folder" "$target" "./${one##*/}"
+    place "$folder" "$target" "${one##*/}"
   else
     make_folders "${target%/*}" "$uid:$gid"
     mv -T -- "$one" "$single/${target##*/}"
-    folder=${target%/*}; put "$single" "${folder:-/}" "./${target##*/}"
+    folder=${target%/*}; place "$single" "${folder:-/}" "${target##*/}"
   fi
 done"#;
 
