@@ -137,6 +137,48 @@ def test_cp_121_the_step_that_failed_is_named(server, named):
     assert any("reason" in entry["message"] for entry in reason["logEntries"]), reason
 
 
+ENDS = {
+    "a line without an end": ("printf 'one\ntwo\nthe very last'", "the very last"),
+    "after much output": ("head -c 900000 /dev/zero | base64; echo the very last", "the very last"),
+    "of more lines than a log has": ("seq 25000; echo the very last >&2", "the very last"),
+    "after long lines": ("head -c 200000 /dev/zero | tr '\\0' x; echo; for i in 1 2 3 4 5 6 7 8; do head -c 8000 /dev/zero | tr '\\0' y; echo; done; echo the very last", "the very last"),
+    "of two streams": ("echo out; echo err >&2; echo the very last >&2", "the very last"),
+    "of a program that outlives its shell": ("(sleep 0.2; echo the very last) &\nwait", "the very last"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_last_lines_of_a_step_that_fails_are_told(server, named, end):
+    """In the status and in the log, each time: builds of the same kind end beside each other."""
+    command, last = ENDS[end]
+    paths = [requested(server, named()) for _ in range(4)]
+    for number, path in enumerate(paths):
+        steps = [{"type": "RUN", "args": [f"{command}\nexit {number + 1}", "root"]}]
+        assert ask(server, "POST", f"/v2{path}", {"fromImage": "e2bdev/base", "steps": steps})[0] == 202
+    for number, path in enumerate(paths):
+        reason = ended(server, path)["reason"]
+        assert f"exit status {number + 1}" in reason["message"] and reason["message"].endswith(last), reason["message"][-300:]
+        said = lines_of(server, path)
+        assert said[-1].startswith("Build failed: ") and said[-1].endswith(last), said[-1][-300:]
+        if "more lines" not in end:
+            assert any(line.endswith(f"]: {last}") for line in said), said[-3:]
+
+
+def test_steps_that_leave_nothing_to_start_from_are_blamed(server, named):
+    path = requested(server, named())
+    begin(server, path, "sudo rm -rf /dev /proc /sys 2> /dev/null; true")
+    reason = ended(server, path)["reason"]
+    assert reason["step"] == "finalize" and "no sandbox starts with what the steps before have made" in reason["message"], reason
+
+
+def test_a_failure_does_not_repeat_a_script_of_megabytes(server, named):
+    path = requested(server, named())
+    steps = [{"type": "RUN", "args": ["true " + "x" * 100_000 + "; exit 3"]}]
+    assert ask(server, "POST", f"/v2{path}", {"fromImage": "e2bdev/base", "steps": steps})[0] == 202
+    message = ended(server, path)["reason"]["message"]
+    assert len(message) < 5000 and message.startswith("failed to run command 'true xxx") and "[...]': exit status 3" in message
+
+
 def test_cp_126_an_image_that_is_missing_is_the_bases_fault(server, named):
     path = requested(server, named())
     begin(server, path, fromImage="nobody/nothing:1")

@@ -82,14 +82,18 @@ pub trait Benches: Send + Sync + 'static {
     /// One build.
     async fn build(&self, build_id: &BuildId) -> Result<Option<KnownBuild>, BenchError>;
 
-    /// The layer that has the name now.
-    async fn find(&self, name: &str) -> Result<Option<String>, BenchError>;
+    /// The layer that has the name now; it stays while the build that asks goes on.
+    async fn find(&self, build_id: &BuildId, name: &str) -> Result<Option<String>, BenchError>;
 
     /// Gives a layer another name, by which it is found from now on.
     async fn name(&self, name: &str, layer: &str) -> Result<(), BenchError>;
 
-    /// Which of the layers are there.
-    async fn present(&self, layers: &[String]) -> Result<Vec<String>, BenchError>;
+    /// Which of the layers are there; they stay while the build that asks goes on.
+    async fn present(
+        &self,
+        build_id: &BuildId,
+        layers: &[String],
+    ) -> Result<Vec<String>, BenchError>;
 
     /// Makes the host know a build by its ID; its layers are there.
     async fn keep(&self, build: KnownBuild) -> Result<(), BenchError>;

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 /// A line is cut here; programs that draw progress bars write for ever without an end of line.
 const LONGEST: usize = 8 << 10;
-/// Lines that a failure repeats.
+/// Lines that a failure repeats, and how much of each: all of them are less than a line of a log may be.
 const LAST: usize = 10;
+const LONGEST_REPEATED: usize = 1 << 10;
 
 /// One stream of a program.
 #[derive(Debug, Default)]
@@ -53,6 +54,7 @@ impl Tail {
         if self.0.len() == LAST {
             self.0.pop_front();
         }
+        let line = &line[..line.floor_char_boundary(LONGEST_REPEATED)];
         self.0.push_back(line.to_owned());
     }
 
@@ -89,5 +91,9 @@ mod tests {
             tail.push(&number.to_string());
         }
         assert_eq!(tail.text(), "\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11");
+        for _ in 0..10 {
+            tail.push(&"ü".repeat(LONGEST_REPEATED));
+        }
+        assert_eq!(tail.text().len(), 10 * (LONGEST_REPEATED + 1));
     }
 }

@@ -3,6 +3,7 @@
 mod ahead;
 mod contents;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -60,6 +61,8 @@ struct Build<'a> {
     limits: Limits,
     context: Context,
     layers: Vec<String>,
+    /// How many of them the build has begun with.
+    below: usize,
     key: Key,
     /// What comes is made anew.
     forced: bool,
@@ -105,9 +108,9 @@ impl Steps {
         lock
     }
 
-    /// The layer that a step with that key has made.
-    async fn cached(&self, key: &Key) -> Result<Option<String>, BuildFailure> {
-        let found = self.benches.find(key.layer()).await;
+    /// The layer that a step with that key has made, for a build.
+    async fn cached(&self, build_id: &BuildId, key: &Key) -> Result<Option<String>, BuildFailure> {
+        let found = self.benches.find(build_id, key.layer()).await;
         found.map_err(|error| internal(&error))
     }
 }
@@ -146,12 +149,15 @@ impl Builder for Steps {
         self.list_contents(build_id).await
     }
 
-    async fn forget(&self, builds: &[BuildId]) {
+    async fn forget(&self, builds: &[BuildId]) -> Vec<BuildId> {
+        let mut forgotten = Vec::new();
         for build_id in builds {
-            if let Err(error) = self.benches.forget(build_id).await {
-                tracing::warn!(%build_id, %error, "failed to forget a build");
+            match self.benches.forget(build_id).await {
+                Ok(()) => forgotten.push(build_id.clone()),
+                Err(error) => tracing::warn!(%build_id, %error, "failed to forget a build"),
             }
         }
+        forgotten
     }
 }
 
@@ -179,6 +185,10 @@ impl<'a> Build<'a> {
                 (base, format!("TEMPLATE {name}"), None, false)
             }
         };
+        let present = steps.benches.present(&job.build_id, &base.layers).await;
+        if present.map_err(|error| internal(&error))?.len() < base.layers.len() {
+            return Err(no_base());
+        }
         // Of an image only the files and its environment count; of a template all but the user.
         let user = match job.rules {
             StepRules::V2_1 => "user".to_owned(),
@@ -222,6 +232,7 @@ impl<'a> Build<'a> {
             reporter,
             limits,
             context,
+            below: base.layers.len(),
             layers: base.layers,
             key,
             forced: specification.force,
@@ -263,7 +274,7 @@ impl<'a> Build<'a> {
                     env: self.context.run_env(),
                     within: STEP_WITHIN,
                 };
-                let what = format!("failed to run command '{}'", command.text);
+                let what = format!("failed to run command '{}'", shown(&command.text));
                 self.layer(&place, &text, &command, None, &what).await
             }
             ("WORKDIR", [path]) if !path.is_empty() => {
@@ -319,7 +330,7 @@ impl<'a> Build<'a> {
             let mut command = as_root(script::expand(&values));
             // As the author has set them: what a RUN adds to his PATH is no part of it, and this shell starts no program.
             command.env = self.context.env.clone();
-            let bench = self.bench().await?;
+            let bench = self.bench(place).await?;
             let mut printed = Vec::new();
             let exit = collect(bench.guest(), &command, &mut printed).await;
             bench.end().await;
@@ -380,7 +391,7 @@ impl<'a> Build<'a> {
         let archive = self.job.archives.path(hash);
         let Some(archive) = archive else {
             if !self.forced
-                && let Some(layer) = self.steps.cached(&self.key).await?
+                && let Some(layer) = self.steps.cached(&self.job.build_id, &self.key).await?
             {
                 // What it would be unpacked to is there already.
                 self.tell(place, text, true).await;
@@ -407,7 +418,7 @@ impl<'a> Build<'a> {
         let _made_by_one = making.lock().await;
         let cached = match self.forced {
             true => None,
-            false => self.steps.cached(&self.key).await?,
+            false => self.steps.cached(&self.job.build_id, &self.key).await?,
         };
         self.tell(place, text, cached.is_some()).await;
         if let Some(layer) = cached {
@@ -421,7 +432,7 @@ impl<'a> Build<'a> {
                 .step("FORCE", &[self.job.build_id.to_string()], None),
             false => self.key.clone(),
         };
-        let bench = self.bench().await?;
+        let bench = self.bench(place).await?;
         let made = self.make(place, &bench, command, archive, what, own.layer());
         let made = made.await;
         bench.end().await;
@@ -534,7 +545,7 @@ impl<'a> Build<'a> {
     }
 
     /// A sandbox with all layers so far.
-    async fn bench(&self) -> Result<Held<'a>, BuildFailure> {
+    async fn bench(&self, place: &Place<'_>) -> Result<Held<'a>, BuildFailure> {
         // The semaphore is never closed.
         let permit = self.steps.sandboxes.acquire().await;
         let permit = permit.map_err(|error| internal(&BenchError::Failed(error.to_string())))?;
@@ -548,6 +559,12 @@ impl<'a> Build<'a> {
                 bench,
                 _permit: permit,
             }),
+            // Steps may have deleted what every sandbox needs, such as /dev.
+            Err(error @ BenchError::Failed(_)) if self.layers.len() > self.below => {
+                tracing::warn!(build_id = %self.job.build_id, %error, "no sandbox of a build's own layers");
+                let message = "no sandbox starts with what the steps before have made";
+                Err(failure(place.step, message.to_owned()))
+            }
             Err(error) => Err(internal(&error)),
         }
     }
@@ -567,7 +584,7 @@ impl<'a> Build<'a> {
         let layer = self
             .key
             .step("FINALIZE", std::slice::from_ref(&build_id), None);
-        let bench = self.bench().await?;
+        let bench = self.bench(&place).await?;
         let command = as_root(script::finalize(&template_id, &build_id));
         let what = "failed to finalize the template";
         let mut done = self
@@ -686,18 +703,23 @@ impl Held<'_> {
 
 /// The build that a build goes on from.
 async fn parent(steps: &Steps, job: &BuildJob) -> Result<KnownBuild, BuildFailure> {
-    const MISSING: &str = "error getting base template, you may need to rebuild it first";
-    let missing = || failure("base", MISSING.to_owned());
-    let parent = job.parent.as_ref().ok_or_else(missing)?;
+    let parent = job.parent.as_ref().ok_or_else(no_base)?;
     let known = steps.benches.build(&parent.row.build_id).await;
-    let known = known
-        .map_err(|error| internal(&error))?
-        .ok_or_else(missing)?;
-    let present = steps.benches.present(&known.layers).await;
-    if present.map_err(|error| internal(&error))?.len() < known.layers.len() {
-        return Err(missing());
+    known.map_err(|error| internal(&error))?.ok_or_else(no_base)
+}
+
+fn no_base() -> BuildFailure {
+    let message = "error getting base template, you may need to rebuild it first";
+    failure("base", message.to_owned())
+}
+
+/// A command in a message: scripts of megabytes are commands too.
+fn shown(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 4 << 10;
+    match text.len() {
+        0..=LONGEST => text.into(),
+        _ => format!("{}[...]", &text[..text.floor_char_boundary(LONGEST)]).into(),
     }
-    Ok(known)
 }
 
 fn as_root(text: String) -> Command {

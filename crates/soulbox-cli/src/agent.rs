@@ -147,6 +147,7 @@ async fn serve(start: Start) -> Result<(), Failure> {
         max_sandboxes: settings.max_sandboxes,
         max_requests: settings.max_requests,
         template_images: settings.template_images,
+        keep_builds: settings.keep_builds.as_secs(),
         rate_limits: settings.rate_limits.clone(),
         admin_listener: settings.admin_listen.map(|address| address.to_string()),
     };
@@ -239,6 +240,7 @@ impl Agent {
                 memory_reserve: settings.memory_reserve,
                 snapshot_key,
                 store: settings.store.clone(),
+                keep_layers: settings.keep_builds,
             },
         )
         .await

@@ -301,6 +301,7 @@ fn control_settings(settings: &FrontSettings) -> anyhow::Result<ControlSettings>
     let seed = hex::decode(&settings.token_seed).context("the token seed is not hex")?;
     ensure!(seed.len() >= 32, "the token seed is shorter than 32 bytes");
     let mut control = ControlSettings::new(seed, settings.admin_token.clone());
+    control.keep_builds = Duration::from_secs(settings.keep_builds);
     control.max_sandbox_hours = u32::try_from(settings.max_sandbox_hours).unwrap_or(u32::MAX);
     control.max_sandboxes = settings.max_sandboxes;
     control.envd_version = soulbox_envd_proto::ENVD_VERSION.to_owned();

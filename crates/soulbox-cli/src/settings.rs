@@ -12,6 +12,7 @@ mod tests;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use soulbox_api::RateLimits;
 use soulbox_runtime::network::Cidr;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub max_requests: u32,
     /// What a build begins with that names an image of which only something near is here.
     pub template_images: TemplateImages,
+    /// How long a build without a tag is kept, and a layer without a build.
+    pub keep_builds: Duration,
     /// How often a team may ask each route, as JSON, known to be right.
     pub rate_limits: Option<String>,
     /// Where figures are told, if anywhere; only this machine reaches it.
@@ -131,6 +134,7 @@ pub enum Setting {
     MaxSandboxes,
     MaxRequests,
     TemplateImages,
+    KeepBuilds,
     RateLimits,
     AdminListen,
     Criu,
@@ -141,7 +145,7 @@ pub enum Setting {
 }
 
 impl Setting {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::DataDir,
         Self::Listen,
         Self::Domain,
@@ -159,6 +163,7 @@ impl Setting {
         Self::MaxSandboxes,
         Self::MaxRequests,
         Self::TemplateImages,
+        Self::KeepBuilds,
         Self::RateLimits,
         Self::AdminListen,
         Self::Criu,
@@ -188,6 +193,7 @@ impl Setting {
             Self::MaxSandboxes => "max_sandboxes",
             Self::MaxRequests => "max_requests",
             Self::TemplateImages => "template_images",
+            Self::KeepBuilds => "keep_builds",
             Self::RateLimits => "rate_limits",
             Self::AdminListen => "admin_listen",
             Self::Criu => "criu",
@@ -255,6 +261,7 @@ struct Raw {
     max_sandboxes: u32,
     max_requests: u32,
     template_images: TemplateImages,
+    keep_builds: Duration,
     rate_limits: Option<String>,
     admin_listen: Option<SocketAddr>,
     criu: Option<PathBuf>,
@@ -285,6 +292,7 @@ impl Default for Raw {
             max_sandboxes: 1000,
             max_requests: 2000,
             template_images: TemplateImages::Alias,
+            keep_builds: Duration::from_secs(30 * 24 * 3600),
             rate_limits: None,
             admin_listen: None,
             criu: None,
@@ -342,6 +350,7 @@ impl Raw {
                     _ => return Err(BadValue::new(text, "alias or strict")),
                 };
             }
+            Setting::KeepBuilds => self.keep_builds = duration(text)?,
             Setting::RateLimits => {
                 RateLimits::parse(text).map_err(|error| BadValue::new(text, error.wanted()))?;
                 self.rate_limits = Some(text.to_owned());
@@ -432,6 +441,7 @@ impl Raw {
             max_sandboxes: self.max_sandboxes,
             max_requests: self.max_requests,
             template_images: self.template_images,
+            keep_builds: self.keep_builds,
             rate_limits: self.rate_limits,
             admin_listen: self.admin_listen,
             criu: self.criu,
@@ -479,6 +489,23 @@ fn size(text: &str) -> Result<MiB, BadValue> {
         .filter(|mebibytes| (1..1 << 40).contains(mebibytes))
         .map(MiB)
         .ok_or_else(|| BadValue::new(text, "a size such as 512MiB or 20GiB"))
+}
+
+/// `90s`, `15m`, `12h`, `30d`; of a century at most.
+fn duration(text: &str) -> Result<Duration, BadValue> {
+    const LONGEST: u64 = 36_500 * 24 * 3600;
+    [("s", 1), ("m", 60), ("h", 3600), ("d", 24 * 3600)]
+        .into_iter()
+        .find_map(|(unit, seconds): (_, u64)| {
+            text.strip_suffix(unit)?
+                .trim()
+                .parse::<u64>()
+                .ok()?
+                .checked_mul(seconds)
+        })
+        .filter(|seconds| (1..=LONGEST).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(|| BadValue::new(text, "a time such as 12h or 30d"))
 }
 
 fn domain(text: &str) -> Result<String, BadValue> {

@@ -154,6 +154,7 @@ fn hello(listener: &TcpListener) -> Hello {
         max_sandboxes: 10,
         max_requests: 100,
         template_images: TemplateImages::Alias,
+        keep_builds: 3600,
         database_url: None,
         rate_limits: None,
         admin_listener: None,

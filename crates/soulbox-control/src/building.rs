@@ -96,7 +96,7 @@ impl Building {
         self.lock().remove(build_id);
     }
 
-    fn cancel(&self, builds: &[BuildId]) {
+    pub(crate) fn cancel(&self, builds: &[BuildId]) {
         let running = self.lock();
         for token in builds.iter().filter_map(|it| running.get(it)) {
             token.cancel();
@@ -223,14 +223,6 @@ impl Control {
         self.shared.building.cancel(&cancelled);
         self.reload_catalog().await?;
         Ok(cancelled.len())
-    }
-
-    /// Builds whose template was deleted: they end here, and their layers need not be kept.
-    pub(crate) async fn forget_builds(&self, builds: &[BuildId]) {
-        self.shared.building.cancel(builds);
-        if let Some(builder) = self.shared.builder.get() {
-            builder.forget(builds).await;
-        }
     }
 
     pub(crate) fn archives_of(&self, team_id: &TeamId) -> Archives {

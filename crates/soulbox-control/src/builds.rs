@@ -215,7 +215,7 @@ pub struct BuildLogLine {
     pub level: LogLevel,
     /// `base`, `finalize`, or the number of a step, from 1.
     pub step: Option<String>,
-    /// At most [`LONGEST_MESSAGE`] bytes; what is longer is cut off.
+    /// At most [`LONGEST_MESSAGE`] bytes; of what is longer the middle is left out, since a failure's last lines say why.
     pub message: String,
 }
 
@@ -245,8 +245,9 @@ pub trait Builder: Send + Sync + 'static {
     /// Why nobody can say; not for the client's eyes.
     async fn contents(&self, build_id: &BuildId) -> Result<Option<Contents>, String>;
 
-    /// Nobody will create from these builds any more; what only they need may be deleted. Sandboxes that run keep what they have.
-    async fn forget(&self, builds: &[BuildId]);
+    /// Nobody will create from these builds any more; what only they need may be deleted. Sandboxes that run keep what they have. Returns
+    /// those that no host knows any more.
+    async fn forget(&self, builds: &[BuildId]) -> Vec<BuildId>;
 }
 
 /// Where a builder tells how it goes. Clones tell the same build.
@@ -263,10 +264,7 @@ impl BuildReporter {
 
     /// Adds a line to the build's log, now. Waits while the store is behind; lines of a build that is over are dropped.
     pub async fn log(&self, level: LogLevel, step: Option<&str>, message: impl Into<String>) {
-        let mut message = message.into();
-        if message.len() > LONGEST_MESSAGE {
-            message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
-        }
+        let message = shortened(message.into());
         let line = BuildLogLine {
             at: clock::wall(),
             level,
@@ -278,12 +276,32 @@ impl BuildReporter {
     }
 }
 
+fn shortened(message: String) -> String {
+    const LEFT_OUT: &str = "\n[...]\n";
+    if message.len() <= LONGEST_MESSAGE {
+        return message;
+    }
+    let half = (LONGEST_MESSAGE - LEFT_OUT.len()) / 2;
+    let first = &message[..message.floor_char_boundary(half)];
+    let last = &message[message.ceil_char_boundary(message.len() - half)..];
+    [first, LEFT_OUT, last].concat()
+}
+
 /// The [`Builder`] of a control, once there is one.
 pub(crate) type BuilderSlot = std::sync::OnceLock<Arc<dyn Builder>>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_message_the_begin_and_the_end_are_kept() {
+        assert_eq!(shortened("ü".repeat(8192)), "ü".repeat(8192));
+        let long = shortened(format!("first {} last", "ü".repeat(10_000)));
+        assert!(long.len() <= LONGEST_MESSAGE && long.len() > LONGEST_MESSAGE - 8);
+        assert!(long.starts_with("first ü") && long.ends_with("ü last"));
+        assert!(long.contains("\n[...]\n"));
+    }
 
     #[test]
     fn hashes_are_64_lower_hexadecimal_digits() {

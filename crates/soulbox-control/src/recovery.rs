@@ -153,6 +153,7 @@ impl Control {
             if round % PRUNE_ROUNDS == 1 {
                 self.prune().await;
                 self.sweep_archives().await;
+                self.retire_builds().await;
             }
         }
     }

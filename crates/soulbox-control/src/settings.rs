@@ -37,6 +37,8 @@ pub struct ControlSettings {
     /// How long a build may take, and how long it may wait to be started.
     pub build_within: Duration,
     pub start_build_within: Duration,
+    /// How long a build is kept that has no tag any more.
+    pub keep_builds: Duration,
     /// Where uploaded archives of COPY steps are kept; none: they cannot be uploaded.
     pub archives: Option<PathBuf>,
     pub max_archive_bytes: u64,
@@ -70,6 +72,7 @@ impl ControlSettings {
             max_builds: 20,
             build_within: Duration::from_secs(3600),
             start_build_within: Duration::from_secs(40 * 60),
+            keep_builds: Duration::from_secs(30 * 24 * 3600),
             archives: None,
             max_archive_bytes: 8 << 30,
             keep_archives: Duration::from_secs(7 * 24 * 3600),

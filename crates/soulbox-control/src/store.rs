@@ -14,6 +14,7 @@ use soulbox_types::{
 use crate::hosts::AtDeadline;
 use crate::list::{ListQuery, Page};
 use crate::policy::Policy;
+use crate::retention::RetiredBuilds;
 use crate::template_store::TemplateStore;
 
 /// A tenant.
@@ -304,7 +305,7 @@ pub struct StoreError {
 /// # Errors
 /// Every call: [`StoreError`] when the database refused or could not be reached; nothing was changed then.
 #[async_trait]
-pub trait Store: TemplateStore {
+pub trait Store: TemplateStore + RetiredBuilds {
     /// Inserts the team unless its slug exists; returns the row that is there.
     async fn ensure_team(&self, team: &TeamRow) -> Result<TeamRow, StoreError>;
     /// The team of this ID.

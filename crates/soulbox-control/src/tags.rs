@@ -294,7 +294,7 @@ impl Control {
         }
         let template = self.owned(team, name).await?;
         self.store()
-            .remove_tags(&template.template_id, &tags)
+            .remove_tags(&template.template_id, &tags, clock::wall())
             .await?;
         self.reload_catalog().await?;
         tracing::info!(template_id = %template.template_id, ?tags, "removed tags");

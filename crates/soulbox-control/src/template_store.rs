@@ -159,5 +159,6 @@ pub trait TemplateStore: Send + Sync + 'static {
         &self,
         template_id: &TemplateId,
         tags: &[String],
+        at: UnixMillis,
     ) -> Result<(), StoreError>;
 }

@@ -219,7 +219,8 @@ impl Control {
                 self.reload_catalog().await?;
                 tracing::info!(template_id = %id, builds = builds.len(), "deleted a template");
                 self.forget_snapshots(&before, &builds).await;
-                self.forget_builds(&builds).await;
+                self.shared.building.cancel(&builds);
+                self.forget_deleted().await;
                 Ok(())
             }
             DeleteTemplate::HasRunning => Err(TemplateError::HasRunning { reference: shown() }),

@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::chain;
+use crate::claims::Claims;
 use crate::clock::{self, now};
 use crate::copies::Copies;
 use crate::layers;
@@ -67,6 +68,8 @@ pub struct HostSettings {
     pub snapshot_key: [u8; 32],
     /// Where sealed snapshots are kept, if anywhere.
     pub store: Option<PathBuf>,
+    /// How long a layer stays that nothing needs.
+    pub keep_layers: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +113,9 @@ struct Inner<R: Runtime> {
     warm: Arc<Warm<R>>,
     saves: Saves<R>,
     copies: Arc<Copies>,
+    claims: Arc<Claims>,
+    /// Held while layers are collected.
+    collecting: tokio::sync::Mutex<()>,
     substitutes: Substitutes<R>,
     records: Records,
     sandboxes: Mutex<HashMap<String, Entry<R>>>,
@@ -225,6 +231,8 @@ impl<R: Runtime> Host<R> {
                 warm: Arc::clone(&warm),
                 saves: Saves::new(Arc::clone(&workshop), key, tasks.clone()),
                 copies,
+                claims: Arc::default(),
+                collecting: tokio::sync::Mutex::default(),
                 substitutes: Substitutes::default(),
                 records,
                 sandboxes: Mutex::new(HashMap::new()),
@@ -257,6 +265,7 @@ impl<R: Runtime> Host<R> {
         warm.start(workshop, Handle::current())
             .map_err(StartError::Thread)?;
         tokio::spawn(upkeep(Arc::downgrade(&host.inner)));
+        tokio::spawn(collect::from_time_to_time(Arc::downgrade(&host.inner)));
         Ok(host)
     }
 
@@ -285,6 +294,7 @@ impl<R: Runtime> Host<R> {
             .map_err(|error| failure(&MakeError::Memory(error)))?;
         let origin = inner.origin_of(&request).await?;
         inner.reserve_id(&request)?;
+        let _claimed = inner.claims.start(origin.layers());
         let created = inner.clone().start_sandbox(request, origin).await;
         inner.warm.refill();
         created

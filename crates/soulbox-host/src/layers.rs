@@ -38,22 +38,34 @@ impl<R: Runtime> Host<R> {
             });
         }
         let layer = digest(layer)?;
+        self.claim_for_build(&record.build_id, [layer.as_str().to_owned()]);
         with_pool(self.workshop(), move |pool| {
             pool.commit_upper(&record.upper, &layer)
         })
         .await
     }
 
-    /// The layer that has a name now.
+    /// The layer that has a name now. It stays while the build goes on.
     ///
     /// # Errors
     /// Kind `Failed`, also when the name is none.
-    pub async fn find_layer(&self, name: &str) -> Result<Option<String>, HostError> {
+    pub async fn find_layer(
+        &self,
+        build_id: &str,
+        name: &str,
+    ) -> Result<Option<String>, HostError> {
         let name = digest(name)?;
+        let found = with_pool(self.workshop(), move |pool| pool.find_layer(&name)).await?;
+        let Some(layer) = found else {
+            return Ok(None);
+        };
+        self.claim_for_build(build_id, [layer.as_str().to_owned()]);
+        // It may have been collected before it was claimed.
         with_pool(self.workshop(), move |pool| {
-            Ok(pool.find_layer(&name)?.map(String::from))
+            Ok(Some(layer).filter(|layer| pool.has_layer(layer)))
         })
         .await
+        .map(|layer| layer.map(String::from))
     }
 
     /// Gives a layer another name.
@@ -65,16 +77,21 @@ impl<R: Runtime> Host<R> {
         with_pool(self.workshop(), move |pool| pool.name_layer(&name, &layer)).await
     }
 
-    /// Those of the layers that are in the pool.
+    /// Those of the layers that are in the pool. They stay while the build goes on.
     ///
     /// # Errors
     /// Kind `Failed`, also when a name is none or there are too many.
-    pub async fn layers(&self, names: Vec<String>) -> Result<Vec<String>, HostError> {
+    pub async fn layers(
+        &self,
+        build_id: &str,
+        names: Vec<String>,
+    ) -> Result<Vec<String>, HostError> {
         if names.len() > MOST_NAMES {
             return Err(refused(format!("more than {MOST_NAMES} layers were named")));
         }
         let digests = names.iter().map(|name| digest(name));
         let digests: Vec<_> = digests.collect::<Result<_, _>>()?;
+        self.claim_for_build(build_id, names);
         with_pool(self.workshop(), move |pool| {
             let there = digests.into_iter().filter(|digest| pool.has_layer(digest));
             Ok(there.map(String::from).collect())
@@ -115,6 +132,8 @@ impl<R: Runtime> Host<R> {
 
     async fn write_build(&self, build: HostTemplate) -> Result<(), HostError> {
         let layers = digests(&build.layers)?;
+        let build_id = build.build_id.clone();
+        self.claim_for_build(&build_id, build.layers);
         let manifest = TemplateManifest {
             name: build.name,
             template_id: build.template_id,
@@ -133,7 +152,13 @@ impl<R: Runtime> Host<R> {
                 started: build.inherited.started,
             },
         };
-        with_pool(self.workshop(), move |pool| pool.put_build(&manifest)).await
+        with_pool(self.workshop(), move |pool| pool.put_build(&manifest)).await?;
+        self.claims().built(&build_id);
+        Ok(())
+    }
+
+    fn claim_for_build(&self, build_id: &str, layers: impl IntoIterator<Item = String>) {
+        self.claims().build(build_id, layers);
     }
 
     /// Forgets a build, and deletes its snapshot.

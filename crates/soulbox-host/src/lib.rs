@@ -21,6 +21,7 @@
 //! It parses nothing from the internet and nothing from a guest: bytes of sandboxes never pass through it, only connected sockets.
 #![forbid(unsafe_code)]
 
+mod claims;
 pub mod clock;
 mod copies;
 pub mod dns;

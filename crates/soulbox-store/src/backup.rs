@@ -16,7 +16,7 @@ use crate::open::{OpenError, Schema};
 use crate::{PostgresStore, SqliteStore};
 
 /// Tables in an order in which they can be filled: what is referred to comes first.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "teams",
     "api_keys",
     "access_tokens",
@@ -29,6 +29,7 @@ const TABLES: [&str; 12] = [
     "sandboxes",
     "snapshots",
     "idempotency_claims",
+    "forgotten_builds",
 ];
 const FORMAT: u64 = 1;
 

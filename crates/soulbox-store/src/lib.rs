@@ -6,6 +6,7 @@ mod backup;
 mod open;
 mod pages;
 mod postgres;
+mod retired;
 mod rows;
 mod sqlite;
 mod statements;

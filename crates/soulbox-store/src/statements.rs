@@ -8,7 +8,8 @@ use soulbox_control::{
     Progress, Reclaim, Reservation, SandboxRow, SnapshotRow, Spawns, TeamRow, TemplateRow,
 };
 use soulbox_types::{
-    BuildId, DeathCause, Epoch, HostMask, Network, SandboxId, SandboxState, TeamId, UnixMillis,
+    BuildId, DeathCause, Epoch, HostMask, Network, SandboxId, SandboxState, TeamId, TemplateId,
+    UnixMillis,
 };
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -224,6 +225,27 @@ macro_rules! statements {
                 Ok(())
             }
 
+            /// Notes when a tag is taken from the build that it is on, for [`soulbox_control::RetiredBuilds`].
+            pub(crate) async fn let_go(
+                connection: &mut $connection,
+                template_id: &TemplateId,
+                tag: &str,
+                at: UnixMillis,
+            ) -> Result<(), sqlx::Error> {
+                sqlx::query(
+                    "UPDATE builds SET updated_at = $3 WHERE updated_at < $3 AND build_id = \
+                     (SELECT held.build_id FROM assignments JOIN builds AS held ON held.build_id = assignments.build_id \
+                     WHERE assignments.template_id = $1 AND assignments.tag = $2 AND held.status = 'ready' \
+                     ORDER BY assignments.assignment_number DESC LIMIT 1)",
+                )
+                .bind(template_id.as_str())
+                .bind(tag)
+                .bind(number(at.0))
+                .execute(&mut *connection)
+                .await
+                .map(drop)
+            }
+
             /// The template's row comes first, which is a lock of it, so that two servers do not tag the same build twice.
             pub(crate) async fn register(
                 connection: &mut $connection,
@@ -290,6 +312,8 @@ macro_rules! statements {
                 {
                     return Ok(());
                 }
+                let at = assignment.assigned_at;
+                let_go(&mut *connection, &assignment.template_id, &assignment.tag, at).await?;
                 sqlx::query(
                     "INSERT INTO assignments (assignment_id, template_id, build_id, tag, assigned_at) \
                      VALUES ($1, $2, $3, $4, $5)",

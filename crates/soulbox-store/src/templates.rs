@@ -24,13 +24,13 @@ const NOT_STARTED: &str = "build was not started in time";
 const LOST: &str = "the server that performed the build ended";
 
 impl SqliteStore {
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    pub(crate) async fn write(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.begin().await
     }
 }
 
 impl PostgresStore {
-    async fn write(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    pub(crate) async fn write(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let mut transaction = self.begin().await?;
         sqlx::query("LOCK TABLE templates IN SHARE ROW EXCLUSIVE MODE")
             .execute(&mut *transaction)
@@ -248,6 +248,18 @@ macro_rules! statements {
                 outcome: Result<&FinishedBuild, &str>,
                 at: UnixMillis,
             ) -> Result<bool, sqlx::Error> {
+                if outcome.is_ok() {
+                    let tagged =
+                        sqlx::query("SELECT template_id, tag FROM assignments WHERE build_id = $1")
+                            .bind(build_id.as_str())
+                            .fetch_all(&mut *connection)
+                            .await?;
+                    for row in &tagged {
+                        let template_id = rows::parsed(row, "template_id")?;
+                        let tag: String = row.try_get("tag")?;
+                        crate::statements::$module::let_go(&mut *connection, &template_id, &tag, at).await?;
+                    }
+                }
                 let query = match outcome {
                     Ok(finished) => sqlx::query(
                         "UPDATE builds SET status = 'ready', updated_at = $1, finished_at = $1, default_user = $3, \
@@ -436,6 +448,8 @@ macro_rules! statements {
                     .collect::<Result<_, _>>()?;
                 // What refers to something comes before it.
                 for statement in [
+                    "INSERT INTO forgotten_builds (build_id) SELECT build_id FROM builds WHERE template_id = $1 \
+                     ON CONFLICT (build_id) DO NOTHING",
                     "DELETE FROM aliases WHERE template_id = $1",
                     "DELETE FROM assignments WHERE template_id = $1",
                     "DELETE FROM build_lines WHERE build_id IN (SELECT build_id FROM builds WHERE template_id = $1)",
@@ -710,6 +724,11 @@ macro_rules! template_store {
                 const ACTION: &str = "tag a build";
                 let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 for assignment in assignments {
+                    let (template_id, tag) = (&assignment.template_id, &assignment.tag);
+                    let at = assignment.assigned_at;
+                    crate::statements::$statements::let_go(&mut transaction, template_id, tag, at)
+                        .await
+                        .map_err(failed(ACTION))?;
                     $statements::assign(&mut transaction, &assignment.template_id, assignment)
                         .await
                         .map_err(failed(ACTION))?;
@@ -723,10 +742,14 @@ macro_rules! template_store {
                 &self,
                 template_id: &TemplateId,
                 tags: &[String],
+                at: UnixMillis,
             ) -> Result<(), StoreError> {
                 const ACTION: &str = "remove tags";
                 let mut transaction = self.write().await.map_err(failed(ACTION))?;
                 for tag in tags {
+                    crate::statements::$statements::let_go(&mut transaction, template_id, tag, at)
+                        .await
+                        .map_err(failed(ACTION))?;
                     sqlx::query("DELETE FROM assignments WHERE template_id = $1 AND tag = $2")
                         .bind(template_id.as_str())
                         .bind(tag)

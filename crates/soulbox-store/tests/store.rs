@@ -2,9 +2,12 @@
 
 mod cluster;
 mod pages;
+mod retired;
 mod templates;
 
 use pages::{a_page_is_what_the_query_says, metadata_is_compared_as_it_is};
+
+use retired::builds_go_some_time_after_nobody_uses_them;
 
 use templates::{
     a_build_starts_once_and_ends_once, a_global_alias_is_claimed_once,
@@ -19,8 +22,8 @@ use std::time::Duration;
 
 use soulbox_control::{
     AliasRow, AssignmentRow, AtDeadline, BuildRow, BuildStatus, Change, IdempotencyClaim, KeyKind,
-    KeyRow, Lifecycle, Pause, PausedBy, Policy, Progress, Reclaim, Reservation, SandboxRow,
-    Spawns, Store, Swap, TeamRow, TemplateRow,
+    KeyRow, Lifecycle, Pause, PausedBy, Policy, Progress, Reclaim, Reservation, SandboxRow, Spawns,
+    Store, Swap, TeamRow, TemplateRow,
 };
 use soulbox_store::{OpenError, PostgresStore, SqliteStore, postgres_options};
 use soulbox_types::{
@@ -88,6 +91,8 @@ suite!(
     a_template_is_deleted_when_nothing_uses_it,
     a_global_alias_is_claimed_once,
     one_of_racing_requests_gets_the_last_place,
+    // The last one: it deletes what others have left.
+    builds_go_some_time_after_nobody_uses_them,
 );
 
 fn team(slug: &str) -> TeamRow {
@@ -312,7 +317,7 @@ async fn templates_come_back_and_the_same_build_is_tagged_once(store: Arc<dyn St
     for build in [first, second] {
         let id = build.build_id.clone();
         let found = catalog.builds.iter().find(|it| it.build_id == id);
-        // A build may be touched when it loses its tag.
+        // It is touched when it loses its tag.
         let expected = found.map(|it| BuildRow {
             updated_at: it.updated_at,
             ..build

@@ -103,12 +103,15 @@ pub enum Request {
         /// 64 lower-case hex digits, of the front's choice: equal names mean equal layers.
         layer: String,
     },
-    /// The layer that has this name now. Reply: [`Reply::Layers`], with one or none.
-    FindLayer { name: String },
+    /// The layer that has this name now; it stays while the build goes on. Reply: [`Reply::Layers`], with one or none.
+    FindLayer { build_id: String, name: String },
     /// Give a layer another name; whoever has the layer that had it keeps that. Reply: [`Reply::Done`].
     NameLayer { name: String, layer: String },
-    /// Which of these layers lie in the pool. Reply: [`Reply::Layers`].
-    Layers { names: Vec<String> },
+    /// Which of these layers lie in the pool; they stay while the build goes on. Reply: [`Reply::Layers`].
+    Layers {
+        build_id: String,
+        names: Vec<String>,
+    },
     /// Delete layers that no build, sandbox or snapshot needs and that are older than so many seconds, or only find them. Reply:
     /// [`Reply::Layers`], those.
     CollectLayers { older_than: u64, dry_run: bool },
@@ -333,6 +336,8 @@ pub struct FrontSettings {
     /// Requests under way into the ports of one sandbox, and as many to its envd.
     pub max_requests: u32,
     pub template_images: TemplateImages,
+    /// Seconds for which a build is kept that has no tag any more.
+    pub keep_builds: u64,
     /// How often a team may ask each route, as JSON.
     pub rate_limits: Option<String>,
     /// Where figures are told; its descriptor comes after those of `listeners`.

@@ -63,8 +63,9 @@ impl Builder for FakeBuilder {
         }))
     }
 
-    async fn forget(&self, builds: &[BuildId]) {
+    async fn forget(&self, builds: &[BuildId]) -> Vec<BuildId> {
         self.forgotten.lock().await.extend_from_slice(builds);
+        builds.to_vec()
     }
 }
 

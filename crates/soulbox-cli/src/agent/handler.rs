@@ -190,13 +190,16 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
             epoch,
             layer,
         } => done(host.commit_layer(&sandbox_id, Epoch(epoch), &layer).await),
-        Request::FindLayer { name } => {
-            let found = host.find_layer(&name).await;
+        Request::FindLayer { build_id, name } => {
+            let found = host.find_layer(&build_id, &name).await;
             let found = found.map(|layer| Reply::Layers(layer.into_iter().collect()));
             (found, Vec::new())
         }
         Request::NameLayer { name, layer } => done(host.name_layer(&name, &layer).await),
-        Request::Layers { names } => (host.layers(names).await.map(Reply::Layers), Vec::new()),
+        Request::Layers { build_id, names } => {
+            let present = host.layers(&build_id, names).await;
+            (present.map(Reply::Layers), Vec::new())
+        }
         Request::CollectLayers {
             older_than,
             dry_run,

@@ -87,9 +87,9 @@ impl Benches for RpcBenches {
         Ok(self.known(Request::Build { build_id }).await?.pop())
     }
 
-    async fn find(&self, name: &str) -> Result<Option<String>, BenchError> {
-        let name = name.to_owned();
-        match self.request(Request::FindLayer { name }).await? {
+    async fn find(&self, build_id: &BuildId, name: &str) -> Result<Option<String>, BenchError> {
+        let (build_id, name) = (build_id.to_string(), name.to_owned());
+        match self.request(Request::FindLayer { build_id, name }).await? {
             Reply::Layers(found) => Ok(found.into_iter().next()),
             _ => Err(unexpected()),
         }
@@ -100,9 +100,13 @@ impl Benches for RpcBenches {
         self.done(Request::NameLayer { name, layer }).await
     }
 
-    async fn present(&self, layers: &[String]) -> Result<Vec<String>, BenchError> {
-        let names = layers.to_vec();
-        match self.request(Request::Layers { names }).await? {
+    async fn present(
+        &self,
+        build_id: &BuildId,
+        layers: &[String],
+    ) -> Result<Vec<String>, BenchError> {
+        let (build_id, names) = (build_id.to_string(), layers.to_vec());
+        match self.request(Request::Layers { build_id, names }).await? {
             Reply::Layers(present) => Ok(present),
             _ => Err(unexpected()),
         }

@@ -69,6 +69,9 @@ pub struct ServeFlags {
     /// What a template build from an image begins with that is not here, where something near is: alias, that, or strict, nothing [default: alias]
     #[arg(long, value_name = "POLICY")]
     pub template_images: Option<String>,
+    /// How long a template's build is kept that has no tag any more, and a layer that no build has [default: 30d]
+    #[arg(long, value_name = "TIME")]
+    pub keep_builds: Option<String>,
     /// How often a team may ask each route [default: as it likes], such as '{"POST /v2/sandboxes": {"rate": 5, "burst": 10}}'
     #[arg(long, value_name = "JSON")]
     pub rate_limits: Option<String>,
@@ -111,6 +114,7 @@ impl ServeFlags {
             (Setting::MaxSandboxes, self.max_sandboxes),
             (Setting::MaxRequests, self.max_requests),
             (Setting::TemplateImages, self.template_images),
+            (Setting::KeepBuilds, self.keep_builds),
             (Setting::RateLimits, self.rate_limits),
             (Setting::AdminListen, self.admin_listen),
             (Setting::Criu, self.criu),

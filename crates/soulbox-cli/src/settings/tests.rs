@@ -97,6 +97,7 @@ fn every_key_can_be_set_in_every_place() {
         Setting::AdminListen => "127.0.0.1:9090",
         Setting::Criu => "/c",
         Setting::TemplateImages => "strict",
+        Setting::KeepBuilds => "12h",
         Setting::Store => "/s",
         Setting::DatabaseUrl => "postgres://soulbox:secret@127.0.0.1/soulbox",
         Setting::LogFormat => "json",
@@ -130,6 +131,7 @@ fn every_key_can_be_set_in_every_place() {
     assert_eq!(resolve(Some(&typed), &[], &[]).expect("valid"), by_flags);
 
     assert_eq!(by_flags.pool_size, Some(MiB(20 << 10)));
+    assert_eq!(by_flags.keep_builds, Duration::from_secs(12 * 3600));
     assert_eq!(by_flags.domain.as_deref(), Some("box.example.com"));
     assert_eq!(by_flags.egress_allow_internal.len(), 2);
     assert!(

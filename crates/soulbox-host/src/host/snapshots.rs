@@ -32,6 +32,14 @@ pub(super) struct Origin {
 }
 
 impl Origin {
+    /// Everything that a root of it may consist of.
+    pub(super) fn layers(&self) -> Vec<String> {
+        let own = self.template.layers.iter();
+        let mut layers: Vec<_> = own.map(|layer| layer.as_str().to_owned()).collect();
+        layers.extend(self.started.iter().flat_map(|started| started.layers()));
+        layers
+    }
+
     pub(super) fn basis(&self) -> RootBasis {
         let layers = self.template.layers.iter();
         RootBasis {

@@ -496,6 +496,53 @@ async fn a_step_of_a_build_begins_from_its_layers_and_is_in_no_list() {
 }
 
 #[tokio::test]
+async fn layers_are_not_collected_while_somebody_uses_them() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    world.add_layers(&['a', 'b', 'c', 'd'].map(layer));
+    let collect = async |dry_run| {
+        let collected = host.collect_layers(Duration::ZERO, dry_run).await;
+        collected.expect("collected")
+    };
+
+    // A build that goes on has found one, and a sandbox that is being started begins from another.
+    let found = host.find_layer("build-9", &layer('a')).await;
+    assert_eq!(found.expect("asked"), Some(layer('a')));
+    world.slow_boot(Duration::from_millis(500));
+    let mut step = request("step");
+    step.layers = vec![layer('b')];
+    let starting = tokio::spawn({
+        let host = host.clone();
+        async move { host.create(step).await.map(drop) }
+    });
+    world
+        .until("it is being started", |objects| !objects.uppers.is_empty())
+        .await;
+    assert_eq!(collect(true).await, ['c', 'd'].map(layer));
+    assert_eq!(world.layers().len(), 4, "nothing was deleted");
+    assert_eq!(collect(false).await, ['c', 'd'].map(layer));
+    assert_eq!(world.layers(), ['a', 'b'].map(layer));
+    starting.await.expect("a task").expect("created");
+    assert!(collect(false).await.is_empty(), "its record names it");
+
+    // The build's manifest takes the place of its claim.
+    host.kill_all().await;
+    world
+        .until("nothing is left", |objects| *objects == Objects::default())
+        .await;
+    assert_eq!(collect(false).await, [layer('b')]);
+    let mut build = host.templates().await.expect("templates").remove(0);
+    (build.build_id, build.layers) = ("build-9".to_owned(), vec![layer('a')]);
+    host.put_build(build).await.expect("kept");
+    assert!(collect(false).await.is_empty());
+    let deleted = host.delete_build("build-9".to_owned()).await;
+    deleted.expect("deleted");
+    assert_eq!(collect(false).await, [layer('a')]);
+    assert!(world.layers().is_empty());
+}
+
+#[tokio::test]
 async fn layers_that_are_none_are_refused() {
     let data = tempfile::tempdir().expect("directory");
     let world = World::default();

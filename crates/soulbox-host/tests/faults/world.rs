@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use soulbox_host::lifecycle::After;
 use soulbox_host::runtime::{
@@ -157,6 +157,10 @@ impl World {
         (told, go_on)
     }
 
+    pub fn add_layers(&self, layers: &[String]) {
+        self.state().layers.extend_from_slice(layers);
+    }
+
     pub fn layers(&self) -> Vec<String> {
         self.state().layers.clone()
     }
@@ -179,6 +183,7 @@ impl World {
             memory_reserve: MiB(0),
             snapshot_key: [7; 32],
             store: None,
+            keep_layers: Duration::from_secs(3600),
         };
         Host::start(self.clone(), Arc::new(FakePool(self.clone())), settings)
             .await
@@ -550,12 +555,20 @@ impl Pool for FakePool {
         Ok(self.0.state().builds.clone())
     }
 
-    fn list_layers(&self) -> Result<Vec<(LayerDigest, std::time::SystemTime)>, PoolError> {
-        Ok(Vec::new())
+    fn list_layers(&self) -> Result<Vec<(LayerDigest, SystemTime)>, PoolError> {
+        let layers = self.0.layers();
+        let listed = layers.into_iter().map(|layer| {
+            let digest = layer.parse().expect("a digest");
+            (digest, SystemTime::UNIX_EPOCH)
+        });
+        Ok(listed.collect())
     }
 
-    fn delete_layer(&self, _: &LayerDigest) -> Result<(), PoolError> {
-        self.0.pool_step("delete_layer")
+    fn delete_layer(&self, digest: &LayerDigest) -> Result<(), PoolError> {
+        self.0.pool_step("delete_layer")?;
+        let mut state = self.0.state();
+        state.layers.retain(|layer| layer != digest.as_str());
+        Ok(())
     }
 
     fn commit_upper(&self, upper: &str, digest: &LayerDigest) -> Result<(), PoolError> {

@@ -119,6 +119,7 @@ impl Place {
             memory_reserve: MiB(0),
             snapshot_key: key,
             store: None,
+            keep_layers: Duration::from_secs(3600),
         };
         let pool = Arc::clone(&self.pool) as Arc<dyn SnapshotPool>;
         Host::start(runtime, pool, settings)

@@ -9,12 +9,12 @@ use soulbox_control::{
 };
 use soulbox_types::{BuildId, Limits, MiB, MilliCpu, TemplateId, UnixMillis};
 
-async fn team(store: &dyn Store, slug: &str) -> TeamRow {
+pub async fn team(store: &dyn Store, slug: &str) -> TeamRow {
     let team = crate::team(slug);
     store.ensure_team(&team).await.expect("a team")
 }
 
-fn new(team: &TeamRow, name: &str, number: u8, tags: &[&str]) -> NewBuild {
+pub fn new(team: &TeamRow, name: &str, number: u8, tags: &[&str]) -> NewBuild {
     let template_id = TemplateId::from_random([number; 20]);
     let build_id = BuildId::from_random([number; 16]);
     let at = UnixMillis(1000 + u64::from(number));
@@ -63,7 +63,7 @@ fn specification() -> BuildSpecification {
     }
 }
 
-fn finished() -> FinishedBuild {
+pub fn finished() -> FinishedBuild {
     FinishedBuild {
         layers: vec!["a".to_owned(), "b".to_owned()],
         default_user: "web".to_owned(),
@@ -85,7 +85,7 @@ async fn status(store: &dyn Store, number: u8) -> Option<BuildStatus> {
         .map(|it| it.status)
 }
 
-async fn begin(store: &dyn Store, new: &NewBuild) -> TemplateId {
+pub async fn begin(store: &dyn Store, new: &NewBuild) -> TemplateId {
     match store.begin_build(new).await.expect("stored") {
         BeginBuild::Begun { template_id } => template_id,
         other => panic!("{other:?}"),
@@ -432,7 +432,10 @@ pub async fn a_global_alias_is_claimed_once(store: Arc<dyn Store>) {
         (Some((false, at)), Some((true, at)))
     );
     let gone = ["v1".to_owned(), "never".to_owned()];
-    store.remove_tags(&web, &gone).await.expect("removed");
+    store
+        .remove_tags(&web, &gone, UnixMillis(9000))
+        .await
+        .expect("removed");
     let again = AssignmentRow {
         assignment_id: "again".to_owned(),
         template_id: web.clone(),
