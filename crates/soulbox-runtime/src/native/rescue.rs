@@ -8,6 +8,8 @@
 //!
 //! Source: CRIU, `compel/src/lib/infect.c`, `compel/plugins/std/infect.c`, `criu/sk-tcp.c`.
 
+mod leftover;
+
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -94,6 +96,10 @@ impl Native {
                 .cgroup
                 .freeze(STOP_WITHIN)
                 .map_err(Harm::CannotStop)?;
+        }
+        for pid in self.hierarchies.processes(&cgroup) {
+            // One of which it cannot be taken goes on all the same, and may not be saved again.
+            let _ = leftover::unmap(pid);
         }
         // One that met a trap on its way back has ended by it.
         match astray.into_iter().find(|(pid, _)| has_ended(*pid)) {
