@@ -215,8 +215,15 @@ impl Runtime for NativeRuntime {
     }
 
     fn adopt(&self, index: u16, process: ProcessName) -> Option<Running> {
-        self.native
-            .adopt(self.slot(index).ok()?, process.pid, process.start_time)
+        let slot = self.slot(index).ok()?;
+        match self.native.adopt(slot, process.pid, process.start_time) {
+            Ok(found) => found,
+            Err(harm) => {
+                let error = crate::chain(&harm);
+                tracing::warn!(slot = index, %error, "a sandbox is lost: an agent and CRIU died together while it was saved");
+                None
+            }
+        }
     }
 
     fn process(&self, running: &Running) -> Option<ProcessName> {

@@ -38,6 +38,8 @@ use guards::{Attached, Namespaces, Process, open_namespace, process_start_time};
 use programs::Programs;
 use shortage::Shortage;
 
+pub use rescue::Harm;
+
 /// A launcher that has not answered by then never will.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -244,17 +246,32 @@ impl Native {
         })
     }
 
-    /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time. So is one that
-    /// cannot go on from where that agent left it; [`Native::sweep`] takes what it had.
-    #[must_use]
-    pub fn adopt(&self, slot: Slot, pid: i32, start_time: u64) -> Option<Running> {
+    /// Takes over a sandbox that an earlier agent started. `None` when it is gone: no process has that pid and start time.
+    ///
+    /// # Errors
+    /// It cannot go on from where that agent left it, and is ended; [`Native::sweep`] takes what it had.
+    pub fn adopt(&self, slot: Slot, pid: i32, start_time: u64) -> Result<Option<Running>, Harm> {
+        let Some(running) = self.find(slot, pid, start_time) else {
+            return Ok(None);
+        };
+        // The earlier agent died with its CRIU, or while it saw to what that had left.
+        if let Some(frozen) = running.cgroup.found_frozen()
+            && let Err(harm) = self.rescue(&running, frozen)
+        {
+            running.kill();
+            return Err(harm);
+        }
+        Ok(Some(running))
+    }
+
+    fn find(&self, slot: Slot, pid: i32, start_time: u64) -> Option<Running> {
         let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
         // Read after the pidfd was opened: the pid cannot go to another process in between without this being seen.
         if process_start_time(pid) != Some(start_time) {
             return None;
         }
         let network_namespace = open_namespace(pid, "net").ok()?;
-        let running = Running {
+        Some(Running {
             slot,
             pid,
             process: Process {
@@ -264,15 +281,7 @@ impl Native {
             network_namespace,
             cgroup: self.hierarchies.adopt(&slot.cgroup()),
             shortage: Shortage::new(),
-        };
-        // The earlier agent died with its CRIU, or while it saw to what that had left.
-        if let Some(frozen) = running.cgroup.found_frozen()
-            && self.rescue(&running, frozen).is_err()
-        {
-            running.kill();
-            return None;
-        }
-        Some(running)
+        })
     }
 
     /// Changes where a slot may connect to.
