@@ -21,7 +21,7 @@
 #   builds      builds of templates with 5 GB, 100,000 files, a bomb, and a program that is never ready
 #   older       tests/compat with the older generation of the official packages
 #   libraries   the code interpreter's suite on the whole list of libraries, template code-interpreter-v1
-#   vm          the server on another kernel with cgroup v2 only, emulated
+#   vm          the server on another kernel with cgroup v2 only, emulated; then that machine loses its power with a paused sandbox
 #   guards      each guard of isolation taken away in turn: a test must notice
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -47,7 +47,8 @@ power_off() {
 
 power_on() {
     : > "$place/console.log"
-    qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 4096 -display none -no-reboot \
+    # One thread for both processors: with two, one may run an instruction that the other's kernel is just changing, and that kernel dies.
+    qemu-system-x86_64 -machine q35 -accel tcg,thread=single -cpu max -smp 2 -m 4096 -display none -no-reboot \
         -kernel "$place/kernel" -initrd "$place/initrd" \
         -append 'root=/dev/vda rw console=ttyS0 init=/init.sh panic=-1 quiet' \
         -drive "file=$place/disk.img,format=raw,if=virtio,cache=unsafe" \
@@ -62,6 +63,7 @@ power_on() {
     done
     exports=$(tr -d '\r' < "$place/console.log" | grep -a '^export E2B_API_KEY=') || { tail -50 "$place/console.log" >&2; exit 1; }
     eval "$exports"
+    export E2B_API_KEY E2B_API_URL=http://127.0.0.1:$port E2B_SANDBOX_URL=http://127.0.0.1:$port
 }
 
 check() {
@@ -69,7 +71,6 @@ check() {
 }
 
 power_on
-export E2B_API_KEY E2B_API_URL=http://127.0.0.1:$port E2B_SANDBOX_URL=http://127.0.0.1:$port
 check check "$place/console.log"
 check paused before "$place/paused"
 power_off
