@@ -232,6 +232,25 @@ def ask(front: str, method: str, path: str, body: dict | None = None) -> tuple[i
     return status, json.loads(said) if said else None
 
 
+def test_a_log_is_the_same_on_both(fronts):
+    one, two, *_ = fronts
+    made = Sandbox.create(timeout=120, **at(one))
+    made.commands.run("true")
+    assert Sandbox.kill(made.sandbox_id, **at(two)) is True
+
+    def log(front: str) -> list[dict]:
+        return ask(front, "GET", f"/v2/sandboxes/{made.sandbox_id}/logs")[1]["logs"]
+
+    def agreed() -> bool:
+        messages = Counter(line["message"] for line in log(one))
+        return messages["sandbox started"] == messages["sandbox ended"] == 1 and log(one) == log(two)
+
+    # Each writes what it has noted within two seconds; both have noted the end.
+    until("both have written it", agreed)
+    time.sleep(3)
+    assert agreed(), (log(one), log(two))
+
+
 def listed(front: str, states: str = "running,paused") -> set[str]:
     status, page = ask(front, "GET", f"/v2/sandboxes?limit=100&state={states}")
     assert status == 200 and len(page) < 100, (status, page)

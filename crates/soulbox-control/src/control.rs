@@ -384,8 +384,10 @@ impl Control {
             Some(token) => Traffic::Private { token },
             None => Traffic::Public,
         };
-        self.shared.around.logs.open(&row);
-        if creation.is_none() && machine.state() != SandboxState::Paused {
+        self.shared.around.logs.open(&row, creation.is_some());
+        // With shared records every server takes up what another one makes.
+        let is_adopted = creation.is_none() && !self.store().shared();
+        if is_adopted && machine.state() != SandboxState::Paused {
             let message = "sandbox adopted by this server";
             self.log(&row.sandbox_id, message, []);
         }

@@ -16,6 +16,7 @@ mod contents;
 mod control;
 mod create;
 mod error;
+mod history;
 mod hosts;
 mod keys;
 pub mod lifecycle;
@@ -59,6 +60,7 @@ pub use catalog::{ResolveError, TemplateView};
 pub use contents::{Contents, ContentsError, Package, PackageKind};
 pub use control::{Connected, Control, HostEvent, PauseWish, SandboxView};
 pub use error::{CreateError, Error, LimitError, RecoverError, SandboxError};
+pub use history::{History, KeptLine, KeptSample, Room, Speaker};
 pub use hosts::{
     AtDeadline, FromSnapshot, HostCreate, HostDisk, HostFailure, HostNode, HostSandbox, HostSave,
     HostSnapshot, HostTemplate, HostUsage, Hosts, NodeStatus, Started,

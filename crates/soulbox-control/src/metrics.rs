@@ -1,30 +1,38 @@
-//! What sandboxes use and how many a team has, over time: sampled every five seconds, kept in memory, bounded.
+//! What sandboxes use and how many a team has, over time: sampled every five seconds.
 //!
-//! The last half hour is kept sample by sample, what is older by the two minutes. A restart of the front begins anew; the host keeps nothing.
+//! The last half hour is kept sample by sample in memory, what is older by the two minutes in the store. So a server that starts knows the
+//! past, but for the last minutes of one that was killed.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use soulbox_types::{SandboxId, SandboxState, TeamId, UnixMillis};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::clock;
 use crate::control::Control;
+use crate::history::KeptSample;
 use crate::hosts::HostUsage;
-use crate::store::{SandboxRow, TeamRow};
+use crate::store::{SandboxRow, StoreError, TeamRow};
 
 const EVERY: Duration = Duration::from_secs(5);
 const RECENT: usize = 360;
 const COARSE_MILLIS: u64 = 120_000;
-/// A day of a sandbox, which is the longest life by default, and a week of a team.
-const COARSE_OF_SANDBOX: usize = 720;
-const COARSE_OF_TEAM: usize = 5040;
-/// Dead sandboxes whose series are kept; the longest dead ones go first.
+/// Dead sandboxes whose last half hour is kept; the longest dead ones go first.
 const MAX_DEAD: usize = 256;
+/// How often points go into the store.
+const WRITE_ROUNDS: u64 = 12;
+/// Points that the store has not taken yet; the oldest go first.
+const MAX_UNWRITTEN: usize = 100_000;
+/// A server that stops waits so long for its store to take the last points.
+const LAST_WRITE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What one sandbox used at one moment; processor time is over the interval before it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SandboxSample {
     /// Percent of all its CPUs, 0 to 100.
     pub cpu_percent: f64,
@@ -40,7 +48,7 @@ pub struct SandboxSample {
 }
 
 /// How many sandboxes a team had at one moment.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TeamSample {
     pub concurrent: u32,
     /// A second, over the interval before it.
@@ -57,68 +65,75 @@ pub struct TimeRange {
     pub to: UnixMillis,
 }
 
+/// The last half hour of something.
 struct Series<T> {
     recent: VecDeque<Point<T>>,
-    coarse: VecDeque<Point<T>>,
-    max_coarse: usize,
-    /// What stands for two samples of the same two minutes.
-    fold: fn(T, T) -> T,
+    /// The two minutes that are not over.
+    coarse: Option<Point<T>>,
+    fold: Fold<T>,
 }
 
+/// What stands for two samples of the same interval.
+type Fold<T> = fn(T, T) -> T;
+
 impl<T: Copy> Series<T> {
-    fn new(max_coarse: usize, fold: fn(T, T) -> T) -> Self {
+    fn new(fold: Fold<T>) -> Self {
         Self {
             recent: VecDeque::new(),
-            coarse: VecDeque::new(),
-            max_coarse,
+            coarse: None,
             fold,
         }
     }
 
-    fn push(&mut self, at: UnixMillis, sample: T) {
+    /// Returns the point of two minutes that are over.
+    fn push(&mut self, at: UnixMillis, sample: T) -> Option<Point<T>> {
         self.recent.push_back((at, sample));
         if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
-        match self.coarse.back_mut() {
+        match &mut self.coarse {
             Some((begun, folded)) if at.millis_since(*begun) < COARSE_MILLIS => {
                 *folded = (self.fold)(*folded, sample);
+                None
             }
-            _ => self.coarse.push_back((at, sample)),
-        }
-        if self.coarse.len() > self.max_coarse {
-            self.coarse.pop_front();
+            coarse => coarse.replace((at, sample)),
         }
     }
+}
 
-    /// The samples within the range, oldest first, as dense as its length allows.
-    fn within(&self, range: TimeRange) -> Vec<Point<T>> {
-        let sampled_since = self.recent.front().map_or(UnixMillis(u64::MAX), |it| it.0);
-        let older = self.coarse.iter().filter(|it| it.0 < sampled_since);
-        let all = older.chain(&self.recent).copied();
-        let in_range =
-            |it: &Point<T>| range.from.is_none_or(|from| it.0 >= from) && it.0 <= range.to;
-        let found: Vec<_> = all.filter(in_range).collect();
-        let Some(first) = found.first().map(|it| it.0) else {
-            return found;
-        };
-        let step = step_millis(range.to.millis_since(range.from.unwrap_or(first)));
-        // Half a sample's interval of grace, since samples do not come by the millisecond.
-        let step = step.saturating_sub(clock::millis(EVERY) / 2);
-        let mut next = first;
-        let mut thinned: Vec<Point<T>> = Vec::new();
-        for (at, sample) in found {
-            match thinned.last_mut() {
-                // What happened between two points is in one of them.
-                Some(point) if at < next => point.1 = (self.fold)(point.1, sample),
-                _ => {
-                    next = at.plus_millis(step);
-                    thinned.push((at, sample));
-                }
+/// The samples within the range, oldest first, as dense as its length allows: the older ones until there are recent ones.
+fn within<T: Copy>(
+    range: TimeRange,
+    older: impl IntoIterator<Item = Point<T>>,
+    recent: &VecDeque<Point<T>>,
+    fold: Fold<T>,
+) -> Vec<Point<T>> {
+    let sampled_since = recent.front().map_or(UnixMillis(u64::MAX), |it| it.0);
+    let older = older.into_iter().filter(|it| it.0 < sampled_since);
+    let in_range = |it: &Point<T>| range.from.is_none_or(|from| it.0 >= from) && it.0 <= range.to;
+    let found: Vec<_> = older
+        .chain(recent.iter().copied())
+        .filter(in_range)
+        .collect();
+    let Some(first) = found.first().map(|it| it.0) else {
+        return found;
+    };
+    let step = step_millis(range.to.millis_since(range.from.unwrap_or(first)));
+    // Half a sample's interval of grace, since samples do not come by the millisecond.
+    let step = step.saturating_sub(clock::millis(EVERY) / 2);
+    let mut next = first;
+    let mut thinned: Vec<Point<T>> = Vec::new();
+    for (at, sample) in found {
+        match thinned.last_mut() {
+            // What happened between two points is in one of them.
+            Some(point) if at < next => point.1 = fold(point.1, sample),
+            _ => {
+                next = at.plus_millis(step);
+                thinned.push((at, sample));
             }
         }
-        thinned
     }
+    thinned
 }
 
 /// Between two points of an answer, by the length of what was asked for.
@@ -159,6 +174,8 @@ struct OfTeam {
 pub(crate) struct Metrics {
     sandboxes: Mutex<HashMap<SandboxId, OfSandbox>>,
     teams: Mutex<HashMap<TeamId, OfTeam>>,
+    /// Points that the store has not taken yet, oldest first.
+    unwritten: Mutex<VecDeque<KeptSample>>,
 }
 
 impl Metrics {
@@ -180,7 +197,7 @@ impl Metrics {
                     row: row.clone(),
                     seen: None,
                     dead_since: None,
-                    series: Series::new(COARSE_OF_SANDBOX, |_, newer| newer),
+                    series: Series::new(newer),
                 });
             entry.dead_since = None;
             let now = Seen {
@@ -197,12 +214,14 @@ impl Metrics {
                     received: usage.received,
                     sent: usage.sent,
                 };
-                entry.series.push(at, sample);
+                let over = entry.series.push(at, sample);
+                self.keep(row.sandbox_id.as_str(), over);
             }
         }
         for (id, entry) in sandboxes.iter_mut() {
             if !usage.contains_key(id) {
                 entry.dead_since.get_or_insert(at);
+                self.keep(id.as_str(), entry.series.coarse.take());
             }
         }
         let mut dead: Vec<_> = sandboxes
@@ -229,23 +248,93 @@ impl Metrics {
                 concurrent: counts.get(team_id).copied().unwrap_or(0),
                 start_rate: f64::from(std::mem::take(&mut entry.started)) / EVERY.as_secs_f64(),
             };
-            entry.series.push(at, sample);
+            let over = entry.series.push(at, sample);
+            self.keep(team_id.as_str(), over);
         }
+    }
+
+    /// Notes for the store what two minutes were like.
+    fn keep(&self, subject: &str, point: Option<Point<impl Serialize>>) {
+        let Some((at, sample)) = point else {
+            return;
+        };
+        // These are numbers, which JSON has.
+        let Ok(sample) = serde_json::to_string(&sample) else {
+            return;
+        };
+        let mut unwritten = lock(&self.unwritten);
+        unwritten.push_back(KeptSample {
+            subject: subject.to_owned(),
+            at,
+            sample,
+        });
+        if unwritten.len() > MAX_UNWRITTEN {
+            unwritten.pop_front();
+        }
+    }
+
+    /// Notes for the store what has not lasted two minutes: this server ends.
+    fn keep_all(&self) {
+        for (id, entry) in lock(&self.sandboxes).iter_mut() {
+            self.keep(id.as_str(), entry.series.coarse.take());
+        }
+        for (id, entry) in lock(&self.teams).iter_mut() {
+            self.keep(id.as_str(), entry.series.coarse.take());
+        }
+    }
+
+    /// The half hour of a sandbox of the team that is in memory.
+    fn recent(
+        &self,
+        team: &TeamRow,
+        id: &SandboxId,
+    ) -> Option<(Arc<SandboxRow>, VecDeque<Point<SandboxSample>>)> {
+        let sandboxes = lock(&self.sandboxes);
+        let entry = sandboxes.get(id)?;
+        (entry.row.team_id == team.team_id)
+            .then(|| (entry.row.clone(), entry.series.recent.clone()))
     }
 }
 
 impl Control {
     /// The samples of a sandbox of the team; none of an unknown one.
-    #[must_use]
-    pub fn metrics(
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn metrics(
         &self,
         team: &TeamRow,
         id: &SandboxId,
         range: TimeRange,
-    ) -> Option<(Arc<SandboxRow>, Vec<Point<SandboxSample>>)> {
-        let sandboxes = lock(&self.shared.metrics.sandboxes);
-        let entry = sandboxes.get(id)?;
-        (entry.row.team_id == team.team_id).then(|| (entry.row.clone(), entry.series.within(range)))
+    ) -> Result<Option<(Arc<SandboxRow>, Vec<Point<SandboxSample>>)>, StoreError> {
+        let (row, recent) = match self.shared.metrics.recent(team, id) {
+            Some(found) => found,
+            None => match self.store().sandbox(id).await? {
+                Some(row) if row.team_id == team.team_id => (Arc::new(row), VecDeque::new()),
+                Some(_) | None => return Ok(None),
+            },
+        };
+        let older = self.older(id.as_str(), range, &recent).await?;
+        Ok(Some((row, within(range, older, &recent, newer))))
+    }
+
+    /// The samples of the range that are in the store, unless memory has all of it.
+    async fn older<T: DeserializeOwned>(
+        &self,
+        subject: &str,
+        range: TimeRange,
+        recent: &VecDeque<Point<T>>,
+    ) -> Result<Vec<Point<T>>, StoreError> {
+        let from = range.from.unwrap_or(UnixMillis(0));
+        if recent.front().is_some_and(|(at, _)| *at <= from) {
+            return Ok(Vec::new());
+        }
+        let kept = self.store().samples(subject, (from, range.to)).await?;
+        // One of a later version, with other fields, is passed over.
+        let samples = kept
+            .into_iter()
+            .filter_map(|(at, text)| Some((at, serde_json::from_str(&text).ok()?)));
+        Ok(samples.collect())
     }
 
     /// The newest sample of a running sandbox of the team.
@@ -261,27 +350,64 @@ impl Control {
     }
 
     /// How many sandboxes the team had.
-    #[must_use]
-    pub fn team_metrics(&self, team: &TeamRow, range: TimeRange) -> Vec<Point<TeamSample>> {
-        lock(&self.shared.metrics.teams)
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn team_metrics(
+        &self,
+        team: &TeamRow,
+        range: TimeRange,
+    ) -> Result<Vec<Point<TeamSample>>, StoreError> {
+        let recent = lock(&self.shared.metrics.teams)
             .get(&team.team_id)
-            .map(|entry| entry.series.within(range))
-            .unwrap_or_default()
+            .map(|entry| entry.series.recent.clone())
+            .unwrap_or_default();
+        let older = self.older(team.team_id.as_str(), range, &recent).await?;
+        Ok(within(range, older, &recent, most))
     }
 
     /// Samples until `shutdown`.
     pub(crate) async fn measure(&self, shutdown: &CancellationToken) {
         let mut rounds = tokio::time::interval(EVERY);
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut round: u64 = 0;
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = rounds.tick() => {
-                    // A stop does not wait for a host.
-                    shutdown.run_until_cancelled(self.measure_once()).await;
-                }
+                () = shutdown.cancelled() => break,
+                _ = rounds.tick() => {}
+            }
+            // A stop does not wait for a host.
+            shutdown.run_until_cancelled(self.measure_once()).await;
+            round += 1;
+            if round.is_multiple_of(WRITE_ROUNDS)
+                && let Err(failure) = self.write_samples().await
+            {
+                // They are kept for the next time.
+                warn!(error = %crate::chain(&failure), "failed to write samples");
             }
         }
+        self.shared.metrics.keep_all();
+        match tokio::time::timeout(LAST_WRITE_WITHIN, self.write_samples()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                warn!(error = %crate::chain(&failure), "the last samples are lost");
+            }
+            Err(_) => warn!("the last samples are lost: the store takes too long"),
+        }
+    }
+
+    async fn write_samples(&self) -> Result<(), StoreError> {
+        let unwritten: Vec<_> = lock(&self.shared.metrics.unwritten)
+            .iter()
+            .cloned()
+            .collect();
+        if unwritten.is_empty() {
+            return Ok(());
+        }
+        self.store().keep_samples(&unwritten).await?;
+        // Nobody else takes any away, and new ones come behind these.
+        lock(&self.shared.metrics.unwritten).drain(..unwritten.len());
+        Ok(())
     }
 
     async fn measure_once(&self) {
@@ -339,11 +465,19 @@ fn cpu_percent(before: Seen, now: Seen, cpu_milli: u32) -> f64 {
 fn of_team<'a>(teams: &'a mut HashMap<TeamId, OfTeam>, team_id: &TeamId) -> &'a mut OfTeam {
     teams.entry(team_id.clone()).or_insert_with(|| OfTeam {
         started: 0,
-        series: Series::new(COARSE_OF_TEAM, |one, other| TeamSample {
-            concurrent: one.concurrent.max(other.concurrent),
-            start_rate: one.start_rate.max(other.start_rate),
-        }),
+        series: Series::new(most),
     })
+}
+
+fn newer(_: SandboxSample, newer: SandboxSample) -> SandboxSample {
+    newer
+}
+
+fn most(one: TeamSample, other: TeamSample) -> TeamSample {
+    TeamSample {
+        concurrent: one.concurrent.max(other.concurrent),
+        start_rate: one.start_rate.max(other.start_rate),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -354,12 +488,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn filled(samples: u64) -> Series<u64> {
-        let mut series = Series::new(20, u64::max);
-        for number in 0..samples {
-            series.push(UnixMillis(number * 5000), number);
-        }
-        series
+    /// A series, and what of it was to go into the store.
+    fn filled(samples: u64) -> (Series<u64>, Vec<Point<u64>>) {
+        let mut series = Series::new(u64::max);
+        let over = (0..samples).filter_map(|number| series.push(UnixMillis(number * 5000), number));
+        let over = over.collect();
+        (series, over)
     }
 
     fn range(from: u64, to: u64) -> TimeRange {
@@ -371,15 +505,19 @@ mod tests {
 
     #[test]
     fn a_series_is_bounded_and_its_older_part_is_coarse() {
-        let series = filled(2000);
-        assert_eq!((series.recent.len(), series.coarse.len()), (RECENT, 20));
+        let (series, older) = filled(400);
+        assert_eq!(series.recent.len(), RECENT);
         // Two minutes are 24 samples, and the largest stands for them.
-        let filled = filled(400);
-        assert_eq!(filled.coarse[0], (UnixMillis(0), 23));
-        let all = filled.within(TimeRange {
+        assert_eq!(older[0], (UnixMillis(0), 23));
+        assert_eq!(
+            (older.len(), series.coarse),
+            (16, Some((UnixMillis(384 * 5000), 399)))
+        );
+        let everything = TimeRange {
             from: None,
             to: UnixMillis(2_000_000),
-        });
+        };
+        let all = within(everything, older, &series.recent, u64::max);
         assert_eq!(all[0], (UnixMillis(0), 23));
         assert_eq!(all.last(), Some(&(UnixMillis(399 * 5000), 399)));
         assert!(all.windows(2).all(|pair| pair[0].0 < pair[1].0));
@@ -387,13 +525,14 @@ mod tests {
 
     #[test]
     fn an_answer_is_as_dense_as_its_window_allows() {
-        let series = filled(300);
-        assert_eq!(series.within(range(100_000, 199_999)).len(), 20);
-        let thin = series.within(range(0, 2 * 3_600_000));
+        let (series, _) = filled(300);
+        let within = |from, to| within(range(from, to), [], &series.recent, u64::max);
+        assert_eq!(within(100_000, 199_999).len(), 20);
+        let thin = within(0, 2 * 3_600_000);
         assert_eq!(thin[1].0, UnixMillis(30_000));
         assert_eq!(thin[0].1, 5, "the most of what it stands for");
         assert_eq!(thin.len(), 50);
-        assert!(series.within(range(5_000_000, 6_000_000)).is_empty());
+        assert!(within(5_000_000, 6_000_000).is_empty());
     }
 
     #[test]

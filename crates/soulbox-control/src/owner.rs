@@ -257,8 +257,11 @@ impl Owner {
         while let Some(request) = self.inbox.recv().await {
             self.take(request).await;
         }
-        let cause = self.ownership.machine().cause;
-        self.around.logs.ended(&self.row.sandbox_id, cause);
+        let Progress {
+            cause, ended_at, ..
+        } = self.ownership.machine().progress();
+        let logs = &self.around.logs;
+        logs.ended(&self.row.sandbox_id, ended_at, cause);
         let cause = cause.map(DeathCause::as_str);
         info!(sandbox_id = %self.row.sandbox_id, cause, "sandbox is over");
     }

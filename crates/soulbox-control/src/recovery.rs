@@ -489,6 +489,9 @@ impl Control {
             Ok(count) => info!(count, "pruned rows of dead sandboxes"),
             Err(failure) => warn!(error = %crate::chain(&failure), "failed to prune"),
         }
+        if let Err(failure) = self.trim_history().await {
+            warn!(error = %crate::chain(&failure), "failed to forget old lines and samples");
+        }
     }
 }
 

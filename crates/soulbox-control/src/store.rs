@@ -11,6 +11,7 @@ use soulbox_types::{
     TemplateId, UnixMillis,
 };
 
+use crate::history::History;
 use crate::hosts::AtDeadline;
 use crate::list::{ListQuery, Page};
 use crate::policy::Policy;
@@ -305,7 +306,7 @@ pub struct StoreError {
 /// # Errors
 /// Every call: [`StoreError`] when the database refused or could not be reached; nothing was changed then.
 #[async_trait]
-pub trait Store: TemplateStore + RetiredBuilds {
+pub trait Store: TemplateStore + RetiredBuilds + History {
     /// Inserts the team unless its slug exists; returns the row that is there.
     async fn ensure_team(&self, team: &TeamRow) -> Result<TeamRow, StoreError>;
     /// The team of this ID.

@@ -16,7 +16,7 @@ use crate::open::{OpenError, Schema};
 use crate::{PostgresStore, SqliteStore};
 
 /// Tables in an order in which they can be filled: what is referred to comes first.
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 15] = [
     "teams",
     "api_keys",
     "access_tokens",
@@ -30,6 +30,8 @@ const TABLES: [&str; 13] = [
     "snapshots",
     "idempotency_claims",
     "forgotten_builds",
+    "log_lines",
+    "samples",
 ];
 const FORMAT: u64 = 1;
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod backup;
+mod history;
 mod open;
 mod pages;
 mod postgres;

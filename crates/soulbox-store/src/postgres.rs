@@ -165,6 +165,15 @@ impl PostgresStore {
         self.begin().await
     }
 
+    /// A transaction that nobody waits for, so that it waits for no disk.
+    pub(crate) async fn begin_behind(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let mut transaction = self.begin().await?;
+        sqlx::query("SET LOCAL synchronous_commit = off")
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction)
+    }
+
     /// A transaction in which sandboxes of the team are counted. Those of one team come one after the other: READ COMMITTED lets two of
     /// them count the same rows otherwise. The lock is a statement of its own, since a statement sees what was committed before it began.
     pub(crate) async fn begin_placing(

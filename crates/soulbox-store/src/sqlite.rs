@@ -181,9 +181,10 @@ impl Changes for Announced {
     }
 }
 
+/// All connections from the start on: each has a thread, and a server that has opened its last one does not grow any more.
 fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
-        .min_connections(1)
+        .min_connections(connections)
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
         // Connections are to a file: they do not go stale, and a ping would double the cost of a small query.
@@ -214,6 +215,11 @@ impl SqliteStore {
     /// A transaction that a power failure may undo: of rows of sandboxes, and of logs.
     pub(crate) async fn begin_fast(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.fast.begin_with("BEGIN IMMEDIATE").await
+    }
+
+    /// A transaction that nobody waits for.
+    pub(crate) async fn begin_behind(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+        self.begin_fast().await
     }
 
     /// A transaction in which sandboxes of the team are counted: there is one writer.
@@ -301,5 +307,19 @@ impl SqliteStore {
             .execute(&self.durable)
             .await
             .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_connections_are_there_from_the_start() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("soulbox.db");
+        let store = SqliteStore::open(&path).await.expect("a file");
+        assert_eq!(store.readers.size(), READERS);
+        store.close().await;
     }
 }

@@ -26,7 +26,7 @@ pub(crate) enum Told<'a> {
 }
 
 /// What a failed query becomes.
-async fn named<T>(
+pub(crate) async fn named<T>(
     action: &'static str,
     work: impl Future<Output = Result<T, sqlx::Error>> + Send,
 ) -> Result<T, StoreError> {

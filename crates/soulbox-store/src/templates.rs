@@ -47,12 +47,21 @@ fn failure(step: Option<&str>, message: &str) -> String {
     rows::json_text(&failure)
 }
 
-fn level_number(level: LogLevel) -> i64 {
+pub(crate) fn level_number(level: LogLevel) -> i64 {
     match level {
         LogLevel::Debug => 0,
         LogLevel::Info => 1,
         LogLevel::Warn => 2,
         LogLevel::Error => 3,
+    }
+}
+
+pub(crate) fn level_of(number: i64) -> LogLevel {
+    match number {
+        0 => LogLevel::Debug,
+        1 => LogLevel::Info,
+        2 => LogLevel::Warn,
+        _ => LogLevel::Error,
     }
 }
 
@@ -516,12 +525,7 @@ macro_rules! statements {
                     .map(|row| {
                         Ok(BuildLogLine {
                             at: rows::moment(row, "logged_at")?,
-                            level: match row.try_get::<i64, _>("level")? {
-                                0 => LogLevel::Debug,
-                                1 => LogLevel::Info,
-                                2 => LogLevel::Warn,
-                                _ => LogLevel::Error,
-                            },
+                            level: level_of(row.try_get("level")?),
                             step: row.try_get("step")?,
                             message: row.try_get("message")?,
                         })

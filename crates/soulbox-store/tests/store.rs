@@ -1,10 +1,15 @@
 //! One suite for every [`Store`]: SQLite in memory and in a file, and PostgreSQL.
 
 mod cluster;
+mod history;
 mod pages;
 mod retired;
 mod templates;
 
+use history::{
+    history_is_trimmed_by_age_and_by_size, lines_of_a_sandbox_are_its_teams_and_have_room,
+    samples_come_back_in_order_and_the_last_of_a_moment_holds,
+};
 use pages::{a_page_is_what_the_query_says, metadata_is_compared_as_it_is};
 
 use retired::builds_go_some_time_after_nobody_uses_them;
@@ -91,6 +96,9 @@ suite!(
     a_template_is_deleted_when_nothing_uses_it,
     a_global_alias_is_claimed_once,
     one_of_racing_requests_gets_the_last_place,
+    lines_of_a_sandbox_are_its_teams_and_have_room,
+    history_is_trimmed_by_age_and_by_size,
+    samples_come_back_in_order_and_the_last_of_a_moment_holds,
     // The last one: it deletes what others have left.
     builds_go_some_time_after_nobody_uses_them,
 );
@@ -317,7 +325,7 @@ async fn templates_come_back_and_the_same_build_is_tagged_once(store: Arc<dyn St
     for build in [first, second] {
         let id = build.build_id.clone();
         let found = catalog.builds.iter().find(|it| it.build_id == id);
-        // It is touched when it loses its tag.
+        // A build may be touched when it loses its tag.
         let expected = found.map(|it| BuildRow {
             updated_at: it.updated_at,
             ..build

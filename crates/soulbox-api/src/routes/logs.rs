@@ -38,7 +38,7 @@ pub(crate) async fn v1(
         search: None,
         limit: limit(&params)?,
     };
-    let lines = app.control.logs(&team, &id, &query).await;
+    let lines = app.control.logs(&team, &id, &query).await?;
     Ok(Json(rest::SandboxLogs {
         logs: lines.iter().map(json_line).collect(),
         log_entries: lines.into_iter().map(entry).collect(),
@@ -46,7 +46,7 @@ pub(crate) async fn v1(
 }
 
 #[utoipa::path(get, path = "/v2/sandboxes/{sandbox_id}/logs", tag = "logs", summary = "Log of a sandbox",
-    description = "What was decided about it and which programs its daemon ran. Nothing for a sandbox that is not known; kept for a while after its end.",
+    description = "What was decided about it and which programs its daemon ran. Nothing for a sandbox that is not known. Kept for a week, within bounds.",
     security(("api_key" = []), ("admin_token" = [], "team_id" = [])),
     params(("sandbox_id" = String, Path),
         ("cursor" = Option<u64>, Query, description = "Unix milliseconds where to begin", maximum = 253402300799000u64),
@@ -97,7 +97,7 @@ pub(crate) async fn v2(
         search,
         limit: limit(&params)?,
     };
-    let lines = app.control.logs(&team, &id, &query).await;
+    let lines = app.control.logs(&team, &id, &query).await?;
     Ok(Json(rest::SandboxLogsV2 {
         logs: lines.into_iter().map(entry).collect(),
     }))

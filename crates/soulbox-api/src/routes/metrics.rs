@@ -32,7 +32,7 @@ pub(crate) async fn of_sandbox(
     params: Params,
 ) -> Result<Json<Vec<rest::SandboxMetric>>, ApiError> {
     let range = range(&params)?;
-    let points = match app.control.metrics(&team, &id, range) {
+    let points = match app.control.metrics(&team, &id, range).await? {
         Some((row, points)) => points.iter().map(|point| metric(&row, point)).collect(),
         None => Vec::new(),
     };
@@ -82,7 +82,10 @@ pub(crate) async fn of_team(
     params: Params,
 ) -> Result<Json<Vec<rest::TeamMetric>>, ApiError> {
     own_team(&team, &team_id)?;
-    let points = app.control.team_metrics(&team, team_range(&params)?);
+    let points = app
+        .control
+        .team_metrics(&team, team_range(&params)?)
+        .await?;
     let points = points.into_iter().map(|(at, sample)| rest::TeamMetric {
         timestamp: time::format(at),
         timestamp_unix: at.0 / 1000,
@@ -116,6 +119,7 @@ pub(crate) async fn max_of_team(
     let most = app
         .control
         .team_metrics(&team, range)
+        .await?
         .into_iter()
         .map(|(at, sample)| (at, value(&sample)))
         .max_by(|one, other| one.1.total_cmp(&other.1));
