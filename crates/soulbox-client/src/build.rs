@@ -87,6 +87,8 @@ impl Project {
     /// # Errors
     /// What cannot be read, and mistakes in it.
     pub fn open(folder: &Path, dockerfile: Option<&Path>) -> Result<Self, BuildError> {
+        // One that is not there would be told of as one without a Dockerfile.
+        std::fs::read_dir(folder).map_err(unread(folder))?;
         let config = Self::config(folder)?;
         let path = match (dockerfile, &config.dockerfile) {
             (Some(path), _) => folder.join(path),
@@ -178,6 +180,7 @@ impl Project {
             cpu_count: self.config.cpu_count.map(i64::from),
             memory_mb: self.config.memory_mb.and_then(|it| i64::try_from(it).ok()),
             min_free_disk_mb: self.config.disk_mb.and_then(|it| i64::try_from(it).ok()),
+            sandbox_defaults: self.config.sandbox_defaults(),
             ..rest::NewTemplate::default()
         }
     }

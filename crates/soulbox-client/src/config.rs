@@ -7,6 +7,8 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use soulbox_types::Network;
+use soulbox_wire::rest;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -17,18 +19,10 @@ const LEAST_MEMORY: u64 = 128;
 const MOST_CPUS: u32 = 32;
 const LONGEST_NAME: usize = 128;
 /// Keys that have no meaning yet, with what there is instead.
-const NOT_YET: [(&str, &str); 4] = [
+const NOT_YET: [(&str, &str); 2] = [
     (
         "mounts",
         "there are no volumes yet; COPY files in, or write them into the sandbox",
-    ),
-    (
-        "network",
-        "templates have no rules of their own; give `network` when a sandbox is created",
-    ),
-    (
-        "idle",
-        "templates have no rules of their own; give `timeout` and `lifecycle` when a sandbox is created",
     ),
     ("profile", "there is one kind of isolation"),
 ];
@@ -66,6 +60,10 @@ pub struct TemplateConfig {
     pub env: BTreeMap<String, String>,
     /// Users that exist before the first step of the Dockerfile.
     pub users: Vec<User>,
+    /// Where sandboxes may connect to, unless their create says it.
+    pub network: Option<NetworkDefaults>,
+    /// How long sandboxes live and what happens then, unless their create says it.
+    pub idle: Option<IdleDefaults>,
 }
 
 /// A user inside.
@@ -77,6 +75,41 @@ pub struct User {
     /// May become root without a password.
     #[serde(default)]
     pub sudo: bool,
+}
+
+/// Where sandboxes may connect to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkDefaults {
+    /// False denies everything that `allow_out` does not name.
+    pub allow_internet_access: Option<bool>,
+    /// IPv4 addresses and ranges that may be reached although they are denied.
+    pub allow_out: Vec<String>,
+    /// IPv4 addresses and ranges that may not be reached; `0.0.0.0/0` is all of them.
+    pub deny_out: Vec<String>,
+}
+
+/// How long sandboxes live, and what happens then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct IdleDefaults {
+    /// Seconds; the team's longest life is the most. 300 by default.
+    #[schemars(range(min = 1))]
+    pub timeout: Option<u32>,
+    /// `kill` by default.
+    pub on_timeout: Option<OnTimeout>,
+    /// Whether processes and memory are kept with a pause, or only what is on disk. True by default.
+    pub keep_memory: Option<bool>,
+    /// Whether a request for one of its ports resumes a paused sandbox. False by default.
+    pub auto_resume: Option<bool>,
+}
+
+/// What becomes of a sandbox whose time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTimeout {
+    Kill,
+    Pause,
 }
 
 /// One thing that is wrong in the file.
@@ -113,7 +146,7 @@ impl TemplateConfig {
         let not_yet: Vec<_> = NOT_YET
             .iter()
             .filter_map(|(key, instead)| {
-                let at = at(table, &[key])?;
+                let at = place(table, &[Step::Name(key)])?;
                 Some(mistake(
                     text,
                     at,
@@ -122,18 +155,18 @@ impl TemplateConfig {
             })
             .collect();
         if !not_yet.is_empty() {
-            return Err(not_yet);
+            return Err(in_order(not_yet));
         }
         let config: Self = toml::from_str(text).map_err(|error| first(&error))?;
         let mistakes: Vec<_> = config
             .wrong()
             .into_iter()
-            .map(|(path, message)| mistake(text, at(table, &path).unwrap_or(0), message))
+            .map(|(path, message)| mistake(text, place(table, &path).unwrap_or(0), message))
             .collect();
         if mistakes.is_empty() {
             return Ok(config);
         }
-        Err(mistakes)
+        Err(in_order(mistakes))
     }
 
     /// The JSON schema of the file, for editors.
@@ -143,10 +176,36 @@ impl TemplateConfig {
         format!("{:#}\n", schema.as_value())
     }
 
-    /// What is wrong with values, each with the path of its key.
-    fn wrong(&self) -> Vec<(Vec<&str>, String)> {
+    /// What is said of sandboxes, as it is sent.
+    pub(crate) fn sandbox_defaults(&self) -> Option<rest::SandboxDefaults> {
+        let idle = self.idle.clone().unwrap_or_default();
+        let network = self.network.clone().unwrap_or_default();
+        let network = (network != NetworkDefaults::default()).then_some(network);
+        if network.is_none() && idle == IdleDefaults::default() {
+            return None;
+        }
+        Some(rest::SandboxDefaults {
+            timeout: idle.timeout.map(|it| i32::try_from(it).unwrap_or(i32::MAX)),
+            auto_pause: idle.on_timeout.map(|it| it == OnTimeout::Pause),
+            auto_pause_memory: idle.keep_memory,
+            auto_resume: idle.auto_resume.map(|enabled| rest::AutoResume { enabled }),
+            allow_internet_access: network.as_ref().and_then(|it| it.allow_internet_access),
+            network: network.map(|it| rest::DefaultNetwork {
+                outbound: rest::OutboundConfig {
+                    allow_out: Some(it.allow_out),
+                    deny_out: Some(it.deny_out),
+                    ..rest::OutboundConfig::default()
+                },
+                ..rest::DefaultNetwork::default()
+            }),
+            ..rest::SandboxDefaults::default()
+        })
+    }
+
+    /// What is wrong with values, each with its place.
+    fn wrong(&self) -> Vec<(Vec<Step<'_>>, String)> {
         let mut wrong = Vec::new();
-        let mut check = |right: bool, path: Vec<&'static str>, message: String| {
+        let mut check = |right: bool, path: Vec<Step<'static>>, message: String| {
             if !right {
                 wrong.push((path, message));
             }
@@ -154,7 +213,7 @@ impl TemplateConfig {
         if let Some(name) = &self.template_name {
             check(
                 is_template_name(name),
-                vec!["template_name", "name"],
+                vec![Step::Key(&["template_name", "name"])],
                 format!(
                     "`{name}` is not a name of at most {LONGEST_NAME} characters of a-z, 0-9, - and _, with or without a team before it and a tag after it"
                 ),
@@ -163,67 +222,154 @@ impl TemplateConfig {
         if let Some(cpus) = self.cpu_count {
             check(
                 (1..=MOST_CPUS).contains(&cpus) && (cpus == 1 || cpus % 2 == 0),
-                vec!["cpu_count"],
+                vec![Step::Key(&["cpu_count"])],
                 format!("{cpus} CPUs: it must be 1 or an even number, {MOST_CPUS} at most"),
             );
         }
         if let Some(memory) = self.memory_mb {
             check(
                 memory >= LEAST_MEMORY && memory % 2 == 0,
-                vec!["memory_mb"],
+                vec![Step::Key(&["memory_mb"])],
                 format!("{memory} MiB: it must be an even number, {LEAST_MEMORY} at least"),
             );
         }
-        for (key, text) in [
-            ("start_cmd", &self.start_cmd),
-            ("ready_cmd", &self.ready_cmd),
-            ("dockerfile", &self.dockerfile),
-        ] {
+        let texts: [(&'static [&'static str], _); 3] = [
+            (&["start_cmd"], &self.start_cmd),
+            (&["ready_cmd"], &self.ready_cmd),
+            (&["dockerfile"], &self.dockerfile),
+        ];
+        for (key, text) in texts {
             let empty = text.as_ref().is_some_and(|it| it.trim().is_empty());
-            check(!empty, vec![key], format!("`{key}` is empty"));
+            check(
+                !empty,
+                vec![Step::Key(key)],
+                format!("`{}` is empty", key[0]),
+            );
+        }
+        for (number, user) in self.users.iter().enumerate() {
+            check(
+                is_user(&user.name),
+                vec![
+                    Step::Key(&["users"]),
+                    Step::Item(number),
+                    Step::Key(&["name"]),
+                ],
+                format!(
+                    "`{}` is not a user's name: 1 to 32 of a-z, 0-9, _ and -, no digit or - first",
+                    user.name
+                ),
+            );
+        }
+        for (path, message) in self.network.iter().flat_map(NetworkDefaults::wrong) {
+            check(false, path, message);
+        }
+        for (key, message) in self.idle.iter().flat_map(IdleDefaults::wrong) {
+            let path = vec![Step::Key(&["idle"]), Step::Key(key)];
+            check(false, path, message.to_owned());
         }
         for name in self.env.keys() {
             if !is_variable(name) {
                 let message = format!("`{name}` is not the name of a variable");
-                wrong.push((vec!["env", name], message));
-            }
-        }
-        for user in &self.users {
-            if !is_user(&user.name) {
-                let message = format!(
-                    "`{}` is not a user's name: 1 to 32 of a-z, 0-9, _ and -, no digit or - first",
-                    user.name
-                );
-                wrong.push((vec!["users"], message));
+                wrong.push((vec![Step::Key(&["env"]), Step::Name(name)], message));
             }
         }
         wrong
     }
 }
 
-/// Where a value begins. At the first level all parts of the path but those after it are other names of the key.
-fn at(table: &DeTable<'_>, path: &[&str]) -> Option<usize> {
-    let find = |table: &DeTable<'_>, name: &str| {
-        table
-            .iter()
-            .find(|(key, _)| key.get_ref().as_ref() == name)
-            .map(|(key, value)| (key.span().start, start_within(value, path)))
-    };
-    path.iter()
-        .find_map(|name| find(table, name))
-        .map(|found| found.1)
+impl NetworkDefaults {
+    /// Whether entry by entry, or both lists together, are what a create could give as well.
+    fn wrong(&self) -> Vec<(Vec<Step<'static>>, String)> {
+        const ALLOW: &[&str] = &["allow_out"];
+        const DENY: &[&str] = &["deny_out"];
+        let everything = || vec!["0.0.0.0/0".to_owned()];
+        let allowed = self.allow_out.iter().enumerate().map(|(number, text)| {
+            let alone = Network::new(None, vec![text.clone()], everything());
+            (ALLOW, number, alone)
+        });
+        let denied = self.deny_out.iter().enumerate().map(|(number, text)| {
+            let alone = Network::new(None, Vec::new(), vec![text.clone()]);
+            (DENY, number, alone)
+        });
+        let mut wrong: Vec<_> = allowed
+            .chain(denied)
+            .filter_map(|(key, number, alone)| {
+                let within = vec![Step::Key(&["network"]), Step::Key(key), Step::Item(number)];
+                Some((within, alone.err()?.to_string()))
+            })
+            .collect();
+        if wrong.is_empty()
+            && let Err(error) = Network::new(None, self.allow_out.clone(), self.deny_out.clone())
+        {
+            wrong.push((vec![Step::Key(&["network"])], error.to_string()));
+        }
+        wrong
+    }
 }
 
-/// The begin of a value, or of the key in it that the path ends with.
-fn start_within(value: &Spanned<DeValue<'_>>, path: &[&str]) -> usize {
-    if let (DeValue::Table(table), Some(name)) = (value.get_ref(), path.get(1))
-        && let Some((key, _)) = table
-            .iter()
-            .find(|(key, _)| key.get_ref().as_ref() == *name)
-    {
-        return key.span().start;
+impl IdleDefaults {
+    /// The keys whose values do not fit, as official packages refuse them of a create.
+    fn wrong(&self) -> Vec<(&'static [&'static str], &'static str)> {
+        let mut wrong: Vec<(&'static [&'static str], _)> = Vec::new();
+        let pauses = self.on_timeout == Some(OnTimeout::Pause);
+        if self.timeout == Some(0) {
+            wrong.push((&["timeout"], "0 seconds: it must be 1 at least"));
+        }
+        if self.keep_memory.is_some() && !pauses {
+            wrong.push((
+                &["keep_memory"],
+                "`keep_memory` needs `on_timeout = \"pause\"`",
+            ));
+        }
+        if self.auto_resume == Some(true) && (!pauses || self.keep_memory == Some(false)) {
+            wrong.push((
+                &["auto_resume"],
+                "`auto_resume` needs `on_timeout = \"pause\"`, and memory",
+            ));
+        }
+        wrong
     }
-    value.span().start
+}
+
+/// A step on the way to a place in the file.
+#[derive(Debug, Clone, Copy)]
+enum Step<'a> {
+    /// To the value of a key that is there by one of these names.
+    Key(&'static [&'static str]),
+    /// To an entry of a list.
+    Item(usize),
+    /// To a key itself.
+    Name(&'a str),
+}
+
+/// Where a path leads, or as far as there is something: in bytes from the begin of the file.
+fn place(table: &DeTable<'_>, path: &[Step<'_>]) -> Option<usize> {
+    let (first, rest) = path.split_first()?;
+    let named = |names: &[&str]| {
+        let mut entries = table.iter();
+        entries.find(|(key, _)| names.contains(&key.get_ref().as_ref()))
+    };
+    match first {
+        Step::Key(names) => named(names).map(|(_, value)| place_within(value, rest)),
+        Step::Name(name) => named(&[*name]).map(|(key, _)| key.span().start),
+        Step::Item(_) => None,
+    }
+}
+
+fn place_within(value: &Spanned<DeValue<'_>>, path: &[Step<'_>]) -> usize {
+    let further = match (value.get_ref(), path.split_first()) {
+        (DeValue::Table(table), Some(_)) => place(table, path),
+        (DeValue::Array(items), Some((Step::Item(number), rest))) => {
+            items.get(*number).map(|item| place_within(item, rest))
+        }
+        _ => None,
+    };
+    further.unwrap_or(value.span().start)
+}
+
+fn in_order(mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
+    mistakes.sort_by_key(|it| (it.line, it.column));
+    mistakes
 }
 
 fn mistake(text: &str, at: usize, message: String) -> Mistake {

@@ -25,7 +25,9 @@ mod templates;
 
 pub use build::{BuildError, BuildEvent, BuiltTemplate, Project};
 pub use client::{Client, ClientError, path};
-pub use config::{CONFIG_FILES, Mistake, TemplateConfig, User};
+pub use config::{
+    CONFIG_FILES, IdleDefaults, Mistake, NetworkDefaults, OnTimeout, TemplateConfig, User,
+};
 pub use context::{ContextError, Folder};
 pub use dockerfile::{DockerfileError, Recipe, Step};
 pub use reqwest::Method;

@@ -8,8 +8,8 @@ const ARROWS: [(&str, &[&str]); 24] = [
     ("soulbox-types", &[]),
     ("soulbox-wire", &["soulbox-types"]),
     ("soulbox-envd-proto", &[]),
-    // Ships to users: it knows the bytes of the API and nothing else.
-    ("soulbox-client", &["soulbox-wire"]),
+    // Ships to users: it knows the bytes of the API and what values may be, nothing else.
+    ("soulbox-client", &["soulbox-types", "soulbox-wire"]),
     // A double of other people's services; it knows nothing of ours.
     ("soulbox-fake-provider", &[]),
     // A client like any other, with models on its other side.
