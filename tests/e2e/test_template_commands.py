@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import subprocess
+import time
 import uuid
 from pathlib import Path
 
 import pytest
-from conftest import DATA, run
+from conftest import BINARY, DATA, run, until
 from e2b import Sandbox
 
 RUN = uuid.uuid4().hex
@@ -142,8 +145,11 @@ def test_mistakes_have_a_place(soulbox, tmp_path):
     for command in (["validate", path], ["build", path, "--name", "x"], ["validate", path + "/soulbox.toml"]):
         said = soulbox(*command, status=2).stderr
         assert "soulbox.toml line 1, column 13: 3 CPUs" in said and "line 3, column 13: 100 MiB" in said, said
-    (tmp_path / "soulbox.toml").write_text("[network]\nallow = []\n")
-    assert "`network` has no meaning yet" in soulbox("validate", path, status=2).stderr
+    (tmp_path / "soulbox.toml").write_text("[[mounts]]\npath = '/data'\n")
+    assert "line 1, column 3: `mounts` has no meaning yet" in soulbox("validate", path, status=2).stderr
+    (tmp_path / "soulbox.toml").write_text("[network]\nallow_out = ['1.1.1.1', 'pypi.org']\n")
+    assert "line 2, column 25: `pypi.org` is a domain" in soulbox("validate", path, status=2).stderr
+    assert "failed to read `/no/such/folder`" in soulbox("validate", "/no/such/folder", status=2).stderr
     (tmp_path / "soulbox.toml").write_text("")
     for dockerfile, message in [
         ("FROM x\nCOPY --from=a b c\n", "Dockerfile: line 2: COPY --from is not supported"),
@@ -160,8 +166,66 @@ def test_mistakes_have_a_place(soulbox, tmp_path):
     assert "soulbox template init" in soulbox("build", path, "--name", "x", status=2).stderr
     nobody = {"E2B_API_URL": "http://127.0.0.1:1"}
     assert "is the server running" in soulbox("list", status=1, env=nobody).stderr
+    stranger = {"E2B_API_KEY": "e2b_" + "0" * 40}
+    assert "is E2B_API_KEY a key of this server" in soulbox("list", status=1, env=stranger).stderr
+    missing = soulbox("delete", "--yes", "not-there-1", "not-there-2", status=1).stderr
+    assert "not-there-1" in missing and "not-there-2" in missing, missing
     schema = json.loads(soulbox("schema").stdout)
     assert schema["properties"]["memory_mb"]["minimum"] == 128
+
+
+def test_what_a_template_says_of_its_sandboxes(soulbox, tmp_path):
+    """A create that says nothing gets it; what a create says wins."""
+    name = soulbox.name()
+    config = """
+[network]
+allow_internet_access = false
+allow_out = ["1.1.1.1"]
+[idle]
+timeout = 900
+on_timeout = "pause"
+auto_resume = true
+"""
+    path = folder(tmp_path, {"soulbox.toml": config, "Dockerfile": f"FROM e2bdev/base\nRUN echo {name} > /one\n"})
+    soulbox("build", path, "--name", name)
+    contents = json.loads(soulbox("inspect", name, "--json").stdout)
+    assert contents["sandboxDefaults"]["timeout"] == 900 and contents["sandboxDefaults"]["network"] == {"allowOut": ["1.1.1.1"]}, contents
+    assert "defaults {" in soulbox("inspect", name).stdout
+
+    with Sandbox.create(name) as sandbox:
+        info = sandbox.get_info()
+        assert 890 < (info.end_at - info.started_at).total_seconds() < 910
+        assert (info.lifecycle["on_timeout"], info.lifecycle["auto_resume"]) == ("pause", True)
+        assert info.allow_internet_access is False and info.network["allow_out"] == ["1.1.1.1"], info
+        # Where nothing may be reached there are no names either, and that is said at once.
+        started = time.monotonic()
+        assert sandbox.commands.run("getent hosts named.example || true", timeout=20).stdout == ""
+        assert time.monotonic() - started < 10
+    with Sandbox.create(name, timeout=60, allow_internet_access=True, lifecycle={"on_timeout": "kill"}) as sandbox:
+        info = sandbox.get_info()
+        assert (info.end_at - info.started_at).total_seconds() < 70
+        assert info.lifecycle["on_timeout"] == "kill" and info.allow_internet_access is True and not info.network, info
+
+
+def test_a_build_that_nobody_waits_for_goes_on(soulbox, tmp_path):
+    name = soulbox.name()
+    path = folder(tmp_path, {"Dockerfile": f"FROM e2bdev/base\nRUN sleep 5; echo {name} > /one\n"})
+    building = subprocess.Popen([BINARY, "template", "build", path, "--name", name], stderr=subprocess.PIPE, text=True)
+    said = ""
+    while "] RUN sleep" not in said:
+        line = building.stderr.readline()
+        assert line, said
+        said += line
+    building.send_signal(signal.SIGINT)
+    rest = building.communicate(timeout=20)[1]
+    assert building.returncode == 130 and "the server goes on with the build" in rest, rest
+
+    def is_ready() -> bool:
+        return any(name in it["aliases"] and it["buildStatus"] == "ready" for it in json.loads(soulbox("list", "--json").stdout))
+
+    until("the build is ready", is_ready, 60)
+    with Sandbox.create(name, timeout=60) as sandbox:
+        assert sandbox.commands.run("cat /one").stdout == f"{name}\n"
 
 
 def layers(*arguments: str) -> list[str]:

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 const FAILED: u8 = 1;
 /// Exit status 2: it was asked wrong (arguments, configuration).
 const USAGE: u8 = 2;
+/// A signal ended it, as a shell says it of its own programs.
+pub const INTERRUPTED: u8 = 130;
 
 /// The end of a command that did not do what it was asked to.
 #[derive(Debug)]
@@ -33,6 +35,15 @@ impl Failure {
             cause: cause.into(),
             hint: None,
             status: USAGE,
+        }
+    }
+
+    /// Somebody stopped it; exit status 130.
+    pub fn interrupted(cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            cause: cause.into(),
+            hint: None,
+            status: INTERRUPTED,
         }
     }
 
@@ -87,6 +98,18 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// Without what a terminal would obey: neither a model nor a sandbox has anything to command here.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\t' | '\r' => c,
+            c if c.is_control() => '\u{fffd}',
+            c => c,
+        })
+        .collect()
+}
+
 fn one_line(text: &str) -> String {
     text.lines()
         .map(str::trim)
@@ -98,6 +121,11 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_is_not_commanded() {
+        assert_eq!(plain("a\x1b[2J\tb\n\u{9b}"), "a\u{fffd}[2J\tb\n\u{fffd}");
+    }
 
     #[test]
     fn a_failure_is_a_line_of_cause_and_a_line_of_hint() {

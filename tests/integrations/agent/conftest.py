@@ -80,11 +80,19 @@ class Ran:
 def agent(fake, tmp_path):
     """Runs the agent to its end with the loopback provider."""
 
-    def run(task: str, *flags: str, provider: str = "anthropic", template: str = TEMPLATE, key: str = CANARY, within: float = 120) -> Ran:
-        command = [BINARY, "agent", task, "--provider", provider, "--template", template, "--output", str(tmp_path / "output"), *flags]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=within, env=environment(fake, key), stdin=subprocess.DEVNULL, cwd=tmp_path
-        )
+    def run(
+        task: str,
+        *flags: str,
+        provider: str = "anthropic",
+        template: str | None = TEMPLATE,
+        key: str = CANARY,
+        within: float = 120,
+        variables: dict[str, str] | None = None,
+    ) -> Ran:
+        command = [BINARY, "agent", task, "--provider", provider, "--output", str(tmp_path / "output"), *flags]
+        command += ["--template", template] if template else []
+        env = environment(fake, key) | (variables or {})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=within, env=env, stdin=subprocess.DEVNULL, cwd=tmp_path)
         return Ran(done)
 
     return run

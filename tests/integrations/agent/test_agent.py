@@ -303,6 +303,13 @@ def test_keys_from_a_file(fake, tmp_path):
     assert CANARY not in refused.stderr
 
 
+def test_the_template_of_the_environment(agent):
+    ran = agent("x", template=None, variables={"SOULBOX_TEMPLATE": "no-such-template"})
+    assert ran.code == 1 and "no-such-template" in ran.err, ran
+    ran = agent("[scenario: answer] x", variables={"SOULBOX_TEMPLATE": "no-such-template"})
+    assert ran.code == 0, f"the flag wins: {ran}"
+
+
 def test_a_template_that_is_not_there(agent):
     ran = agent("x", template="no-such-template")
     assert ran.code == 1, ran

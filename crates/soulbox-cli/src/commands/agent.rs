@@ -21,14 +21,12 @@ use soulbox_client::{Client, Place, Sandbox, SandboxOptions};
 use tokio_util::sync::CancellationToken;
 
 use super::{block_on, sandbox};
-use crate::failure::{Failure, chain};
-use output::{Output, plain};
+use crate::failure::{Failure, INTERRUPTED, chain, plain};
+use output::Output;
 
 const HOME: &str = "/home/user";
 /// For what comes before and after the conversation; the sandbox is ended then at the latest.
 const GRACE: Duration = Duration::from_secs(120);
-/// A signal ended it, as a shell says it of its own programs.
-const INTERRUPTED: u8 = 130;
 
 /// Let a model solve a task by running code in a sandbox
 #[derive(Debug, clap::Args)]
@@ -53,9 +51,9 @@ pub struct Arguments {
     /// Folder for charts and files that the model leaves
     #[arg(long, value_name = "DIR", default_value = "soulbox-output")]
     output: PathBuf,
-    /// Template of the sandbox
-    #[arg(long, value_name = "NAME", default_value = "code-interpreter-v1")]
-    template: String,
+    /// Template of the sandbox [default: SOULBOX_TEMPLATE, else code-interpreter-v1]
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
     /// Answers of the model
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     max_turns: u32,
@@ -237,8 +235,9 @@ async fn in_sandbox(
     cancelled: &CancellationToken,
     output: &mut Output,
 ) -> Result<Outcome, Failure> {
+    let template = sandbox::interpreter_template(arguments.template.clone());
     let options = SandboxOptions {
-        template: Some(arguments.template.clone()),
+        template: Some(template.clone()),
         timeout: Duration::from_secs(arguments.max_seconds) + GRACE,
         metadata: [(
             "soulboxAgent".to_owned(),
@@ -256,8 +255,7 @@ async fn in_sandbox(
             let failure = sandbox::refused(error);
             match missing {
                 true => failure.hint(format!(
-                    "soulbox template build templates/{} makes it, or name another with --template",
-                    arguments.template
+                    "soulbox template build templates/{template} makes it, or name another with --template"
                 )),
                 false => failure,
             }

@@ -27,9 +27,9 @@ pub struct Arguments {
     /// Serve HTTP on an address that others can reach: tokens go in plain text
     #[arg(long, requires = "http")]
     insecure: bool,
-    /// Template of the sandbox
-    #[arg(long, value_name = "NAME", default_value = "code-interpreter-v1")]
-    template: String,
+    /// Template of the sandbox [default: SOULBOX_TEMPLATE, else code-interpreter-v1]
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
     /// Seconds without calls after which the sandbox is ended
     #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     idle_seconds: u64,
@@ -52,7 +52,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let (client, place) = arguments.server.sandboxes()?;
     let options = SandboxOptions {
-        template: Some(arguments.template),
+        template: Some(sandbox::interpreter_template(arguments.template)),
         // A call keeps it alive at its beginning, so the longest one has to fit.
         timeout: Duration::from_secs(arguments.idle_seconds.max(2 * arguments.call_seconds)),
         metadata: [("soulboxMcp".to_owned(), "1".to_owned())].into(),

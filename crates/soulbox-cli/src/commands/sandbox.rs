@@ -68,9 +68,23 @@ async fn rollback(client: &Client, sandbox_id: &str, snapshot_id: &str) -> Resul
 pub(super) fn refused(error: ClientError) -> Failure {
     let hint = match &error {
         ClientError::Send { .. } => Some("is the server running? see soulbox serve"),
+        ClientError::Refused { status, .. } if status.as_u16() == 401 => {
+            Some("is E2B_API_KEY a key of this server? soulbox env prints those of its own installation")
+        }
         _ => None,
     };
     Failure::new(error).hint_if(hint)
+}
+
+/// The template of a sandbox in which code is to run: that of the flag, or of SOULBOX_TEMPLATE as our packages read it.
+pub(super) fn interpreter_template(flag: Option<String>) -> String {
+    flag.or_else(|| variable("SOULBOX_TEMPLATE"))
+        .unwrap_or_else(|| "code-interpreter-v1".to_owned())
+}
+
+/// A variable of the environment that says something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
 impl Server {
@@ -80,7 +94,6 @@ impl Server {
 
     /// The API, and where its sandboxes are.
     pub(super) fn sandboxes(&self) -> Result<(Client, Place), Failure> {
-        let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         let (api, key, place) = match (variable("E2B_API_URL"), variable("E2B_API_KEY")) {
             (Some(api), Some(key)) if self.listen.is_none() => {
                 let place = match (variable("E2B_SANDBOX_URL"), variable("E2B_DOMAIN")) {

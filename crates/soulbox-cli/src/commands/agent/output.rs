@@ -9,6 +9,8 @@ use base64::Engine as _;
 use soulbox_agent::{Picture, below};
 use soulbox_client::Sandbox;
 
+use crate::failure::plain;
+
 /// Larger files stay behind, and more than so many, each with a word about it.
 const LARGEST: usize = 50 << 20;
 const MOST: usize = 100;
@@ -129,17 +131,6 @@ impl Output {
     }
 }
 
-/// Without what a terminal would obey: neither a model nor a sandbox has anything to command here.
-pub(super) fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| match c {
-            '\n' | '\t' | '\r' => c,
-            c if c.is_control() => '\u{fffd}',
-            c => c,
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,10 +153,5 @@ mod tests {
             [Path::new("new/sub/x.csv"), Path::new("new/sub/x-2.csv")]
         );
         assert_eq!(fs::read_to_string(&output.saved()[0]).expect("read"), "a");
-    }
-
-    #[test]
-    fn a_terminal_is_not_commanded() {
-        assert_eq!(plain("a\x1b[2J\tb\n\u{9b}"), "a\u{fffd}[2J\tb\n\u{fffd}");
     }
 }

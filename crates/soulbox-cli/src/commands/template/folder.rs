@@ -17,7 +17,9 @@ const IGNORED: &str = ".dockerignore\nsoulbox.toml\nDockerfile\n.git\n";
 
 /// Makes the folder, and files in it that a build takes as they are.
 pub(super) fn init(folder: &Path, name: Option<&str>) -> Result<(), Failure> {
-    let own = folder.file_name().and_then(|it| it.to_str()).map(plain);
+    // `.` has a name too.
+    let whole = std::path::absolute(folder).map_err(|error| unwritten(folder, error))?;
+    let own = whole.file_name().and_then(|it| it.to_str()).map(plain);
     let name = name.map(str::to_owned).or(own).unwrap_or_default();
     let config = format!(
         "# Every key: soulbox template schema\ntemplate_name = \"{name}\"\n# start_cmd = \"python3 -m http.server 8000\"\n# ready_cmd = \"curl --silent --fail localhost:8000\"\ncpu_count = 2\nmemory_mb = 1024\n"

@@ -8,8 +8,9 @@ use soulbox_client::{BuildEvent, Client, Project, rest};
 
 use super::folder::build_failure;
 use super::{Build, One, print, print_json};
+use crate::commands::agent::until_signalled;
 use crate::commands::block_on;
-use crate::failure::Failure;
+use crate::failure::{Failure, plain};
 
 pub(super) use crate::commands::sandbox::refused;
 
@@ -21,11 +22,21 @@ pub(super) fn build(build: Build) -> Result<(), Failure> {
     }
     let client = build.server.client()?;
     block_on(async {
+        let interrupted = until_signalled()?;
         let name = build.name.as_deref();
-        let built = client
-            .build(&project, name, &build.tags, build.no_cache, &mut tell)
-            .await
-            .map_err(build_failure)?;
+        let mut started = false;
+        let mut tell = |event: BuildEvent<'_>| {
+            started |= matches!(event, BuildEvent::Line(_));
+            tell(event);
+        };
+        let building = client.build(&project, name, &build.tags, build.no_cache, &mut tell);
+        let built = tokio::select! {
+            built = building => Some(built.map_err(build_failure)?),
+            () = interrupted.cancelled() => None,
+        };
+        let Some(built) = built else {
+            return Err(left(started));
+        };
         let done = built.requested;
         if build.json {
             return print_json(&json!({
@@ -40,6 +51,16 @@ pub(super) fn build(build: Build) -> Result<(), Failure> {
     })
 }
 
+/// What somebody leaves who does not wait for a build.
+fn left(started: bool) -> Failure {
+    if started {
+        return Failure::interrupted(anyhow!("not waiting any longer")).hint(
+            "the server goes on with the build; another one with the same tag takes its place",
+        );
+    }
+    Failure::interrupted(anyhow!("interrupted before the build was started"))
+}
+
 /// The log as it comes.
 fn tell(event: BuildEvent<'_>) {
     match event {
@@ -52,9 +73,23 @@ fn tell(event: BuildEvent<'_>) {
                 rest::LogLevel::Warn => "warning: ",
                 _ => "",
             };
-            eprintln!("{level}{}", line.message);
+            eprintln!("{level}{}", plain(&colourless(&line.message)));
         }
     }
+}
+
+/// A line without the colours that programs of the build gave it.
+fn colourless(line: &str) -> String {
+    let mut parts = line.split("\x1b[");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|it: char| it.is_ascii_digit() || it == ';');
+        match rest.strip_prefix('m') {
+            Some(rest) => text.push_str(rest),
+            None => text.push_str(&format!("\x1b[{part}")),
+        }
+    }
+    text
 }
 
 pub(super) async fn list(client: Client, json: bool) -> Result<(), Failure> {
@@ -62,14 +97,17 @@ pub(super) async fn list(client: Client, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&as_json(&templates)?);
     }
+    let name = |it: &rest::Template| it.names.first().cloned().unwrap_or_else(|| "-".to_owned());
+    let widest = templates.iter().map(|it| name(it).len()).max().unwrap_or(0);
+    let width = widest.max(24);
     let mut text = format!(
-        "{:<32} {:<20} {:<8} {:>4} {:>10} {:>10} {}\n",
+        "{:<width$} {:<20} {:<8} {:>4} {:>10} {:>10} {}\n",
         "NAME", "ID", "ACCESS", "CPUS", "MEMORY", "DISK", "STATE"
     );
     for template in &templates {
         text.push_str(&format!(
-            "{:<32} {:<20} {:<8} {:>4} {:>6} MiB {:>6} MiB {}\n",
-            template.names.first().map_or("-", String::as_str),
+            "{:<width$} {:<20} {:<8} {:>4} {:>6} MiB {:>6} MiB {}\n",
+            name(template),
             template.template_id,
             if template.public { "public" } else { "private" },
             template.cpu_count,
@@ -103,11 +141,19 @@ pub(super) fn confirm(templates: &[String], yes: bool) -> Result<(), Failure> {
 }
 
 pub(super) async fn delete(client: Client, templates: Vec<String>) -> Result<(), Failure> {
+    let mut failed = None;
     for template in templates {
-        client.delete_template(&template).await.map_err(refused)?;
-        eprintln!("deleted {template}");
+        match client.delete_template(&template).await {
+            Ok(()) => eprintln!("deleted {template}"),
+            Err(error) => {
+                // The others are gone into all the same; the last failure is that of the command.
+                if let Some(before) = failed.replace(refused(error)) {
+                    eprintln!("{before}");
+                }
+            }
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 pub(super) fn publish(one: One, public: bool) -> Result<(), Failure> {
@@ -136,6 +182,9 @@ pub(super) fn inspect(one: One) -> Result<(), Failure> {
             "template {}\nbuild    {}\n",
             contents.template_id, contents.build_id
         );
+        if let Some(defaults) = &contents.sandbox_defaults {
+            text.push_str(&format!("defaults {}\n", as_json(defaults)?));
+        }
         for layer in &contents.layers {
             text.push_str(&format!("layer    {layer}\n"));
         }
@@ -160,4 +209,15 @@ fn state(status: rest::BuildStatus) -> &'static str {
 
 fn as_json(value: &impl serde::Serialize) -> Result<serde_json::Value, Failure> {
     serde_json::to_value(value).map_err(|error| Failure::new(error).hint("report this"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_go_and_other_commands_of_a_terminal_stay_for_who_replaces_them() {
+        let line = "\x1b[1;32mgreen\x1b[0m and\x1b[m \x1b[2Jmoved \x1b[";
+        assert_eq!(colourless(line), "green and \x1b[2Jmoved \x1b[");
+    }
 }
