@@ -543,3 +543,43 @@ fn a_resume_of_a_dead_front_that_comes_late() {
         check(seed, 1, ops, vec![slow, dies]);
     }
 }
+
+/// A rollback had a later epoch than the deadline that came to the host after it. That was taken for another front's deadline, on top of
+/// this one, and confirmed; the host paused the sandbox at the old one.
+#[test]
+fn a_deadline_that_a_rollback_overtakes() {
+    let pauses = Op::Create {
+        at: 0,
+        timeout: 3_759,
+        leaves_after: None,
+        kept: false,
+        pauses: true,
+    };
+    let snapshot = |at| Op::Snapshot { at, sandbox: 0 };
+    let set = |at, timeout| Op::Set {
+        at,
+        sandbox: 0,
+        timeout,
+    };
+    let back = Op::Rollback {
+        at: 3_710,
+        sandbox: 0,
+    };
+    let slow = Fault::StoreSlow {
+        from: 3_721,
+        until: 14_766,
+        by: 112,
+    };
+    let sets = [set(3_712, 28_489), set(3_726, 411)];
+    for seed in (0..200).chain([2_005_634_825]) {
+        let ops = vec![
+            pauses,
+            snapshot(200),
+            snapshot(3_721),
+            back,
+            sets[0],
+            sets[1],
+        ];
+        check_with(2, seed, 2, ops, vec![slow]);
+    }
+}
