@@ -186,8 +186,8 @@ class Footprint:
         )
 
     def grown(self, before: "Footprint", connections: int = 0) -> list[str]:
-        """What is more than before. Descriptors and memory have some room: allocators keep what a burst needed. So does the front: of
-        SQLite it has up to four readers, each with a thread, and of a database server so many `connections`.
+        """What is more than before. Descriptors and memory have some room: allocators keep what a burst needed, and so does the front's
+        pool of so many `connections` to a database server.
         """
         found = [
             f"{name}: {getattr(before, name)} -> {getattr(self, name)}"
@@ -198,7 +198,7 @@ class Footprint:
         for who in ("agent", "front"):
             now, then = getattr(self, who), getattr(before, who)
             for entry in fields(Process):
-                more = {("front", "threads"): 3, ("front", "descriptors"): connections}.get((who, entry.name), 0)
+                more = connections if (who, entry.name) == ("front", "descriptors") else 0
                 if getattr(now, entry.name) > getattr(then, entry.name) + room[entry.name] + more:
                     found.append(f"{who}'s {entry.name}: {getattr(then, entry.name)} -> {getattr(now, entry.name)}")
         return found
