@@ -41,8 +41,8 @@ def made(server):
     """Makes a sandbox with a network configuration: `made(denyOut=[...])`."""
     all_of_them = []
 
-    def make(internet: bool | None = None, **network) -> Sandbox:
-        body = {"templateID": "base", "timeout": 300, "network": network}
+    def make(internet: bool | None = None, template: str = "base", **network) -> Sandbox:
+        body = {"templateID": template, "timeout": 300, "network": network}
         status, said = ask("POST", "/v2/sandboxes", body if internet is None else body | {"allow_internet_access": internet})
         assert status == 201, said
         all_of_them.append(Sandbox.connect(said["sandboxID"]))
@@ -69,6 +69,27 @@ def reached(sandbox: Sandbox, *addresses: str) -> list[str]:
 
 def resolves(sandbox: Sandbox) -> bool:
     return exit_code(sandbox, "RES_OPTIONS='timeout:1 attempts:1' getent ahostsv4 named.example") == 0
+
+
+def built(name: str, defaults: dict) -> str:
+    """A template of that name, whose sandboxes get these defaults."""
+    status, of = ask("POST", "/v3/templates", {"name": name, "sandboxDefaults": defaults})
+    assert status == 202, of
+    template, build = of["templateID"], of["buildID"]
+    status, said = ask("POST", f"/v2/templates/{template}/builds/{build}", {"fromImage": "e2bdev/base", "steps": []})
+    assert status == 202, said
+    until("the build is over", lambda: ask("GET", f"/templates/{template}/builds/{build}/status")[1]["status"] in ("ready", "error"), 60)
+    return name
+
+
+def test_what_a_template_denies_is_denied_where_a_create_says_nothing(made):
+    template = built("denies", {"network": {"denyOut": [ONE]}})
+    sandbox = made(template=template)
+    assert reached(sandbox, *PUBLIC) == [TWO]
+    # A create, and a change of a live sandbox, win.
+    assert reached(made(template=template, denyOut=[TWO]), *PUBLIC) == [ONE]
+    put(sandbox, denyOut=[])
+    assert reached(sandbox, *PUBLIC) == [ONE, TWO]
 
 
 def test_cp_092_everything_denied(made):
