@@ -37,6 +37,7 @@ use crate::process::{ProcessService, Processes};
 use crate::settings::Settings;
 use answer::HttpError;
 pub(crate) use gate::{keepalive, user_of};
+pub use init::prepare;
 
 /// The largest RPC message; file contents do not travel as messages.
 const MESSAGE_BYTES: usize = 64 << 20;

@@ -81,6 +81,7 @@ fn run(serve: Serve) -> Result<std::convert::Infallible, StartupError> {
         default_user: serve.default_user,
         default_workdir: serve.default_workdir,
     });
+    http::prepare(&settings);
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -124,6 +124,29 @@ fn refuse_foreign(request: &InitRequest) -> Result<(), HttpError> {
     Ok(())
 }
 
+/// Does what does not depend on the host's word before it comes, so that no create waits for it: makes the folders of [`publish`], in
+/// directories that are then the sandbox's own. The first change in a directory of a template copies that up, which takes longer than all
+/// that is written. What fails here fails in `/init` again, which tells.
+pub fn prepare(settings: &Settings) {
+    // One that the host did not start is no sandbox, so its disk is somebody else's.
+    if settings.init_secret().is_none() {
+        return;
+    }
+    _ = make_folders(settings);
+    if let Some(directory) = Path::new(MACHINE_ID).parent()
+        && let Ok(found) = fs::metadata(directory)
+    {
+        _ = fs::set_permissions(directory, found.permissions());
+    }
+}
+
+fn make_folders(settings: &Settings) -> io::Result<()> {
+    fs::create_dir_all(RUN_DIR)?;
+    let sandboxed = settings.init_secret().is_some().to_string();
+    write_fact(".E2B_SANDBOX", &sandboxed)?;
+    fork::prepare()
+}
+
 /// Writes the facts that programs read from files, when the host gave them.
 fn publish(settings: &Settings, request: &InitRequest) -> io::Result<()> {
     let facts = [
@@ -133,15 +156,12 @@ fn publish(settings: &Settings, request: &InitRequest) -> io::Result<()> {
     if facts.iter().all(|(_, value)| value.is_none()) {
         return Ok(());
     }
-    fs::create_dir_all(RUN_DIR)?;
-    let sandboxed = settings.init_secret().is_some().to_string();
-    write_fact(".E2B_SANDBOX", &sandboxed)?;
+    make_folders(settings)?;
     for (name, value) in facts {
         if let Some(value) = value {
             write_fact(name, value)?;
         }
     }
-    fork::prepare()?;
     if let Some(sandbox_id) = &request.sandbox_id {
         // A template may have made something else of it: that is its own affair.
         _ = fork::write(Path::new(MACHINE_ID), &machine_id(sandbox_id), 0o444);
