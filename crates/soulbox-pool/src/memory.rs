@@ -110,8 +110,8 @@ pub(crate) fn persist(folder: &Path) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let file = File::open(entry?.path())?;
-        // All of it is on its way before the first is waited for.
-        writeback::begin(file.as_fd(), 0..u64::MAX >> 1)?;
+        // All of it is on its way before the first is waited for. What does not begin now begins then.
+        let _ = writeback::begin(file.as_fd(), 0..u64::MAX >> 1);
         files.push(file);
     }
     let threads = files.len().min(PERSISTING_AT_ONCE);
