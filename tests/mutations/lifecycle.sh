@@ -2,7 +2,8 @@
 # Breaks one rule of the life of a sandbox at a time and expects the simulation to notice.
 #
 # Each patch of tests/mutations/lifecycle is applied to a scratch copy of the last commit (a git worktree in target/mutants), in which the
-# simulation runs MUTATION_SCHEDULES schedules (100,000) from seed 1 on. Arguments name patches; without any it is all of them.
+# simulation runs MUTATION_SCHEDULES schedules (100,000) from seed 1 on, and after that, if it has noticed nothing, those that once found
+# something. Arguments name patches; without any it is all of them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
@@ -20,9 +21,15 @@ git worktree add --quiet --detach "$scratch" HEAD
 export CARGO_TARGET_DIR=$root/target/mutants/lifecycle-target
 export SOULBOX_SIM_FIRST=1 SOULBOX_SIM_SCHEDULES=${MUTATION_SCHEDULES:-100000}
 
+tests() {
+    (cd "$scratch" && timeout 600 cargo test --package soulbox-testkit --profile ci --test "$1" -- --nocapture) > "$scratch.log" 2>&1
+}
 simulate() {
-    (cd "$scratch" && cargo test --quiet --package soulbox-testkit --profile ci --test simulation --no-run) > "$scratch.log" 2>&1 || return 3
-    (cd "$scratch" && timeout 600 cargo test --package soulbox-testkit --profile ci --test simulation -- --nocapture) > "$scratch.log" 2>&1
+    (cd "$scratch" && cargo test --quiet --package soulbox-testkit --profile ci --tests --no-run) > "$scratch.log" 2>&1 || return 3
+    by=
+    tests simulation || return
+    by=' (tests/regressions.rs)'
+    tests regressions
 }
 
 if ! simulate; then
@@ -40,7 +47,7 @@ for name in "${patches[@]}"; do
     0) verdict=SURVIVED survived=1 ;;
     3) verdict='DOES NOT COMPILE' survived=1 ;;
     124) verdict='noticed: it never ends' ;;
-    *) verdict="noticed: ${rule:?the simulation failed without saying why}" ;;
+    *) verdict="noticed: ${rule:?the simulation failed without saying why}$by" ;;
     esac
     printf '%-36s %s\n' "$name" "$verdict"
     git -C "$scratch" checkout --quiet -- .
