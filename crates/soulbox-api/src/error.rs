@@ -402,6 +402,10 @@ fn not_resumed(error: &CreateError) -> ApiError {
         CreateError::Host(HostFailure::Unsupported(why)) => {
             ApiError::new(StatusCode::NOT_IMPLEMENTED, why.clone()).code("not_implemented")
         }
+        // A kill by another server reaches the host before what it has overtaken.
+        CreateError::Host(HostFailure::StaleEpoch) => {
+            conflict("the sandbox was ended or changed while it was being resumed".to_owned())
+        }
         CreateError::Host(
             HostFailure::Init(_) | HostFailure::Failed(_) | HostFailure::Unreachable(_),
         )
