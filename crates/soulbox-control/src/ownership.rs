@@ -230,13 +230,17 @@ impl Ownership {
     fn overtaken(&mut self, now: UnixMillis, row: &Progress) {
         let unannounced = self.row.0 == SandboxState::Creating;
         let asked = self.machine.epoch;
-        let pausing = matches!(
-            self.machine.phase,
-            Phase::Pausing { .. } | Phase::Paused { .. }
-        );
-        if pausing && row.pause.is_some_and(|pause| pause.epoch >= asked) {
+        let came_about = row.pause.is_some_and(|pause| pause.epoch >= asked);
+        match self.machine.phase {
             // The pause that is waited for has come about; that it has been resumed since is no reason for another one.
-            self.answer_pauses(Answer::Paused);
+            Phase::Pausing { .. } | Phase::Paused { .. } if came_about => {
+                self.answer_pauses(Answer::Paused);
+            }
+            // It has not: what waited for its end need not resume anything.
+            Phase::Pausing { .. } if row.state == SandboxState::Running => {
+                self.answer_resumes(Answer::Runs);
+            }
+            _ => {}
         }
         self.row = (row.state, row.epoch);
         self.effects.clear();

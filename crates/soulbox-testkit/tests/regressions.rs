@@ -583,3 +583,35 @@ fn a_deadline_that_a_rollback_overtakes() {
         check_with(2, seed, 2, ops, vec![slow]);
     }
 }
+
+/// One front could not pause a sandbox as the host was pausing it by itself, at a deadline that the other front had moved too late. That one
+/// took the row, which said again that it runs, for the resume that somebody waited for.
+#[test]
+fn a_resume_that_waits_for_the_other_fronts_failed_pause() {
+    let pauses = Op::Create {
+        at: 0,
+        timeout: 3_987,
+        leaves_after: None,
+        kept: false,
+        pauses: true,
+    };
+    let sandbox = 0;
+    let ops = [
+        pauses,
+        Op::Snapshot { at: 200, sandbox },
+        Op::Resume {
+            at: 3_991,
+            sandbox,
+            timeout: 154,
+        },
+        Op::Pause { at: 3_984, sandbox },
+        Op::Set {
+            at: 3_983,
+            sandbox,
+            timeout: 414,
+        },
+    ];
+    for seed in (0..200).chain([3_002_313_116]) {
+        check_with(2, seed, 2, ops.to_vec(), vec![]);
+    }
+}
