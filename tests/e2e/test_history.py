@@ -76,3 +76,17 @@ def test_another_team_reads_nothing_of_it(server):
         assert other.client.call("GET", f"/v2/{path}/logs") == (200, {"logs": []})
         assert other.client.call("GET", f"/{path}/metrics") == (200, [])
         sandbox.kill()
+
+
+def test_a_copy_does_not_tell_what_was_done_in_the_first(server):
+    """Its daemon goes on from the memory of the first one's, and a snapshot may be another team's."""
+    first = Sandbox.create(timeout=300)
+    first.commands.run("echo of the first")
+    snapshot = first.create_snapshot()
+    copy = Sandbox.create(snapshot.snapshot_id, timeout=300)
+    copy.commands.run("echo of the copy")
+    said = client(server).call("GET", f"/v2/sandboxes/{copy.sandbox_id}/logs?direction=forward")[1]["logs"]
+    assert [line["fields"]["command"] for line in said if line["message"] == "process_start"] == ["/bin/bash -l -c echo of the copy"]
+    for sandbox in (first, copy):
+        sandbox.kill()
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id)

@@ -28,6 +28,11 @@ pub fn wall() -> UnixMillis {
     UnixMillis(millis(since))
 }
 
+/// A moment of the clock of deadlines, by the wall clock as it stands now.
+pub(crate) fn by_wall(at: UnixMillis) -> UnixMillis {
+    UnixMillis(wall().0.saturating_add(at.0).saturating_sub(now().0))
+}
+
 /// Whole milliseconds, saturating.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -187,7 +187,7 @@ struct Book {
     guest: Unwritten,
     /// The number of the last line that the daemon told.
     last: u64,
-    /// Lines of before were read, or are of a time that was undone.
+    /// Lines of before were read, are of a time that was undone, or another sandbox's.
     since: UnixMillis,
     /// Whether a client has used the daemon since it was read.
     used: Arc<AtomicBool>,
@@ -232,7 +232,8 @@ impl Logs {
             guest: Unwritten::new(Speaker::Guest, ROOM_OF_GUEST),
             last: 0,
             used: Arc::default(),
-            since: UnixMillis(0),
+            // The daemon of a copy has what was done in the sandbox that it is a copy of, which may be another team's.
+            since: clock::by_wall(row.created_at),
             ever_used: false,
             oom_kills: is_new.then_some(0),
             ended: false,

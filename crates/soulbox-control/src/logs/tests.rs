@@ -142,6 +142,17 @@ fn what_was_told_twice_is_kept_once() {
 }
 
 #[test]
+fn a_copy_does_not_tell_what_was_done_before_it_was_made() {
+    let (logs, mut row) = (Logs::default(), row(1));
+    row.created_at = clock::now();
+    logs.open(&row, true);
+    let mut lines = [1, 2].map(|number| guest(number, LogLevel::Info, &number.to_string()));
+    lines[1].line.at = clock::wall().plus_millis(1000);
+    logs.told(&row.sandbox_id, lines.to_vec());
+    assert_eq!(messages(&logs, &row.sandbox_id), ["2"]);
+}
+
+#[test]
 fn what_comes_while_lines_are_written_is_written_next() {
     let (logs, row) = (Logs::default(), row(1));
     let id = &row.sandbox_id;
