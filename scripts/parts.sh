@@ -1,6 +1,7 @@
 # Runs of several parts, each wanted or not, of which one report names all that failed. Sourced, with the names of the parts that are
 # wanted in `parts` (none: all of them).
 failed=()
+beside_names=() beside_groups=() beside_logs=()
 
 # part NAME COMMAND...: goes on after a failure.
 part() {
@@ -8,6 +9,40 @@ part() {
     shift
     printf '\n--- %s: %s\n' "$suite" "$name"
     "$@" || failed+=("$name")
+}
+
+# beside NAME COMMAND...: as part, but goes on at once; `parts_join` says how it went.
+beside() {
+    local name=$1 log
+    shift
+    log=$(mktemp)
+    # A process group of its own, by which it can be ended with all that it started.
+    set -m
+    "$@" > "$log" 2>&1 < /dev/null &
+    set +m
+    beside_names+=("$name") beside_groups+=($!) beside_logs+=("$log")
+}
+
+# Waits for what runs beside, and prints what each said.
+parts_join() {
+    local at
+    for at in "${!beside_groups[@]}"; do
+        wait "${beside_groups[at]}" || failed+=("${beside_names[at]}")
+        printf '\n--- %s: %s\n' "$suite" "${beside_names[at]}"
+        cat "${beside_logs[at]}"
+        rm "${beside_logs[at]}"
+    done
+    beside_names=() beside_groups=() beside_logs=()
+}
+
+# Ends what still runs beside, for a script that ends before its time.
+parts_end() {
+    local at
+    for at in "${!beside_groups[@]}"; do
+        kill -TERM -- "-${beside_groups[at]}" 2> /dev/null || true
+        cat "${beside_logs[at]}"
+        rm -f "${beside_logs[at]}"
+    done
 }
 
 wanted() { [ ${#parts[@]} = 0 ] || [[ " ${parts[*]} " == *" $1 "* ]]; }
