@@ -89,6 +89,9 @@ class Objects:
                 found.records[record["sandbox_id"]] = record["slot"]
             except FileNotFoundError:
                 continue
+            except json.JSONDecodeError:
+                # Half of one, or what is left of it.
+                found.records[path.name] = None
         for pid in set().union(*found.pids.values()):
             try:
                 found.network_namespaces.add(str(Path(f"/proc/{pid}/ns/net").readlink()))

@@ -151,15 +151,18 @@ ENDS = {
 def test_the_last_lines_of_a_step_that_fails_are_told(server, named, end):
     """In the status and in the log, each time: builds of the same kind end beside each other."""
     command, last = ENDS[end]
+    # Nobody knows in which order two streams were written.
+    among = 3 if "streams" in end else 1
     paths = [requested(server, named()) for _ in range(4)]
     for number, path in enumerate(paths):
         steps = [{"type": "RUN", "args": [f"{command}\nexit {number + 1}", "root"]}]
         assert ask(server, "POST", f"/v2{path}", {"fromImage": "e2bdev/base", "steps": steps})[0] == 202
     for number, path in enumerate(paths):
         reason = ended(server, path)["reason"]
-        assert f"exit status {number + 1}" in reason["message"] and reason["message"].endswith(last), reason["message"][-300:]
+        assert f"exit status {number + 1}" in reason["message"], reason["message"][-300:]
+        assert last in reason["message"].splitlines()[-among:], reason["message"][-300:]
         said = lines_of(server, path)
-        assert said[-1].startswith("Build failed: ") and said[-1].endswith(last), said[-1][-300:]
+        assert said[-1].startswith("Build failed: ") and last in said[-1].splitlines()[-among:], said[-1][-300:]
         if "more lines" not in end:
             assert any(line.endswith(f"]: {last}") for line in said), said[-3:]
 

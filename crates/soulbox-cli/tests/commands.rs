@@ -207,7 +207,7 @@ fn mistakes_in_settings_are_status_2_and_touch_nothing() {
         2,
         expect![[r#"
             error: DATA/soulbox.toml line 2, column 1: unknown setting `listen_on`
-            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, template_images, rate_limits, admin_listen, criu, store, database_url, log_format, log
+            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, template_images, keep_builds, rate_limits, admin_listen, criu, store, database_url, log_format, log
         "#]],
     );
     check_failure(

@@ -73,6 +73,6 @@ pub trait History: Send + Sync + 'static {
         subject: &str,
         between: (UnixMillis, UnixMillis),
     ) -> Result<Vec<(UnixMillis, String)>, StoreError>;
-    /// Deletes what was kept before a moment, then the longest kept lines until all others have room.
+    /// Deletes what was kept before a moment, then the longest kept lines, some hundred at once, until all others have room.
     async fn trim_history(&self, before: UnixMillis, max_bytes: u64) -> Result<(), StoreError>;
 }

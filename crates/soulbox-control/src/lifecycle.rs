@@ -1279,6 +1279,39 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_resume_left_is_no_pause_of_the_present_one() {
+        let resume = Event::Resume {
+            memory: true,
+            deadline: at(90_000),
+            within_millis: 30_000,
+        };
+        let row = Progress {
+            state: SandboxState::Paused,
+            epoch: Epoch(6),
+            pause: Some(pause_at(2)),
+            ..running().progress()
+        };
+        let mut machine = Machine::at_rest(&row, pause_at(2), at(30)).0;
+        for event in [resume, Event::Reclaimed, STARTED, Event::Saved] {
+            machine = step(&machine, at(31), event).0;
+        }
+        assert_eq!(
+            (machine.state(), machine.epoch),
+            (SandboxState::Running, Epoch(7))
+        );
+        // Resumes of the epochs 3 to 5 were given up on; the host may have paused what came of one of them.
+        for epoch in 2..=6 {
+            let left = pause_at(epoch);
+            assert!(!machine.is_newer(&left), "{epoch}");
+            let (after, _) = step(&machine, at(32), Event::Paused { pause: left });
+            assert_eq!(after.state(), SandboxState::Running, "{epoch}");
+        }
+        let own = pause_at(7);
+        let (after, _) = step(&machine, at(32), Event::Paused { pause: own });
+        assert_eq!(after.state(), SandboxState::Paused);
+    }
+
+    #[test]
     fn a_failed_pause_runs_on_and_a_failed_resume_stays_paused() {
         let (machine, _) = step(&running(), at(10), Event::Pause { memory: true });
         let (machine, _) = step(&machine, at(11), Event::Saved);

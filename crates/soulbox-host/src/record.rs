@@ -74,8 +74,13 @@ impl Records {
     pub fn put(&self, record: &Record) -> io::Result<()> {
         let path = self.path(&record.sandbox_id);
         let draft = path.with_extension("new");
-        fs::write(&draft, serde_json::to_vec(record)?)?;
-        fs::rename(draft, path)
+        let text = serde_json::to_vec(record)?;
+        let written = fs::write(&draft, text).and_then(|()| fs::rename(&draft, path));
+        if written.is_err() {
+            // Nothing is left of what a full disk did not take.
+            let _ = fs::remove_file(draft);
+        }
+        written
     }
 
     /// Deletes a record; absent is fine.
@@ -114,11 +119,8 @@ impl Records {
 mod tests {
     use super::*;
 
-    #[test]
-    fn records_survive_and_garbage_does_not() {
-        let data = std::env::temp_dir().join(format!("soulbox-records-{}", std::process::id()));
-        let records = Records::open(&data).unwrap();
-        let record = Record {
+    fn record() -> Record {
+        Record {
             sandbox_id: "iabc".into(),
             epoch: 3,
             build_id: "b".into(),
@@ -138,14 +140,31 @@ mod tests {
             init_secret: "00".into(),
             egress: Egress::Only(vec!["1.1.1.1/32".into()]),
             step: true,
-        };
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing() {
+        let data = tempfile::tempdir().unwrap();
+        let records = Records::open(data.path()).unwrap();
+        // In the place of the record stands what no file replaces.
+        fs::create_dir(records.path("iabc")).unwrap();
+        assert!(records.put(&record()).is_err());
+        let left: Vec<_> = fs::read_dir(&records.directory).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn records_survive_and_garbage_does_not() {
+        let data = tempfile::tempdir().unwrap();
+        let records = Records::open(data.path()).unwrap();
+        let record = record();
         records.put(&record).unwrap();
-        fs::write(data.join(DIRECTORY).join("half.json"), "{\"sandbox_id\":").unwrap();
-        let all = records.all();
-        assert_eq!(all.unwrap(), [record]);
-        assert!(!data.join(DIRECTORY).join("half.json").exists());
+        let half = data.path().join(DIRECTORY).join("half.json");
+        fs::write(&half, "{\"sandbox_id\":").unwrap();
+        assert_eq!(records.all().unwrap(), [record]);
+        assert!(!half.exists());
         records.delete("iabc");
         assert!(records.all().unwrap().is_empty());
-        fs::remove_dir_all(&data).unwrap();
     }
 }

@@ -20,12 +20,10 @@ const BOUND: &str = "DELETE FROM log_lines WHERE sandbox_id = $1 AND is_guest = 
         WINDOW newer AS (ORDER BY logged_at DESC, line_number DESC)) AS counted \
     WHERE place > $3 OR taken > $4)";
 
-const TRIM: &str = "DELETE FROM log_lines WHERE (sandbox_id, is_guest, logged_at, line_number) IN (\
-    SELECT sandbox_id, is_guest, logged_at, line_number FROM (\
-        SELECT sandbox_id, is_guest, logged_at, line_number, sum(bytes) OVER \
-            (ORDER BY kept_at DESC, sandbox_id, is_guest, logged_at DESC, line_number DESC) AS taken \
-        FROM log_lines) AS counted \
-    WHERE taken > $1)";
+/// Each time a few: nobody waits long for the one writer.
+const DELETE_OLDEST: &str = "DELETE FROM log_lines WHERE (sandbox_id, is_guest, logged_at, line_number) IN (\
+    SELECT sandbox_id, is_guest, logged_at, line_number FROM log_lines ORDER BY kept_at LIMIT $1) RETURNING bytes";
+const AT_ONCE_DELETED: i64 = 500;
 
 fn is_guest(speaker: Speaker) -> i64 {
     i64::from(speaker == Speaker::Guest)
@@ -186,11 +184,27 @@ macro_rules! history {
                             .execute(&mut *transaction)
                             .await?;
                     }
-                    sqlx::query(TRIM)
-                        .bind(number(max_bytes))
-                        .execute(&mut *transaction)
-                        .await?;
-                    self.commit(transaction, Told::Nothing).await
+                    self.commit(transaction, Told::Nothing).await?;
+                    let sum = sqlx::query(
+                        "SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) AS taken FROM log_lines",
+                    );
+                    let sum = sum.fetch_one(&mut *self.read().await?).await?;
+                    let mut taken: i64 = sum.try_get("taken")?;
+                    while taken > number(max_bytes) {
+                        let mut transaction = self.begin_behind().await?;
+                        let deleted = sqlx::query(DELETE_OLDEST)
+                            .bind(AT_ONCE_DELETED)
+                            .fetch_all(&mut *transaction)
+                            .await?;
+                        self.commit(transaction, Told::Nothing).await?;
+                        if deleted.is_empty() {
+                            break;
+                        }
+                        for row in &deleted {
+                            taken -= row.try_get::<i64, _>("bytes")?;
+                        }
+                    }
+                    Ok(())
                 })
                 .await
             }

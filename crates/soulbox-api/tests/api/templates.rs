@@ -1,9 +1,7 @@
 //! Reading templates.
 
 use serde_json::json;
-use soulbox_control::{
-    AliasRow, AssignmentRow, BuildRow, BuildStatus, Policy, Store, TemplateRow,
-};
+use soulbox_control::{AliasRow, AssignmentRow, BuildRow, BuildStatus, Policy, Store, TemplateRow};
 use soulbox_types::{BuildId, TemplateId, UnixMillis};
 
 use crate::fixture::{Fixture, KEY, OTHER_KEY, fixture, template};

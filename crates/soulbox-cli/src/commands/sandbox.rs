@@ -68,9 +68,9 @@ async fn rollback(client: &Client, sandbox_id: &str, snapshot_id: &str) -> Resul
 pub(super) fn refused(error: ClientError) -> Failure {
     let hint = match &error {
         ClientError::Send { .. } => Some("is the server running? see soulbox serve"),
-        ClientError::Refused { status, .. } if status.as_u16() == 401 => {
-            Some("is E2B_API_KEY a key of this server? soulbox env prints those of its own installation")
-        }
+        ClientError::Refused { status, .. } if status.as_u16() == 401 => Some(
+            "is E2B_API_KEY a key of this server? soulbox env prints those of its own installation",
+        ),
         _ => None,
     };
     Failure::new(error).hint_if(hint)

@@ -146,7 +146,7 @@ fn mistakes_in_the_file_name_their_place() {
         resolve(Some("warm = 1\n  colour = \"red\"\n"), &[], &[]),
         expect![[r#"
             error: soulbox.toml line 2, column 3: unknown setting `colour`
-            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, template_images, rate_limits, admin_listen, criu, store, database_url, log_format, log"#]],
+            hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, template_images, keep_builds, rate_limits, admin_listen, criu, store, database_url, log_format, log"#]],
     );
     check_failure(
         resolve(Some("warm = 1\nlisten = 3000\n"), &[], &[]),
@@ -164,7 +164,7 @@ fn mistakes_in_the_file_name_their_place() {
         resolve(Some("[pool]\nsize = 1\n"), &[], &[]),
         expect![[r#"
         error: soulbox.toml line 1, column 2: unknown setting `pool`
-        hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, template_images, rate_limits, admin_listen, criu, store, database_url, log_format, log"#]],
+        hint: known are data_dir, listen, domain, tls_cert, tls_key, insecure, pool_size, warm, parked, front_uid, egress_allow_internal, max_connections, memory_reserve, max_sandbox_hours, max_sandboxes, max_requests, template_images, keep_builds, rate_limits, admin_listen, criu, store, database_url, log_format, log"#]],
     );
     check_failure(
         resolve(Some("log = { a = 1 }\n"), &[], &[]),

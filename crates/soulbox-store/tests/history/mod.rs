@@ -110,8 +110,15 @@ pub async fn history_is_trimmed_by_age_and_by_size(store: Arc<dyn Store>) {
     let all = (UnixMillis(0), UnixMillis(u64::MAX));
     let samples = store.samples(id.as_str(), all).await.expect("read");
     assert_eq!(samples.len(), 3, "samples of before are gone too");
-    let one = line(id, Speaker::Guest, 1, "1").line.bytes() as u64;
-    assert_eq!(trim(0, 2 * one).await, ["4", "3"]);
+    // Of too many the longest kept ones go, five hundred at once.
+    let later: Vec<_> = (1..=600)
+        .map(|number| line(id, Speaker::Server, number, "later"))
+        .collect();
+    let at = UnixMillis(1_000_010);
+    store.keep_lines(at, &later).await.expect("kept");
+    let all: usize = later.iter().map(|it| it.line.bytes()).sum();
+    assert_eq!(trim(0, all as u64 + 1000).await.len(), 603);
+    assert_eq!(trim(0, all as u64).await, ["later"; 103]);
     assert_eq!(trim(0, 0).await, [""; 0]);
 }
 
