@@ -3,7 +3,6 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -121,7 +120,7 @@ impl Channel {
         Ok((ours, Self { socket: theirs }))
     }
 
-    /// Starts the launcher with the other end as its standard input, and nothing else of ours, in a group of processes of its own.
+    /// Starts the launcher with the other end as its standard input, and nothing else of ours.
     ///
     /// # Errors
     /// No socket, or a program that cannot be executed.
@@ -132,7 +131,6 @@ impl Channel {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .process_group(0)
             .spawn()?;
         Ok((control, process))
     }

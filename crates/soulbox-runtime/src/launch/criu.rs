@@ -12,7 +12,7 @@ use std::process::Command;
 use rustix::fs::CWD;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitOptions, setsid, waitpid};
 use soulbox_sys::namespace::{Forked, fork, unshare};
 
 use super::channel::{Channel, CriuPlan, FromLauncher, ToLauncher};
@@ -29,6 +29,8 @@ pub(super) fn run(
     plan: &CriuPlan,
     descriptors: Vec<OwnedFd>,
 ) -> Result<(), LaunchError> {
+    // So whoever ends it ends what it has begun. A group in the agent's session would be hung up on at the agent's end, if CRIU stands still.
+    setsid().step("begin a session of its own")?;
     let mut descriptors = descriptors.into_iter();
     let (Some(own_run), Some(socket)) = (descriptors.next(), descriptors.next()) else {
         return Err(io::Error::from_raw_os_error(libc::EPROTO)).step("read the plan for CRIU");
