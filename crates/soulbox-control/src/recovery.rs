@@ -468,11 +468,12 @@ impl Control {
         }
     }
 
+    /// `epoch` is that of the list in which it was: whatever was decided since makes it somebody's, and the kill is refused.
     async fn kill_orphan(&self, id: &SandboxId, epoch: Epoch) {
         warn!(sandbox_id = %id, "killing a sandbox that nobody owns");
         let within = self.settings().command_within;
-        match tokio::time::timeout(within, self.hosts().kill(id, epoch.next())).await {
-            Ok(Ok(()) | Err(HostFailure::NotFound)) => {}
+        match tokio::time::timeout(within, self.hosts().kill(id, epoch)).await {
+            Ok(Ok(()) | Err(HostFailure::NotFound | HostFailure::StaleEpoch)) => {}
             // The next comparison tries again.
             Ok(Err(failure)) => {
                 warn!(sandbox_id = %id, error = %failure, "failed to kill an orphan")

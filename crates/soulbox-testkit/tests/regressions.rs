@@ -615,3 +615,36 @@ fn a_resume_that_waits_for_the_other_fronts_failed_pause() {
         check_with(2, seed, 2, ops.to_vec(), vec![]);
     }
 }
+
+/// A front that started read the host's list before a pause and the rows after it, so what was listed was nobody's. Its kill came after the
+/// resume of the other front, with the same epoch.
+#[test]
+fn a_sandbox_that_was_listed_before_its_pause_and_resumed_is_no_orphan() {
+    let pauses = Op::Create {
+        at: 0,
+        timeout: 35_000,
+        leaves_after: None,
+        kept: false,
+        pauses: true,
+    };
+    let sandbox = 0;
+    let ops = [
+        pauses,
+        Op::Snapshot { at: 100, sandbox },
+        Op::Pause { at: 300, sandbox },
+        Op::Snapshot { at: 275, sandbox },
+        Op::Pause { at: 1_185, sandbox },
+        Op::Resume {
+            at: 1_283,
+            sandbox,
+            timeout: 3_990,
+        },
+    ];
+    let faults = [
+        Fault::FrontDies { at: 1_214 },
+        Fault::Late { n: 21, by: 72 },
+    ];
+    for seed in (0..200).chain([5_008_038_006]) {
+        check_with(2, seed, 1, ops.to_vec(), faults.to_vec());
+    }
+}

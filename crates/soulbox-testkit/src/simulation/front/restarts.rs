@@ -158,11 +158,7 @@ impl World<'_> {
     fn kills_orphan(&mut self, sandbox: usize, epoch: Epoch, from: &'static str) {
         self.coverage
             .recovery("listed, no living row", from, "killed");
-        let command = Command::Kill {
-            sandbox,
-            epoch: epoch.next(),
-        };
-        self.calls(sandbox, CallKind::Aside, command);
+        self.calls(sandbox, CallKind::Aside, Command::Kill { sandbox, epoch });
     }
 
     pub(in crate::simulation) fn compare(&mut self) {
