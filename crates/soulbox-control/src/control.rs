@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) keyring: Keyring,
     pub(crate) mint: TokenMint,
     pub(crate) catalog: RwLock<Arc<Catalog>>,
+    /// Whoever reads the catalog anew.
+    pub(crate) reloading: tokio::sync::Mutex<()>,
     pub(crate) spawns: Mutex<HashMap<TemplateId, Spawns>>,
     pub(crate) metrics: Metrics,
     pub(crate) builder: BuilderSlot,
@@ -112,6 +114,7 @@ impl Control {
                 keyring,
                 mint,
                 catalog: RwLock::default(),
+                reloading: tokio::sync::Mutex::default(),
                 spawns: Mutex::default(),
                 metrics: Metrics::default(),
                 builder: BuilderSlot::default(),

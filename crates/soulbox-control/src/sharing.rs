@@ -131,6 +131,8 @@ impl Control {
 
     /// Reads the templates that the store has.
     pub(crate) async fn reload_catalog(&self) -> Result<(), StoreError> {
+        // What was read first would otherwise take the place of what was read later.
+        let _turn = self.shared.reloading.lock().await;
         let rows = self.store().catalog().await?;
         *self
             .shared

@@ -177,6 +177,7 @@ impl<R: Runtime> Host<R> {
         pool.sweep_restores().map_err(StartError::Pool)?;
         let paused = snapshots::paused(&*pool, &key).map_err(StartError::Pool)?;
         let mut adopted = Vec::new();
+        records.sweep().map_err(StartError::Records)?;
         for record in records.all().map_err(StartError::Records)? {
             let process = ProcessName {
                 pid: record.pid,

@@ -88,26 +88,42 @@ impl Records {
         let _ = fs::remove_file(self.path(sandbox_id));
     }
 
-    /// All records. What cannot be read as one is removed: its sandbox is then found by the sweep.
+    /// All records.
     ///
     /// # Errors
     /// When the directory cannot be listed.
     pub fn all(&self) -> io::Result<Vec<Record>> {
-        let mut records = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
-            let record = fs::read(&path)
-                .ok()
-                .and_then(|text| serde_json::from_slice::<Record>(&text).ok());
-            match record.filter(|record| path == self.path(&record.sandbox_id)) {
-                Some(record) => records.push(record),
-                None => {
-                    tracing::warn!(path = %path.display(), "removing a record that cannot be read");
-                    let _ = fs::remove_file(&path);
-                }
+        let records = self.found()?.into_iter();
+        Ok(records.filter_map(|(_, record)| record).collect())
+    }
+
+    /// Removes what cannot be read as a record: its sandbox is then found by the sweep. Only while nobody writes any.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn sweep(&self) -> io::Result<()> {
+        for (path, record) in self.found()? {
+            if record.is_none() {
+                tracing::warn!(path = %path.display(), "removing a record that cannot be read");
+                let _ = fs::remove_file(&path);
             }
         }
-        Ok(records)
+        Ok(())
+    }
+
+    /// The files of the directory, and what is written in each, if it is a record of its name.
+    fn found(&self) -> io::Result<Vec<(PathBuf, Option<Record>)>> {
+        let paths = fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.path()));
+        paths
+            .map(|path: io::Result<PathBuf>| {
+                let path = path?;
+                let record = fs::read(&path)
+                    .ok()
+                    .and_then(|text| serde_json::from_slice::<Record>(&text).ok())
+                    .filter(|record| path == self.path(&record.sandbox_id));
+                Ok((path, record))
+            })
+            .collect()
     }
 
     fn path(&self, sandbox_id: &str) -> PathBuf {
@@ -117,6 +133,8 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     fn record() -> Record {
@@ -162,6 +180,10 @@ mod tests {
         records.put(&record).unwrap();
         let half = data.path().join(DIRECTORY).join("half.json");
         fs::write(&half, "{\"sandbox_id\":").unwrap();
+        // One that is being written is nobody's to remove.
+        assert_eq!(records.all().unwrap(), slice::from_ref(&record));
+        assert!(half.exists());
+        records.sweep().unwrap();
         assert_eq!(records.all().unwrap(), [record]);
         assert!(!half.exists());
         records.delete("iabc");
