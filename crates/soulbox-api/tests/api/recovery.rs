@@ -127,7 +127,7 @@ async fn what_only_one_side_knows_is_ended() {
             .hosts
             .state()
             .killed
-            .contains(&(orphan.clone(), Epoch(4)))
+            .contains(&(orphan.clone(), Epoch(3)))
     );
     for _ in 0..200 {
         if cause(&after, &lost).await.is_some() {
