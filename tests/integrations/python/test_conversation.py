@@ -174,7 +174,11 @@ with Conversation(ChatModel(groq.Groq(api_key='k', base_url='{fake.http}/groq'),
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT / "integrations/python/src")}
     running = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
         # A shell has its jobs in the background ignore it, and so would this program.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
