@@ -344,7 +344,8 @@ impl Control {
         let (reporter, lines) = BuildReporter::channel();
         let text = format!("Building template {}/{build_id}", job.template_id);
         reporter.log(LogLevel::Info, None, text).await;
-        let mut written = std::pin::pin!(self.write_lines(&build_id, lines));
+        let over = CancellationToken::new();
+        let mut written = std::pin::pin!(self.write_lines(&build_id, lines, &over));
         let performed = async {
             let told = reporter.clone();
             let outcome = tokio::select! {
@@ -365,6 +366,7 @@ impl Control {
         let outcome = tokio::select! {
             outcome = &mut performed => {
                 // The last lines are there before the build is over, so that nobody misses them.
+                over.cancel();
                 if tokio::time::timeout(FLUSH_WITHIN, &mut written).await.is_err() {
                     warn!(%build_id, "the last lines of a build were not written in time");
                 }
@@ -418,13 +420,28 @@ impl Control {
         }
     }
 
-    /// Writes the lines of a build until nobody can tell any more.
-    async fn write_lines(&self, build_id: &BuildId, mut lines: mpsc::Receiver<BuildLogLine>) {
+    /// Writes the lines of a build, up to those that were told when it was over: whoever holds a reporter then has nothing to add.
+    async fn write_lines(
+        &self,
+        build_id: &BuildId,
+        mut lines: mpsc::Receiver<BuildLogLine>,
+        over: &CancellationToken,
+    ) {
         let mut room = MOST_LINES;
         let mut full = false;
         let mut batch = Vec::new();
         let mut next = tokio::time::Instant::now();
-        while lines.recv_many(&mut batch, LINES_AT_ONCE).await > 0 {
+        loop {
+            let told = tokio::select! {
+                told = lines.recv_many(&mut batch, LINES_AT_ONCE) => told,
+                () = over.cancelled(), if !lines.is_closed() => {
+                    lines.close();
+                    continue;
+                }
+            };
+            if told == 0 {
+                break;
+            }
             // What comes within a moment goes together; neither the end nor more than goes at once is waited for.
             while batch.len() < LINES_AT_ONCE {
                 let room = LINES_AT_ONCE - batch.len();
