@@ -205,10 +205,18 @@ impl Schedule {
         }
         let fronts = if random.once_in(3) { 2 } else { 1 };
         if random.once_in(200) {
-            return Self::unanswered(seed, random);
+            return if random.once_in(2) {
+                Self::unanswered(seed, random)
+            } else {
+                Self::unanswered_resume(seed, random)
+            };
         }
         if random.once_in(200) {
-            return Self::overtaken(seed, random);
+            return if random.once_in(2) {
+                Self::overtaken(seed, random)
+            } else {
+                Self::overtaken_resume(seed, random)
+            };
         }
         if random.once_in(12) {
             return Self::around_a_save(seed, random);
@@ -296,6 +304,85 @@ impl Schedule {
             ops,
             faults,
         }
+    }
+
+    /// A resume that takes its place late and is not answered: its owner gives up before the call does.
+    fn unanswered_resume(seed: u64, random: &mut Random) -> Self {
+        let at = random.between(500, 5_000);
+        let mut ops = Self::paused_and_resumed(at).to_vec();
+        if random.once_in(2) {
+            ops.push(Op::Kill {
+                at: at + random.between(10_000, 45_000),
+                sandbox: 0,
+                any: true,
+            });
+        }
+        let faults = vec![
+            Fault::StoreSlow {
+                from: at,
+                until: at + 10,
+                by: random.between(6_000, 15_000),
+            },
+            Fault::StartSlow {
+                from: at,
+                until: at + 20_000,
+                by: random.between(31_000, 60_000),
+            },
+        ];
+        Self {
+            seed,
+            fronts: 1,
+            limit: 1,
+            ops,
+            faults,
+        }
+    }
+
+    /// The kill of a front that dies, written late, and a resume of its successor before that.
+    fn overtaken_resume(seed: u64, random: &mut Random) -> Self {
+        let killed_at = random.between(500, 5_000);
+        let resumed_at = killed_at + random.between(200, 4_000);
+        let mut ops = Self::paused_and_resumed(resumed_at).to_vec();
+        ops.push(Op::Kill {
+            at: killed_at,
+            sandbox: 0,
+            any: false,
+        });
+        let faults = vec![
+            Fault::StoreSlow {
+                from: killed_at,
+                until: resumed_at + 10,
+                by: random.between(2_000, 14_000),
+            },
+            Fault::FrontDies {
+                at: killed_at + random.between(1, 100),
+            },
+        ];
+        Self {
+            seed,
+            fronts: 1,
+            limit: 1,
+            ops,
+            faults,
+        }
+    }
+
+    /// One sandbox that is paused early and resumed then.
+    fn paused_and_resumed(at: u64) -> [Op; 3] {
+        let sandbox = 0;
+        let create = Op::Create {
+            at: 0,
+            timeout: 60_000,
+            leaves_after: None,
+            kept: false,
+            pauses: false,
+        };
+        let resume = Op::Resume {
+            at,
+            sandbox,
+            timeout: 30_000,
+        };
+        [create, Op::Pause { at: 300, sandbox }, resume]
     }
 
     /// A slow pause or snapshot, by a client or at the deadline, and what else may come at that time: a schedule seldom has it all.
