@@ -13,9 +13,16 @@ use crate::store::StoreError;
 pub struct KeptLine {
     pub sandbox_id: SandboxId,
     pub speaker: Speaker,
-    /// Tells lines of one speaker and one moment apart, and orders them.
+    /// Tells lines of one speaker and one moment apart, and orders them. A [`Speaker::Server`] has one line of each number from
+    /// [`KeptLine::ONCE`] on, whatever its moment.
     pub number: u64,
     pub line: LogLine,
+}
+
+impl KeptLine {
+    /// What several servers may note, each at a moment of its own, has a number from here on and below the greatest of a database
+    /// (the migrations `once` have both).
+    pub const ONCE: u64 = 1 << 62;
 }
 
 /// Whose a line is.
@@ -50,7 +57,7 @@ pub struct KeptSample {
 /// As for [`crate::Store`]; a power failure may undo what was kept last.
 #[async_trait]
 pub trait History: Send + Sync + 'static {
-    /// Adds lines; those of the same speaker, moment and number are there already.
+    /// Adds lines; those of the same speaker, moment and number are there already, and so are [`KeptLine::ONCE`]'s of the same number.
     async fn keep_lines(&self, at: UnixMillis, lines: &[KeptLine]) -> Result<(), StoreError>;
     /// Deletes the oldest lines that have no room.
     async fn bound_lines(

@@ -275,8 +275,14 @@ impl Logs {
         );
     }
 
-    /// Notes it when the kernel has ended programs of a sandbox since its host counted them last.
-    pub(crate) fn count_oom_kills(&self, row: &SandboxRow, oom_kills: u64) {
+    /// Notes it when the kernel has ended programs of a sandbox since its host counted them last. The count began when it was started,
+    /// so every server that notes the same count says the same, and the store keeps it once.
+    pub(crate) fn count_oom_kills(
+        &self,
+        row: &SandboxRow,
+        started_at: Option<UnixMillis>,
+        oom_kills: u64,
+    ) {
         let before = match self.lock().books.get_mut(&row.sandbox_id) {
             Some(book) => book.oom_kills.replace(oom_kills),
             None => return,
@@ -289,7 +295,10 @@ impl Logs {
                 ("killed", killed.to_string()),
                 ("memory_mb", row.limits.memory.0.to_string()),
             ];
-            self.decided(&row.sandbox_id, LogLevel::Warn, OUT_OF_MEMORY, fields);
+            let started_at = started_at.unwrap_or(row.created_at);
+            let number = KeptLine::ONCE + (started_at.0 << 20) + oom_kills.min(0xf_ffff);
+            let line = decision(LogLevel::Warn, OUT_OF_MEMORY, fields);
+            self.decided_at(&row.sandbox_id, clock::wall(), Some(number), line);
         }
     }
 

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::control::Control;
 use crate::history::KeptSample;
 use crate::hosts::HostUsage;
+use crate::registry::Handle;
 use crate::store::{SandboxRow, StoreError, TeamRow};
 
 const EVERY: Duration = Duration::from_secs(5);
@@ -416,13 +417,13 @@ impl Control {
             .all()
             .into_iter()
             .filter(|handle| handle.state() == SandboxState::Running)
-            .map(|handle| handle.row)
             .collect();
-        self.shared.metrics.take_counts(clock::wall(), &running);
+        let rows: Vec<_> = running.iter().map(|it| Arc::clone(&it.row)).collect();
+        self.shared.metrics.take_counts(clock::wall(), &rows);
         match tokio::time::timeout(EVERY, self.hosts().usage()).await {
             Ok(Ok(usage)) => {
                 let now = clock::wall();
-                self.shared.metrics.take_usage(now, &running, &usage);
+                self.shared.metrics.take_usage(now, &rows, &usage);
                 self.note_oom_kills(&running, &usage);
             }
             // A gap in the series; the next round says more.
@@ -434,14 +435,16 @@ impl Control {
     }
 
     /// Inside, a program that was ended for want of memory looks like any that got SIGKILL; the log of its sandbox tells them apart.
-    fn note_oom_kills(&self, running: &[Arc<SandboxRow>], usage: &[HostUsage]) {
+    fn note_oom_kills(&self, running: &[Handle], usage: &[HostUsage]) {
         let counted: HashMap<_, _> = usage
             .iter()
             .map(|it| (&it.sandbox_id, it.oom_kills))
             .collect();
-        for row in running {
+        let logs = &self.shared.around.logs;
+        for Handle { row, progress, .. } in running {
             if let Some(oom_kills) = counted.get(&row.sandbox_id) {
-                self.shared.around.logs.count_oom_kills(row, *oom_kills);
+                let started_at = progress.borrow().started_at;
+                logs.count_oom_kills(row, started_at, *oom_kills);
             }
         }
     }

@@ -150,6 +150,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_younger_than_the_list_is_not_lost() {
+        let started = UnixMillis(1_000);
+        let row = |state| Progress {
+            state,
+            epoch: Epoch(3),
+            started_at: Some(started),
+            deadline: UnixMillis(90_000),
+            ended_at: None,
+            cause: None,
+            pause: None,
+        };
+        let running = row(SandboxState::Running);
+        assert!(!is_lost(&running, UnixMillis(500)));
+        assert!(!is_lost(&running, started.plus_millis(SETTLED_MILLIS)));
+        let settled = started.plus_millis(SETTLED_MILLIS + 1);
+        assert!(is_lost(&running, settled));
+        assert!(!is_lost(&row(SandboxState::Pausing), settled));
+    }
+
+    #[test]
     fn a_resume_that_nobody_owns_waits_for_its_deadline_only_if_another_server_may_own_it() {
         let started = UnixMillis(1_000);
         let row = |state| Progress {

@@ -48,6 +48,9 @@ macro_rules! history {
                 lines: &[KeptLine],
             ) -> Result<(), StoreError> {
                 named("keep lines of logs", async {
+                    // Two servers with the same lines would wait for each other if each had an order of its own.
+                    let mut lines: Vec<_> = lines.iter().collect();
+                    lines.sort_by_key(|it| (it.sandbox_id.as_str(), it.number));
                     for lines in lines.chunks(AT_ONCE) {
                         let mut transaction = self.begin_behind().await?;
                         for kept in lines {

@@ -9,6 +9,7 @@ mod templates;
 use history::{
     history_is_trimmed_by_age_and_by_size, lines_of_a_sandbox_are_its_teams_and_have_room,
     samples_come_back_in_order_and_the_last_of_a_moment_holds,
+    what_two_servers_noted_at_moments_of_their_own_is_one_line,
 };
 use pages::{a_page_is_what_the_query_says, metadata_is_compared_as_it_is};
 
@@ -97,6 +98,7 @@ suite!(
     a_global_alias_is_claimed_once,
     one_of_racing_requests_gets_the_last_place,
     lines_of_a_sandbox_are_its_teams_and_have_room,
+    what_two_servers_noted_at_moments_of_their_own_is_one_line,
     history_is_trimmed_by_age_and_by_size,
     samples_come_back_in_order_and_the_last_of_a_moment_holds,
     // The last one: it deletes what others have left.

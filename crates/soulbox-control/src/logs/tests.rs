@@ -253,7 +253,7 @@ fn programs_that_the_kernel_ended_are_noted_once() {
         logs.open(&row, is_new);
         // Twice the same count is nothing new; after a pause it begins anew.
         for counted in [1, 2, 2, 3, 0, 1] {
-            logs.count_oom_kills(&row, counted);
+            logs.count_oom_kills(&row, None, counted);
         }
         let lines = logs.unwritten().lines;
         for KeptLine { line, .. } in &lines {
@@ -271,4 +271,29 @@ fn programs_that_the_kernel_ended_are_noted_once() {
     assert_eq!(killed(true), ["1", "1", "1", "1"]);
     // The first was another server's to note.
     assert_eq!(killed(false), ["1", "1", "1"]);
+}
+
+#[test]
+fn the_same_count_of_the_same_run_has_the_same_number_on_every_server() {
+    let numbers = |runs: &[(u64, &[u64])]| {
+        let (logs, row) = (Logs::default(), row(1));
+        logs.open(&row, true);
+        for (started_at, counts) in runs {
+            for counted in *counts {
+                logs.count_oom_kills(&row, Some(UnixMillis(*started_at)), *counted);
+            }
+        }
+        let lines = logs.unwritten().lines.into_iter();
+        lines.map(|it| it.number).collect::<Vec<_>>()
+    };
+    const START: u64 = 1_790_000_000_000;
+    let one = numbers(&[(START, &[1, 2, 5]), (START + 1, &[1])]);
+    let other = numbers(&[(START, &[2, 5]), (START + 1, &[0, 1])]);
+    assert_eq!(other, one[1..]);
+    assert!(one.is_sorted_by(|a, b| a < b), "{one:?}");
+    // A database has signed numbers, and the greatest one is that of ends.
+    assert!(
+        one.iter()
+            .all(|it| (KeptLine::ONCE..u64::MAX >> 1).contains(it))
+    );
 }

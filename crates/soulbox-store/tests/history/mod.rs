@@ -81,6 +81,57 @@ pub async fn lines_of_a_sandbox_are_its_teams_and_have_room(store: Arc<dyn Store
     assert_eq!(messages(store, &owner.team_id, second).await.len(), 1);
 }
 
+pub async fn what_two_servers_noted_at_moments_of_their_own_is_one_line(store: Arc<dyn Store>) {
+    let owner = team("whose sandboxes have little memory");
+    let owner = store.ensure_team(&owner).await.expect("a team");
+    let rows = [sandbox(213, &owner), sandbox(214, &owner)];
+    let ids = rows.each_ref().map(|row| row.sandbox_id.clone());
+    for row in &rows {
+        store.reserve(row, 9, None).await.expect("reserved");
+    }
+    let [first, second] = &ids;
+    let noted = |at, sandbox_id, speaker, number, message| {
+        let mut kept = line(sandbox_id, speaker, number, message);
+        kept.line.at = UnixMillis(at);
+        kept
+    };
+    const ONCE: u64 = KeptLine::ONCE;
+    let by_one = [
+        noted(1, first, Speaker::Server, ONCE, "first"),
+        // Neither what has no such number nor what a guest gives one is held back by it.
+        noted(3, first, Speaker::Server, ONCE - 1, "often"),
+        noted(4, first, Speaker::Server, ONCE - 1, "often"),
+        noted(5, first, Speaker::Guest, ONCE + 1, "a guest's"),
+        noted(6, first, Speaker::Guest, ONCE + 1, "a guest's"),
+    ];
+    let by_the_other = [
+        noted(2, first, Speaker::Server, ONCE, "first, later"),
+        noted(7, first, Speaker::Server, ONCE + 1, "second"),
+    ];
+    let at = UnixMillis(10);
+    let both = async |one: &[KeptLine], other: &[KeptLine]| {
+        let (one, other) = tokio::join!(store.keep_lines(at, one), store.keep_lines(at, other));
+        one.and(other).expect("kept");
+    };
+    both(&by_one, &by_the_other).await;
+    let said = messages(&*store, &owner.team_id, first).await;
+    // Whoever was first.
+    assert!(["first", "first, later"].contains(&&*said[0]), "{said:?}");
+    let rest = ["often", "often", "a guest's", "a guest's", "second"];
+    assert_eq!(said[1..], rest);
+
+    // In opposite orders neither waits for the other for ever.
+    for round in 1..=8 {
+        let numbers = ONCE + round * 50..ONCE + round * 50 + 50;
+        let note = |at| move |number| noted(at, second, Speaker::Server, number, "of both");
+        let by_one: Vec<_> = numbers.clone().map(note(1)).collect();
+        let by_the_other: Vec<_> = numbers.rev().map(note(2)).collect();
+        both(&by_one, &by_the_other).await;
+    }
+    let of_the_second = messages(&*store, &owner.team_id, second).await;
+    assert_eq!(of_the_second, ["of both"; 400]);
+}
+
 pub async fn history_is_trimmed_by_age_and_by_size(store: Arc<dyn Store>) {
     let store = &*store;
     let owner = team("whose sandboxes said much long ago");
