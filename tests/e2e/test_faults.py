@@ -83,6 +83,8 @@ def test_a_start_waits_for_the_listener_of_the_last_one(server):
         release.start()
         server.start()
         release.join()
+        # Until it has gone it answers too, and what it has accepted ends with it.
+        until("the last front is gone", lambda: not alive(front))
     finally:
         if alive(front):
             os.kill(front, signal.SIGCONT)

@@ -5,12 +5,11 @@ use base64::engine::general_purpose::URL_SAFE;
 use soulbox_control::{Cursor, Order};
 use soulbox_types::UnixMillis;
 
-/// In UTC, with as many digits of a second as needed.
+/// In UTC, always with milliseconds, so that texts sort as their times do.
 pub(crate) fn format(at: UnixMillis) -> String {
     let millis = i64::try_from(at.0).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(millis)
-        .unwrap_or(jiff::Timestamp::MAX)
-        .to_string()
+    let at = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX);
+    format!("{at:.3}")
 }
 
 /// Any offset; what is finer than a millisecond is cut off, what is before 1970 becomes 1970.
@@ -54,8 +53,9 @@ mod tests {
     fn times_go_there_and_back() {
         assert_eq!(
             format(UnixMillis(1_700_000_000_120)),
-            "2023-11-14T22:13:20.12Z"
+            "2023-11-14T22:13:20.120Z"
         );
+        assert_eq!(format(UnixMillis(0)), "1970-01-01T00:00:00.000Z");
         assert_eq!(
             parse("2023-11-14T23:13:20.1209+01:00"),
             Some(UnixMillis(1_700_000_000_120))

@@ -161,25 +161,39 @@ async fn serve(start: Start) -> Result<(), Failure> {
     let others = fronts::Others::bind(&settings.data_dir)
         .map_err(|error| failure("listen for other fronts")(error.into()))?;
     let others = tokio::spawn(others.serve(agent.host.clone(), Arc::clone(&handler), stop.clone()));
-    let fronts = tokio::spawn(fronts::supervise(
+    let mut supervising = tokio::spawn(fronts::supervise(
         settings.clone(),
         agent.host.clone(),
         handler,
         stop.clone(),
     ));
     info!(%address, "serving");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let ended = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = &mut supervising => Some(ended),
+    };
     info!("stopping");
     stop.cancel();
-    for task in [fronts, others, dns, refusals] {
+    let ended = match ended {
+        Some(ended) => ended,
+        None => supervising.await,
+    };
+    for task in [others, dns, refusals] {
         if let Err(error) = task.await {
             warn!(%error, "a task of the agent failed");
         }
     }
-    agent.stop().await
+    agent.stop().await?;
+    match ended {
+        Ok(fronts::Ending::Stopped) => Ok(()),
+        Ok(fronts::Ending::TooOld) => Err(Failure::new(anyhow::anyhow!(
+            "the records are of a newer soulbox, as the front says above"
+        ))
+        .hint("use the soulbox that made them, or a newer one")
+        .too_old()),
+        Err(error) => Err(failure("keep a front running")(error.into())),
+    }
 }
 
 impl Agent {

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 const FAILED: u8 = 1;
 /// Exit status 2: it was asked wrong (arguments, configuration).
 const USAGE: u8 = 2;
+/// Exit status 3: what it works on is of a newer soulbox, so starting it again does not help.
+pub const TOO_OLD: u8 = 3;
 /// A signal ended it, as a shell says it of its own programs.
 pub const INTERRUPTED: u8 = 130;
 
@@ -45,6 +47,13 @@ impl Failure {
             hint: None,
             status: INTERRUPTED,
         }
+    }
+
+    /// This soulbox is older than what it was to work on; exit status 3.
+    #[must_use]
+    pub fn too_old(mut self) -> Self {
+        self.status = TOO_OLD;
+        self
     }
 
     /// What the user can do about it, in one line.

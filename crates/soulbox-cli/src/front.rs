@@ -26,6 +26,7 @@ use soulbox_api::{Figures, RateLimits, operator_router};
 use soulbox_builder::{ImagePolicy, Steps};
 use soulbox_control::{Control, ControlSettings, Credentials, HostEvent};
 use soulbox_ingress::{Ingress, Server};
+use soulbox_store::OpenError;
 use soulbox_sys::fdpass;
 use soulbox_types::{DeathCause, Epoch, UnixMillis};
 use soulbox_wire::host::{Event, FrontSettings, Hello, Reply, Request, TemplateImages};
@@ -36,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::commands::db;
+use crate::failure::Failure;
 use crate::rpc::Client;
 use builder::RpcBenches;
 use hosts::RpcHosts;
@@ -83,6 +86,15 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
     let data = fdpass::take_inherited(arguments.data_fd)
         .context("the control directory's descriptor is not usable")?;
     confined(socket.into(), data, arguments.uid, arguments.database, None)
+}
+
+/// How a front fails: the agent that started it hears by the exit status when no other could do better.
+pub fn failure(error: anyhow::Error) -> Failure {
+    match error.downcast::<OpenError>() {
+        Ok(error @ OpenError::Newer { .. }) => db::refuse(error).too_old(),
+        Ok(error) => db::refuse(error),
+        Err(error) => error.into(),
+    }
 }
 
 /// A front with a listener of its own, beside the agent's; it must have the records in PostgreSQL.

@@ -1,4 +1,4 @@
-//! The binary `soulbox`: arguments in, a command run, an exit status out (0 done, 1 failed, 2 asked wrong).
+//! The binary `soulbox`: arguments in, a command run, an exit status out (0 done, 1 failed, 2 asked wrong, 3 too old for its records).
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -75,7 +75,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Mcp(arguments) => commands::mcp::run(arguments)?,
         Command::Api(arguments) => commands::api::run(arguments)?,
         Command::Clean(arguments) => agent::clean(&commands::clean::prepare(arguments)?)?,
-        Command::Front(arguments) => front::main(&arguments)?,
+        Command::Front(arguments) => front::main(&arguments).map_err(front::failure)?,
         Command::Env(arguments) => commands::env::run(arguments)?,
         Command::Doctor(arguments) => return commands::doctor::run(arguments),
         Command::Sandbox(command) => commands::sandbox::run(command)?,

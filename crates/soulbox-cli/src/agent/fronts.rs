@@ -1,4 +1,5 @@
-//! Starts fronts, one after the other: one that ends is replaced, until the agent stops. Other fronts ([`Others`]) come by themselves.
+//! Starts fronts, one after the other: one that ends is replaced, until the agent stops. Only when the first one says that no other can do
+//! better is there no second. Other fronts ([`Others`]) come by themselves.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 
 use super::handler::Requests;
 use super::{line, own_program};
-use crate::failure::chain;
+use crate::failure::{TOO_OLD, chain};
 use crate::rpc;
 use crate::settings::{LogFormat, Settings};
 
@@ -38,24 +39,36 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// SIGTERM to SIGKILL; longer than the front's own drain.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Why there are no fronts any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    Stopped,
+    /// The records are of a newer soulbox, as the front has said. One that finds them so later is started again all the same: the agent
+    /// ends sandboxes at their deadlines meanwhile.
+    TooOld,
+}
+
 /// Keeps one front running until `stop`, then ends it.
 pub(super) async fn supervise<R: Runtime>(
     settings: Settings,
     host: Host<R>,
     requests: Arc<Requests<R>>,
     stop: CancellationToken,
-) {
+) -> Ending {
     let mut pause = FIRST_PAUSE;
+    let mut is_first = true;
     while !stop.is_cancelled() {
         let started = Instant::now();
         match live(&settings, &host, &requests, &stop).await {
-            Ok(()) if stop.is_cancelled() => return,
-            Ok(()) => warn!("the front ended; starting another one"),
+            Ok(_) if stop.is_cancelled() => break,
+            Ok(Some(TOO_OLD)) if is_first => return Ending::TooOld,
+            Ok(_) => warn!("the front ended; starting another one"),
             Err(error) => warn!(
                 error = line(&error),
                 "the front failed; starting another one"
             ),
         }
+        is_first = false;
         if started.elapsed() > HEALTHY {
             pause = FIRST_PAUSE;
         }
@@ -65,15 +78,16 @@ pub(super) async fn supervise<R: Runtime>(
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    Ending::Stopped
 }
 
-/// One front, from its start to its end.
+/// One front, from its start to its end; its exit status, where it ended by itself.
 async fn live<R: Runtime>(
     settings: &Settings,
     host: &Host<R>,
     requests: &Arc<Requests<R>>,
     stop: &CancellationToken,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<u8>> {
     let (ours, theirs) = StdUnixStream::pair().context("failed to make a socket pair")?;
     ours.set_nonblocking(true)?;
     let mut events = host.subscribe();
@@ -81,19 +95,21 @@ async fn live<R: Runtime>(
     let socket = UnixStream::from_std(ours)?;
     let serving = rpc::serve(socket, Arc::clone(requests), &mut events);
     tokio::pin!(serving);
-    tokio::select! {
-        outcome = &mut serving => outcome.context("the host RPC failed")?,
+    let served = tokio::select! {
+        outcome = &mut serving => outcome.context("the host RPC failed"),
         () = stop.cancelled() => {
             front.terminate();
             // It still needs the agent while it drains.
             if tokio::time::timeout(STOP_TIMEOUT, &mut serving).await.is_err() {
                 warn!("the front did not end in time and is killed");
             }
+            Ok(())
         }
-    }
-    let status = tokio::task::spawn_blocking(move || front.end()).await?;
-    info!(status, "a front ended");
-    Ok(())
+    };
+    let status = tokio::task::spawn_blocking(move || front.end()).await??;
+    info!(%status, "a front ended");
+    served?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()))
 }
 
 /// The directory of the records, made if it is not there, for the front's user alone.
@@ -197,27 +213,24 @@ impl Front {
         }
     }
 
-    /// Waits for a moment, then kills; returns the exit status as text.
-    fn end(&mut self) -> String {
+    /// Waits for a moment, then kills.
+    fn end(&mut self) -> io::Result<ExitStatus> {
         let deadline = Instant::now() + Duration::from_millis(500);
         loop {
             match self.0.try_wait() {
-                Ok(Some(status)) => return status.to_string(),
+                Ok(Some(status)) => return Ok(status),
                 Ok(None) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(10))
                 }
                 _ => break,
             }
         }
-        self.0.kill().and_then(|()| self.0.wait()).map_or_else(
-            |error: io::Error| error.to_string(),
-            |status| status.to_string(),
-        )
+        self.0.kill().and_then(|()| self.0.wait())
     }
 }
 
 impl Drop for Front {
     fn drop(&mut self) {
-        self.end();
+        let _ = self.end();
     }
 }

@@ -39,10 +39,6 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     let listener = listen(settings.listen)?;
     let control = agent::open_control(&settings).context("failed to open the control directory")?;
     // One thread so far: the confinement needs that.
-    Ok(front::beside(
-        socket,
-        control.into(),
-        settings.front_uid,
-        listener,
-    )?)
+    let uid = settings.front_uid;
+    front::beside(socket, control.into(), uid, listener).map_err(front::failure)
 }

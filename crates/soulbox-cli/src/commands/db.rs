@@ -199,7 +199,8 @@ fn existing(settings: &Settings) -> Result<PathBuf, Failure> {
     ))
 }
 
-fn refuse(error: OpenError) -> Failure {
+/// Why records cannot be opened, for their operator.
+pub fn refuse(error: OpenError) -> Failure {
     let hint = match &error {
         OpenError::Newer { .. } => Some("use the soulbox that made it, or a newer one"),
         OpenError::Older { .. } => Some("run soulbox db migrate, or start this soulbox's server"),
