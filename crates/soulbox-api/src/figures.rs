@@ -49,6 +49,8 @@ pub struct Figures {
     under_way: Gauge,
     sandboxes: Family<InState, Gauge>,
     creates: Family<InState, Gauge>,
+    creates_ahead: Gauge,
+    slots_ahead: Gauge,
     memory_used: Gauge,
     memory_total: Gauge,
 }
@@ -89,6 +91,17 @@ impl Default for Figures {
             "Creates that the host has ended since its agent's start",
             creates.clone(),
         );
+        let (creates_ahead, slots_ahead) = (Gauge::default(), Gauge::default());
+        registry.register(
+            "node_creates_ahead",
+            "Of these, those that took a slot whose daemon ran already",
+            creates_ahead.clone(),
+        );
+        registry.register(
+            "node_slots_ahead",
+            "Slots in stock whose daemon runs already",
+            slots_ahead.clone(),
+        );
         let (memory_used, memory_total) = (Gauge::default(), Gauge::default());
         registry.register_with_unit(
             "node_memory_used",
@@ -109,6 +122,8 @@ impl Default for Figures {
             under_way,
             sandboxes,
             creates,
+            creates_ahead,
+            slots_ahead,
             memory_used,
             memory_total,
         }
@@ -175,6 +190,8 @@ impl Figures {
                 let of = |state| self.creates.get_or_create(&InState { state }).clone();
                 set(&of("succeeded"), node.host.create_successes);
                 set(&of("failed"), node.host.create_fails);
+                set(&self.creates_ahead, node.host.creates_ahead);
+                set(&self.slots_ahead, node.host.slots_ahead);
             }
         }
     }

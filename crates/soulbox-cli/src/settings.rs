@@ -40,7 +40,7 @@ pub struct Settings {
     pub insecure: bool,
     /// The size of the pool's loop file; absent: it chooses and grows by itself.
     pub pool_size: Option<MiB>,
-    /// Slots kept with a running envd of the default template.
+    /// Slots kept with a running envd, for all templates together.
     pub warm: u32,
     /// Slots kept with a parked launcher.
     pub parked: u32,

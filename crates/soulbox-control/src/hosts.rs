@@ -139,6 +139,9 @@ pub struct HostNode {
     pub starting: u32,
     pub create_successes: u64,
     pub create_fails: u64,
+    /// Creates that took a slot whose daemon ran already, and such slots that are in stock.
+    pub creates_ahead: u64,
+    pub slots_ahead: u64,
     pub version: String,
     pub commit: String,
     pub cpu_family: String,

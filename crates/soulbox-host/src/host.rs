@@ -40,7 +40,7 @@ use crate::saves::{Job, Saves};
 use crate::slots::Slots;
 use crate::snapshot::{Key, RootBasis};
 use crate::substitutes::Substitutes;
-use crate::warm::{Booted, Warm, WarmTargets, default_limits};
+use crate::warm::{Booted, Warm, WarmLevels, WarmTargets, default_limits};
 use crate::workshop::{Made, MakeError, Workshop};
 use snapshots::Origin;
 
@@ -455,6 +455,18 @@ impl<R: Runtime> Host<R> {
         Ok(told)
     }
 
+    /// There is a new build, or it is another than it was: nothing that it replaces is kept ahead.
+    pub(crate) fn renew_ahead(&self, build: &TemplateManifest) {
+        let inner = &self.inner;
+        inner.discard_booted(inner.warm.renew(build));
+    }
+
+    /// A build is no more: nothing of it is kept ahead.
+    pub(crate) fn forget_ahead(&self, build_id: &str) {
+        let inner = &self.inner;
+        inner.discard_booted(inner.warm.forget(build_id));
+    }
+
     pub(crate) fn workshop(&self) -> Arc<Workshop<R>> {
         Arc::clone(&self.inner.workshop)
     }
@@ -465,9 +477,9 @@ impl<R: Runtime> Host<R> {
             .live(sandbox_id, |live| lock(&live.record).clone())
     }
 
-    /// Booted and parked slots in stock.
+    /// How the slots do that are made ahead.
     #[must_use]
-    pub fn warm_levels(&self) -> (usize, usize) {
+    pub fn warm_levels(&self) -> WarmLevels {
         self.inner.warm.levels()
     }
 
@@ -644,12 +656,9 @@ impl<R: Runtime> Inner<R> {
         }
     }
 
-    /// A sandbox off the stock, where the request is for the build that is kept in stock.
-    fn take_booted(&self, request: &Create) -> Option<Booted<R>> {
-        if !request.layers.is_empty() || request.snapshot.is_some() {
-            return None;
-        }
-        let (booted, dead) = self.warm.take_booted(&request.build_id);
+    /// A sandbox off the stock, where it begins from nothing but a build and there is one of that.
+    fn take_booted(&self, origin: &Origin) -> Option<Booted<R>> {
+        let (booted, dead) = self.warm.take_booted(origin.build_alone()?);
         self.discard_booted(dead);
         booted
     }
@@ -683,10 +692,8 @@ impl<R: Runtime> Inner<R> {
             Err(error) => return Err(failed(&error)),
         };
         *lock(&self.templates) = Arc::clone(&templates);
-        let old = self
-            .warm
-            .set_template(find_default(&templates, &self.settings.default_template));
-        self.discard_booted(old);
+        let default = find_default(&templates, &self.settings.default_template);
+        self.discard_booted(self.warm.set_templates(&templates, default));
         Ok(templates)
     }
 
@@ -749,9 +756,9 @@ impl<R: Runtime> Inner<R> {
         origin: Origin,
     ) -> Result<(Record, Made<R>, OwnedFd), HostError> {
         let mut basis = origin.basis();
-        let booted = self.take_booted(&request);
+        let booted = self.take_booted(&origin);
         let (made, envd) = match booted {
-            Some(Booted { made, envd }) => (made, envd),
+            Some(Booted { made, envd, .. }) => (made, envd),
             None => {
                 let _permit = self
                     .starts

@@ -152,7 +152,9 @@ impl<R: Runtime> Host<R> {
                 started: build.inherited.started,
             },
         };
-        with_pool(self.workshop(), move |pool| pool.put_build(&manifest)).await?;
+        let kept = manifest.clone();
+        with_pool(self.workshop(), move |pool| pool.put_build(&kept)).await?;
+        self.renew_ahead(&manifest);
         self.claims().built(&build_id);
         Ok(())
     }
@@ -170,7 +172,10 @@ impl<R: Runtime> Host<R> {
         if let Some(started) = known.and_then(|build| build.inherited.started) {
             self.delete_snapshot(started).await?;
         }
-        with_pool(self.workshop(), move |pool| pool.delete_build(&build_id)).await
+        let forgotten = build_id.clone();
+        with_pool(self.workshop(), move |pool| pool.delete_build(&forgotten)).await?;
+        self.forget_ahead(&build_id);
+        Ok(())
     }
 }
 

@@ -42,7 +42,7 @@ mod warm;
 mod workshop;
 
 pub use host::{Host, HostSettings, StartError};
-pub use warm::WarmTargets;
+pub use warm::{WarmLevels, WarmTargets};
 
 /// The port of envd inside every sandbox.
 pub const ENVD_PORT: u16 = soulbox_runtime::identity::ENVD_PORT;

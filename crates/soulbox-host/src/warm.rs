@@ -1,8 +1,11 @@
-//! Slots made ahead: some booted for the default template, some parked for any. One thread refills; a create only takes.
+//! Slots made ahead: some booted for the builds that are used ([`demand`]), some parked for any. One thread refills; a create only takes.
+//!
+//! In a booted slot nothing has run but our own init and daemon: a template's own programs wait for `/init`.
 
+mod demand;
 mod pace;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -15,12 +18,16 @@ use tokio::runtime::Handle;
 
 use crate::runtime::Runtime;
 use crate::workshop::{Made, MakeError, Prepared, Workshop};
+use demand::{Demand, Step};
 use pace::Pace;
+
+/// How often it is looked whether a build has slots that are not used any more.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// How many of each kind.
 #[derive(Debug, Clone, Copy)]
 pub struct WarmTargets {
-    /// Running envds of the default template.
+    /// Running envds, of all builds together.
     pub booted: usize,
     /// Parked launchers.
     pub parked: usize,
@@ -28,6 +35,7 @@ pub struct WarmTargets {
 
 /// A sandbox without an owner: envd runs, a connection to it is open, and nobody inside has ever been told anything.
 pub(crate) struct Booted<R: Runtime> {
+    template: Arc<TemplateManifest>,
     pub(crate) made: Made<R>,
     pub(crate) envd: OwnedFd,
 }
@@ -35,8 +43,9 @@ pub(crate) struct Booted<R: Runtime> {
 struct Stock<R: Runtime> {
     booted: VecDeque<Booted<R>>,
     parked: VecDeque<Prepared<R>>,
-    /// What to boot; `None` when there is no template yet.
-    template: Option<TemplateManifest>,
+    demand: Demand,
+    /// Booted ones that creates have got.
+    taken: u64,
     pace: Pace,
     stopping: bool,
 }
@@ -49,18 +58,38 @@ pub(crate) struct Warm<R: Runtime> {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-enum Next {
-    Boot(Box<TemplateManifest>),
+enum Next<R: Runtime> {
+    Boot(Arc<TemplateManifest>),
+    GiveBack(Box<Booted<R>>),
     Park,
     Stop,
 }
 
+/// How the stock does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmLevels {
+    /// Running envds in stock.
+    pub booted: usize,
+    /// Sandboxes that began with one, since the start.
+    pub taken: u64,
+}
+
+impl<R: Runtime> Stock<R> {
+    /// Takes out what satisfies a condition.
+    fn extract(&mut self, unwanted: impl Fn(&Booted<R>) -> bool) -> Vec<Booted<R>> {
+        let (out, kept) = self.booted.drain(..).partition(unwanted);
+        self.booted = kept;
+        Vec::from_iter::<VecDeque<_>>(out)
+    }
+}
+
 impl<R: Runtime> Warm<R> {
-    pub(crate) fn new(targets: WarmTargets, template: Option<TemplateManifest>) -> Arc<Self> {
+    pub(crate) fn new(targets: WarmTargets, default: Option<TemplateManifest>) -> Arc<Self> {
         let stock = Stock {
             booted: VecDeque::new(),
             parked: VecDeque::new(),
-            template,
+            demand: Demand::new(default),
+            taken: 0,
             pace: Pace::default(),
             stopping: false,
         };
@@ -87,19 +116,21 @@ impl<R: Runtime> Warm<R> {
     }
 
     /// A booted sandbox of that build, if one is in stock and still alive, and those that have died meanwhile, to be discarded.
-    pub(crate) fn take_booted(&self, build_id: &str) -> (Option<Booted<R>>, Vec<Booted<R>>) {
+    pub(crate) fn take_booted(
+        &self,
+        template: &TemplateManifest,
+    ) -> (Option<Booted<R>>, Vec<Booted<R>>) {
+        let now = Instant::now();
         let mut dead = Vec::new();
         let mut stock = self.lock();
-        stock.pace.taken(Instant::now());
-        if stock
-            .template
-            .as_ref()
-            .is_none_or(|template| template.build_id != build_id)
+        stock.pace.taken(now);
+        stock.demand.note(template, now);
+        let is_of_it = |booted: &Booted<R>| *booted.template == *template;
+        while let Some(at) = stock.booted.iter().position(is_of_it)
+            && let Some(booted) = stock.booted.remove(at)
         {
-            return (None, dead);
-        }
-        while let Some(booted) = stock.booted.pop_front() {
             if !is_readable(&booted.made.ended) {
+                stock.taken += 1;
                 return (Some(booted), dead);
             }
             tracing::warn!(
@@ -123,14 +154,38 @@ impl<R: Runtime> Warm<R> {
         self.wanted.notify_one();
     }
 
-    /// Changes what is booted ahead; gives back what is of no use any more.
-    pub(crate) fn set_template(&self, template: Option<TemplateManifest>) -> Vec<Booted<R>> {
+    /// The installation's own templates are these, and one of them is booted whoever uses it. Gives back what is of no use any more.
+    pub(crate) fn set_templates(
+        &self,
+        templates: &[TemplateManifest],
+        default: Option<TemplateManifest>,
+    ) -> Vec<Booted<R>> {
+        self.change(|demand| {
+            templates.iter().for_each(|template| demand.renew(template));
+            demand.set_default(default);
+        })
+    }
+
+    /// There is a new build, or it is another than it was. Gives back slots of what it replaces.
+    pub(crate) fn renew(&self, template: &TemplateManifest) -> Vec<Booted<R>> {
+        self.change(|demand| demand.renew(template))
+    }
+
+    /// A build is no more. Gives back its slots.
+    pub(crate) fn forget(&self, build_id: &str) -> Vec<Booted<R>> {
+        self.change(|demand| demand.forget(build_id))
+    }
+
+    /// Takes out the slots of all builds that have none any more after a change.
+    fn change(&self, change: impl FnOnce(&mut Demand)) -> Vec<Booted<R>> {
         let mut stock = self.lock();
-        if stock.template == template {
-            return Vec::new();
-        }
-        stock.template = template;
-        let old = stock.booted.drain(..).collect();
+        change(&mut stock.demand);
+        let shares = stock.demand.shares(self.targets.booted, Instant::now());
+        let old = stock.extract(|booted| {
+            !shares
+                .iter()
+                .any(|share| *share.template == *booted.template)
+        });
         drop(stock);
         self.refill();
         old
@@ -163,30 +218,41 @@ impl<R: Runtime> Warm<R> {
         }
     }
 
-    /// Numbers of booted and parked slots in stock.
-    pub(crate) fn levels(&self) -> (usize, usize) {
+    pub(crate) fn levels(&self) -> WarmLevels {
         let stock = self.lock();
-        (stock.booted.len(), stock.parked.len())
+        WarmLevels {
+            booted: stock.booted.len(),
+            taken: stock.taken,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Stock<R>> {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> Next {
+    fn next(&self) -> Next<R> {
         let mut stock = self.lock();
         loop {
             if stock.stopping {
                 return Next::Stop;
             }
-            let (have, want) = (stock.booted.len(), self.targets.booted);
-            let next = match &stock.template {
-                Some(template) if have < want => Next::Boot(Box::new(template.clone())),
-                _ if stock.parked.len() < self.targets.parked => Next::Park,
-                _ => {
-                    stock = self
+            let next = match self.step(&stock) {
+                Step::Make(template) => Next::Boot(template),
+                Step::GiveBack(build_id) => {
+                    let is_of_it = |it: &Booted<R>| it.template.build_id == build_id;
+                    match stock.booted.iter().position(is_of_it) {
+                        Some(at) => match stock.booted.remove(at) {
+                            Some(booted) => return Next::GiveBack(Box::new(booted)),
+                            None => continue,
+                        },
+                        None => continue,
+                    }
+                }
+                Step::Nothing if stock.parked.len() < self.targets.parked => Next::Park,
+                Step::Nothing => {
+                    (stock, _) = self
                         .wanted
-                        .wait(stock)
+                        .wait_timeout(stock, LOOK)
                         .unwrap_or_else(PoisonError::into_inner);
                     continue;
                 }
@@ -202,12 +268,25 @@ impl<R: Runtime> Warm<R> {
         }
     }
 
+    fn step(&self, stock: &Stock<R>) -> Step {
+        let mut levels = BTreeMap::new();
+        for booted in &stock.booted {
+            *levels.entry(&*booted.template.build_id).or_default() += 1;
+        }
+        let slots = self.targets.booted;
+        demand::step(&stock.demand.shares(slots, Instant::now()), &levels, slots)
+    }
+
     fn run(&self, workshop: &Workshop<R>, tokio: &Handle) {
         let mut pause = Duration::from_millis(100);
         loop {
             let made = match self.next() {
                 Next::Stop => return,
-                Next::Boot(template) => self.make_booted(workshop, tokio, &template),
+                Next::GiveBack(booted) => {
+                    workshop.discard(booted.made);
+                    continue;
+                }
+                Next::Boot(template) => self.make_booted(workshop, tokio, template),
                 Next::Park => workshop.prepare(&default_limits(None)).map(|prepared| {
                     let mut stock = self.lock();
                     if stock.stopping {
@@ -249,25 +328,47 @@ impl<R: Runtime> Warm<R> {
         &self,
         workshop: &Workshop<R>,
         tokio: &Handle,
-        template: &TemplateManifest,
+        template: Arc<TemplateManifest>,
     ) -> Result<(), MakeError> {
-        let limits = default_limits(Some(template));
-        let made = workshop.boot(workshop.prepare(&limits)?, template, None, &limits)?;
-        let envd = match tokio.block_on(workshop.runtime.dial(&made.running, crate::ENVD_PORT)) {
-            Ok(envd) => envd,
-            Err(source) => {
-                workshop.discard(made);
-                return Err(MakeError::Dial(source));
+        let (made, envd) = match boot(workshop, tokio, &template) {
+            Ok(booted) => booted,
+            Err(error) => {
+                // What is wrong with one template is not to keep the others waiting: it is tried again when it is used again.
+                self.lock().demand.forget(&template.build_id);
+                return Err(error);
             }
         };
         let mut stock = self.lock();
-        if stock.stopping || stock.template.as_ref() != Some(template) {
+        let shares = stock.demand.shares(self.targets.booted, Instant::now());
+        let is_wanted = shares.iter().any(|share| *share.template == *template);
+        if stock.stopping || !is_wanted {
             drop(stock);
             workshop.discard(made);
         } else {
-            stock.booted.push_back(Booted { made, envd });
+            stock.booted.push_back(Booted {
+                template,
+                made,
+                envd,
+            });
         }
         Ok(())
+    }
+}
+
+/// A booted sandbox and a connection to its envd.
+fn boot<R: Runtime>(
+    workshop: &Workshop<R>,
+    tokio: &Handle,
+    template: &TemplateManifest,
+) -> Result<(Made<R>, OwnedFd), MakeError> {
+    let limits = default_limits(Some(template));
+    let made = workshop.boot(workshop.prepare(&limits)?, template, None, &limits)?;
+    match tokio.block_on(workshop.runtime.dial(&made.running, crate::ENVD_PORT)) {
+        Ok(envd) => Ok((made, envd)),
+        Err(source) => {
+            workshop.discard(made);
+            Err(MakeError::Dial(source))
+        }
     }
 }
 

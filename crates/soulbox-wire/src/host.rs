@@ -406,6 +406,12 @@ pub struct Node {
     /// Since the agent's start.
     pub create_successes: u64,
     pub create_fails: u64,
+    /// Of the successes, those that began in a slot whose daemon ran already.
+    #[serde(default)]
+    pub creates_ahead: u64,
+    /// Such slots that are in stock.
+    #[serde(default)]
+    pub slots_ahead: u64,
     pub version: String,
     /// Empty where the build does not know it.
     pub commit: String,

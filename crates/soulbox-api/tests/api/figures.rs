@@ -44,6 +44,8 @@ async fn requests_sandboxes_and_the_host_are_counted() {
         "soulbox_requests_under_way 0",
         "soulbox_sandboxes{state=\"running\"} 1",
         "soulbox_node_creates{state=\"failed\"} 3",
+        "soulbox_node_creates_ahead 1",
+        "soulbox_node_slots_ahead 16",
         "soulbox_node_memory_total_bytes 20",
         "# EOF",
     ] {

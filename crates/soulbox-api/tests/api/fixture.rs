@@ -275,6 +275,8 @@ impl Hosts for FakeHosts {
             starting: 1,
             create_successes: 2,
             create_fails: 3,
+            creates_ahead: 1,
+            slots_ahead: 16,
             version: "0.0.1".to_owned(),
             commit: String::new(),
             cpu_family: "6".to_owned(),

@@ -176,7 +176,9 @@ async fn perform<R: Runtime>(host: &Host<R>, node: &NodeAccount, request: Reques
         Request::Node => {
             let sandboxes = u32::try_from(host.list().len()).unwrap_or(u32::MAX);
             (
-                Ok(Reply::Node(Box::new(node.describe(sandboxes)))),
+                Ok(Reply::Node(Box::new(
+                    node.describe(sandboxes, host.warm_levels()),
+                ))),
                 Vec::new(),
             )
         }

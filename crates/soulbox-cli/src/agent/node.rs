@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use soulbox_host::WarmLevels;
 use soulbox_wire::host::{HostError, HostErrorKind, Node, NodeDisk, NodeStatus};
 
 /// The host's own account.
@@ -92,7 +93,7 @@ impl NodeAccount {
     }
 
     /// Reads the machine's figures; a few files below /proc and /sys.
-    pub(super) fn describe(&self, sandboxes: u32) -> Node {
+    pub(super) fn describe(&self, sandboxes: u32, ahead: WarmLevels) -> Node {
         let (status, status_changed_at) =
             *self.status.lock().unwrap_or_else(PoisonError::into_inner);
         let cpu = Keyed::read("/proc/cpuinfo");
@@ -108,6 +109,8 @@ impl NodeAccount {
             starting: self.starting.load(Ordering::Relaxed),
             create_successes: self.successes.load(Ordering::Relaxed),
             create_fails: self.fails.load(Ordering::Relaxed),
+            creates_ahead: ahead.taken,
+            slots_ahead: ahead.booted as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: option_env!("SOULBOX_COMMIT").unwrap_or_default().to_owned(),
             cpu_family: cpu.text("cpu family"),
@@ -256,7 +259,11 @@ mod tests {
         let refused = account.begin().err().expect("it drains");
         assert_eq!(refused.kind, HostErrorKind::NotReady);
         assert_eq!(refused.message, "it is draining");
-        let node = account.describe(3);
+        let ahead = WarmLevels {
+            booted: 16,
+            taken: 1,
+        };
+        let node = account.describe(3, ahead);
         assert_eq!(
             (node.create_successes, node.create_fails, node.starting),
             (1, 1, 1)

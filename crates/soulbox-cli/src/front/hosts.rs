@@ -486,6 +486,8 @@ fn node(node: host::Node) -> HostNode {
         starting: node.starting,
         create_successes: node.create_successes,
         create_fails: node.create_fails,
+        creates_ahead: node.creates_ahead,
+        slots_ahead: node.slots_ahead,
         version: node.version,
         commit: node.commit,
         cpu_family: node.cpu_family,

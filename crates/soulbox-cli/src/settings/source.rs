@@ -39,7 +39,7 @@ pub struct ServeFlags {
     /// Size of the pool's file [default: 10 GiB, growing]
     #[arg(long, value_name = "SIZE")]
     pub pool_size: Option<String>,
-    /// Slots kept with a running agent [default: 16]
+    /// Slots kept with a running agent, for the templates that are used [default: 16]
     #[arg(long, value_name = "N")]
     pub warm: Option<String>,
     /// Slots kept with a parked launcher [default: 4]

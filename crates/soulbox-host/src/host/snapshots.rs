@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::{Host, Inner, failed, not_found};
 use crate::chain;
+use crate::layers;
 use crate::lifecycle;
 use crate::runtime::Runtime;
 use crate::sandbox::Request;
@@ -38,6 +39,13 @@ impl Origin {
         let mut layers: Vec<_> = own.map(|layer| layer.as_str().to_owned()).collect();
         layers.extend(self.started.iter().flat_map(|started| started.layers()));
         layers
+    }
+
+    /// The build, where it begins from that alone: not a step of a build, and nothing of a snapshot.
+    pub(super) fn build_alone(&self) -> Option<&TemplateManifest> {
+        let is_of_snapshot = self.snapshot.is_some() || self.started.is_some();
+        let is_build = !is_of_snapshot && !layers::is_of_step(&self.template);
+        is_build.then_some(&self.template)
     }
 
     pub(super) fn basis(&self) -> RootBasis {

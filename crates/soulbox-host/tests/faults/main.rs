@@ -1,5 +1,6 @@
 //! Every step of a create and of a kill fails in turn, and the world is looked at afterwards: no root, no kernel objects but in [`overtaken`].
 
+mod ahead;
 mod overtaken;
 mod world;
 

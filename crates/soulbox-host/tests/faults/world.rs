@@ -55,6 +55,10 @@ struct State {
     layers: Vec<String>,
     /// The layers of the latest boot, lowest first.
     booted_on: Vec<PathBuf>,
+    /// Those of each slot that is booted.
+    roots: BTreeMap<u16, Vec<PathBuf>>,
+    /// Not in the pool, whatever a manifest says.
+    missing: BTreeSet<String>,
     /// What keeps snapshots, as of this upper of its own.
     kept: Option<(Arc<BtrfsPool>, &'static str)>,
     /// Told by a save when its snapshot is whole, and what that then waits for.
@@ -169,6 +173,18 @@ impl World {
         self.state().booted_on.clone()
     }
 
+    /// The slots that have a layer of their own kind below them.
+    pub fn booted_with(&self, layer: &str) -> BTreeSet<u16> {
+        let state = self.state();
+        let has = |root: &Vec<PathBuf>| root.iter().any(|path| path.ends_with(layer));
+        let with = state.roots.iter().filter(|(_, root)| has(root));
+        with.map(|(slot, _)| *slot).collect()
+    }
+
+    pub fn lose_layer(&self, layer: &str) {
+        self.state().missing.insert(layer.to_owned());
+    }
+
     pub fn lives(&self) -> BTreeSet<u16> {
         self.state().lives.keys().copied().collect()
     }
@@ -234,6 +250,7 @@ impl World {
         assert!(state.objects.uppers.contains(&*upper), "no upper {upper}");
         state.objects.parked.remove(&slot);
         state.booted_on.clone_from(&root.layers);
+        state.roots.insert(slot, root.layers.clone());
         assert!(state.objects.booted.insert(slot), "slot {slot} is in use");
         state.lives.insert(slot, life);
         state.ends.insert(slot, end);
@@ -391,6 +408,7 @@ impl Runtime for World {
             return Err(RuntimeError("its processes are still there".into()));
         }
         state.ends.remove(&running.slot);
+        state.roots.remove(&running.slot);
         state.objects.egress.remove(&running.slot);
         assert!(
             state.objects.booted.remove(&running.slot),
@@ -504,8 +522,8 @@ impl Pool for FakePool {
         PathBuf::from("/pool/layers").join(digest.as_str())
     }
 
-    fn has_layer(&self, _: &LayerDigest) -> bool {
-        !self.0.fails("has_layer")
+    fn has_layer(&self, layer: &LayerDigest) -> bool {
+        !self.0.fails("has_layer") && !self.0.state().missing.contains(layer.as_str())
     }
 
     fn begin_layer(&self) -> Result<LayerDraft, PoolError> {
