@@ -648,3 +648,31 @@ fn a_sandbox_that_was_listed_before_its_pause_and_resumed_is_no_orphan() {
         check_with(2, seed, 1, ops.to_vec(), faults.to_vec());
     }
 }
+
+/// A sandbox was resumed, and ended at a deadline that a client had moved meanwhile, all while its row could not be written. That is the end
+/// of a sandbox that was resumed, not the loss of a paused one: this was the simulation's mistake.
+#[test]
+fn an_expiry_before_the_row_says_that_it_was_resumed() {
+    let sandbox = 0;
+    let ops = [
+        create(2, 27_294),
+        Op::Set {
+            at: 6_813,
+            sandbox,
+            timeout: 50,
+        },
+        Op::Resume {
+            at: 157,
+            sandbox,
+            timeout: 12_895,
+        },
+        Op::Pause { at: 52, sandbox },
+    ];
+    let fails = Fault::StoreFails {
+        from: 164,
+        until: 8_376,
+    };
+    for seed in (0..50).chain([9_005_801_660]) {
+        check(seed, 2, ops.to_vec(), vec![fails]);
+    }
+}

@@ -340,9 +340,11 @@ impl Ledger {
             return false;
         };
         let run = self.snapshots.get(name).map(|(_, run)| *run);
-        let expired = self
-            .of_sandbox(sandbox)
-            .any(|request| matches!(request.wish, Wish::Resume(to) if now >= to));
+        let expired = self.of_sandbox(sandbox).any(|request| match request.wish {
+            Wish::Resume(to) => now >= to,
+            Wish::Set(to) => now >= to && one.started_at.is_some_and(|at| request.asked_at >= at),
+            _ => false,
+        });
         run.is_some_and(|run| one.starts > run) && (expired || one.exited_run == Some(one.starts))
     }
 
