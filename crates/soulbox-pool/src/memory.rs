@@ -17,7 +17,8 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FlockOperation, flock, statat};
+use rustix::io::Errno;
 use soulbox_sys::writeback;
 
 use crate::PoolError;
@@ -86,8 +87,10 @@ impl Memory {
         }
     }
 
-    /// Deletes images of which there is no snapshot and no writer any more.
+    /// Deletes images of which there is no snapshot and no writer any more. Another thread or process may unmount the pool at any time, and
+    /// what is not to be seen then is not gone: the folder of the snapshots stays open, so that it is asked and no other in its place.
     pub(crate) fn sweep(&self, snapshots: &Path) -> Result<(), PoolError> {
+        let pool = File::open(snapshots).map_err(PoolError::io("open", snapshots))?;
         let mut swept = Ok(());
         let entries = fs::read_dir(&self.images).map_err(PoolError::io("list", &self.images))?;
         for entry in entries {
@@ -95,10 +98,17 @@ impl Memory {
             let name = entry.file_name();
             let is_written = File::open(entry.path())
                 .is_ok_and(|it| flock(&it, FlockOperation::NonBlockingLockExclusive).is_err());
-            if is_written || snapshots.join(&name).exists() {
+            if is_written {
                 continue;
             }
-            swept = swept.and(self.delete(&name.to_string_lossy()));
+            match statat(&pool, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => {}
+                Err(Errno::NOENT) => swept = swept.and(self.delete(&name.to_string_lossy())),
+                Err(error) => {
+                    let path = snapshots.join(&name);
+                    swept = swept.and(Err(PoolError::io("read", path)(io::Error::from(error))));
+                }
+            }
         }
         swept
     }

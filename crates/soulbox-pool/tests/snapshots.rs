@@ -78,6 +78,30 @@ fn what_was_is_kept_and_copies_go_their_own_ways() {
     pool.unmount().expect("unmount");
 }
 
+/// The host sweeps every ten seconds, and a server that ends unmounts the pool meanwhile.
+#[test]
+fn a_sweep_of_a_pool_that_was_unmounted_deletes_nothing() {
+    let data = Data::new();
+    let pool = data.open();
+    pool.create_upper("first", MiB(64)).expect("upper");
+    let mut draft = pool.begin_snapshot("snap").expect("begin");
+    fs::write(draft.images().join("memory.img"), "images").expect("an image");
+    pool.capture(&mut draft, "first", 0).expect("capture");
+    draft.commit("").expect("commit");
+    pool.unmount().expect("unmount");
+    assert!(matches!(pool.sweep_snapshots(), Err(PoolError::Io { .. })));
+
+    let pool = data.open();
+    let images = pool.snapshot("snap").expect("find").images;
+    assert_eq!(
+        fs::read(images.join("memory.img")).expect("read"),
+        b"images"
+    );
+    pool.sweep_snapshots().expect("sweep");
+    assert!(images.join("memory.img").exists());
+    pool.unmount().expect("unmount");
+}
+
 #[test]
 fn half_made_ones_are_none_and_are_swept() {
     let data = Data::new();
