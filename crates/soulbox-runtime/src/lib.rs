@@ -28,3 +28,4 @@ pub mod network;
 pub mod plan;
 pub mod rootfs;
 pub mod seccomp;
+mod traced;

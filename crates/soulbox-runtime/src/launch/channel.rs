@@ -43,6 +43,9 @@ pub enum ToLauncher {
     Reset(Connections),
     /// First message: watch CRIU.
     Watch(WatchPlan),
+    /// CRIU has stopped all threads of the sandbox, has done nothing to them yet, and waits for an answer: note what they are like. With a
+    /// signal to CRIU.
+    Note,
     /// CRIU holds nothing any more.
     LetGo,
 }
@@ -84,8 +87,10 @@ pub enum FromLauncher {
     Furnished,
     /// It traces CRIU.
     Watching,
-    /// CRIU is dying, and what it held stands still.
-    Stopped,
+    /// How many threads, or why it is not known what they are like.
+    Noted(Result<usize, String>),
+    /// CRIU has died, and what it held stands still; all of it is what it was before, or why not.
+    Stopped(Option<String>),
     Failed {
         step: String,
         errno: i32,
