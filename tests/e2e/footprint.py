@@ -188,9 +188,10 @@ class Footprint:
             front=Process.of(server.front()),
         )
 
-    def grown(self, before: "Footprint", connections: int = 0) -> list[str]:
+    def grown(self, before: "Footprint", connections: int = 0, idle_threads: int = 0) -> list[str]:
         """What is more than before. Descriptors and memory have some room: allocators keep what a burst needed, and so does the front's
-        pool of so many `connections` to a database server.
+        pool of so many `connections` to a database server. Of the agent's threads for work that blocks, `idle_threads` more may be there:
+        there are as many as were busy at once, and as long as there is work every few seconds, each gets some and none ends.
         """
         found = [
             f"{name}: {getattr(before, name)} -> {getattr(self, name)}"
@@ -201,7 +202,7 @@ class Footprint:
         for who in ("agent", "front"):
             now, then = getattr(self, who), getattr(before, who)
             for entry in fields(Process):
-                more = connections if (who, entry.name) == ("front", "descriptors") else 0
+                more = {("front", "descriptors"): connections, ("agent", "threads"): idle_threads}.get((who, entry.name), 0)
                 if getattr(now, entry.name) > getattr(then, entry.name) + room[entry.name] + more:
                     found.append(f"{who}'s {entry.name}: {getattr(then, entry.name)} -> {getattr(now, entry.name)}")
         return found
