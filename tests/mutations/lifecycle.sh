@@ -3,7 +3,7 @@
 #
 # Each patch of tests/mutations/lifecycle is applied to a scratch copy of the last commit (a git worktree in target/mutants), in which the
 # simulation runs MUTATION_SCHEDULES schedules (100,000) from seed 1 on, and after that, if it has noticed nothing, those that once found
-# something. Arguments name patches; without any it is all of them.
+# something, and then the unit tests of control. Arguments name patches; without any it is all of them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
@@ -21,28 +21,31 @@ git worktree add --quiet --detach "$scratch" HEAD
 export CARGO_TARGET_DIR=$root/target/mutants/lifecycle-target
 export SOULBOX_SIM_FIRST=1 SOULBOX_SIM_SCHEDULES=${MUTATION_SCHEDULES:-100000}
 
+# The tests of a package, 3 when they do not compile.
 tests() {
-    (cd "$scratch" && timeout 600 cargo test --package soulbox-testkit --profile ci --test "$1" -- --nocapture) > "$scratch.log" 2>&1
+    by=$1
+    shift
+    (cd "$scratch" && cargo test --quiet --profile ci --no-run "$@") > "$scratch.log" 2>&1 || return 3
+    (cd "$scratch" && timeout 600 cargo test --profile ci "$@" -- --nocapture) > "$scratch.log" 2>&1
 }
-simulate() {
-    (cd "$scratch" && cargo test --quiet --package soulbox-testkit --profile ci --tests --no-run) > "$scratch.log" 2>&1 || return 3
-    by=
-    tests simulation || return
-    by=' (tests/regressions.rs)'
-    tests regressions
+notice() {
+    tests '' --package soulbox-testkit --test simulation || return
+    tests ' (tests/regressions.rs)' --package soulbox-testkit --test regressions || return
+    tests ' (unit tests)' --package soulbox-control --lib
 }
 
-if ! simulate; then
+if ! notice; then
     tail -n 20 "$scratch.log" >&2
-    echo "error: the simulation fails without any mutation" >&2
+    echo "error: something fails without any mutation" >&2
     exit 1
 fi
 survived=0
 for name in "${patches[@]}"; do
     git -C "$scratch" apply "$root/tests/mutations/lifecycle/$name.patch"
     outcome=0
-    simulate || outcome=$?
-    rule=$(sed -nE 's/.*rule: "([^"]*)".*/\1/p; s/.*(never reached|docs.lifecycle.md lacks).*/\1/p' "$scratch.log" | head -n 1)
+    notice || outcome=$?
+    rule=$(sed -nE 's/.*rule: "([^"]*)".*/\1/p; s/.*(never reached|docs.lifecycle.md lacks).*/\1/p; s/^test .*::(\w+) \.\.\. FAILED$/\1/p' \
+        "$scratch.log" | head -n 1)
     case $outcome in
     0) verdict=SURVIVED survived=1 ;;
     3) verdict='DOES NOT COMPILE' survived=1 ;;
