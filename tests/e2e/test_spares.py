@@ -37,6 +37,8 @@ def test_an_emptied_upper_tells_nothing_of_its_first_sandbox(server):
         write = "echo secret > /home/user/of-the-first; ln -s /etc /tmp/of-the-first; mkdir -m 0 /tmp/of-the-first.d; sudo rm /etc/issue; sudo chmod 1777 /; sudo chown user /"
         first.commands.run(write)
         used, mine = upper(server, first), number(upper(server, first))
+        # Else the slot that comes after its own takes the spare at once, and nobody sees it.
+        until("the stock is full", lambda: len(list(used.parent.iterdir())) > AHEAD, 60)
     spare = server.data / "pool/spares" / used.name
     until("its upper is spare", lambda: spare.is_dir() and not used.exists(), 10)
     assert sorted(path.relative_to(spare).as_posix() for path in spare.rglob("*")) == ["u", "w"]
