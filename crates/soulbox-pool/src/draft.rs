@@ -106,7 +106,7 @@ impl LayerDraft {
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
         let path = drafts.join(&name);
-        let parent = File::open(drafts).map_err(PoolError::io("open", drafts))?;
+        let parent = unswept(drafts)?;
         create(&parent, &text(&name), &path)?;
         let directory = open_locked(&path)?;
         Ok(Self {
@@ -132,7 +132,7 @@ impl LayerDraft {
     /// # Errors
     /// [`PoolError`] of a failed step.
     pub fn number_apart(&mut self) -> Result<(), PoolError> {
-        let parent = File::open(&self.drafts).map_err(PoolError::io("open", &self.drafts))?;
+        let parent = unswept(&self.drafts)?;
         destroy(&self.drafts, &self.name)?;
         self.counter.begin(&parent, &text(&self.name))?;
         self.directory = open_locked(&self.path)?;
@@ -173,6 +173,13 @@ impl Drop for LayerDraft {
     }
 }
 
+/// While it is open nobody sweeps: a draft that was made and is not locked yet is no left-over one.
+fn unswept(drafts: &Path) -> Result<File, PoolError> {
+    let directory = File::open(drafts).map_err(PoolError::io("open", drafts))?;
+    flock(&directory, FlockOperation::LockShared).map_err(PoolError::io("lock", drafts))?;
+    Ok(directory)
+}
+
 fn open_locked(draft: &Path) -> Result<File, PoolError> {
     let directory = File::open(draft).map_err(PoolError::io("open", draft))?;
     flock(&directory, FlockOperation::NonBlockingLockExclusive)
@@ -190,6 +197,8 @@ pub(crate) fn seal(layer: &Path) -> Result<(), PoolError> {
 
 /// Deletes the drafts whose makers are gone.
 pub(crate) fn sweep(drafts: &Path) -> Result<(), PoolError> {
+    let directory = File::open(drafts).map_err(PoolError::io("open", drafts))?;
+    flock(&directory, FlockOperation::LockExclusive).map_err(PoolError::io("lock", drafts))?;
     for entry in fs::read_dir(drafts).map_err(PoolError::io("list", drafts))? {
         let entry = entry.map_err(PoolError::io("list", drafts))?;
         let Ok(directory) = File::open(entry.path()) else {

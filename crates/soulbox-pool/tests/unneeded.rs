@@ -3,6 +3,8 @@
 mod data;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use soulbox_pool::{LayerDigest, Pool};
@@ -43,4 +45,33 @@ fn a_layer_is_listed_with_its_age_and_goes_with_its_names() {
     // Deleted already.
     pool.delete_layer(&digest('a')).expect("nothing to do");
     assert_eq!(pool.list_layers().expect("list").len(), 1);
+}
+
+/// Commands open the pool beside the server that uses it.
+#[test]
+fn what_is_being_made_is_not_left_over() {
+    let data = Data::new();
+    let pool = data.open();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            let mut opened = 0;
+            while !over.load(Ordering::Relaxed) {
+                data.open();
+                opened += 1;
+            }
+            opened
+        });
+        let making: Vec<_> = (0..300)
+            .map(|_| {
+                let draft = pool.begin_layer()?;
+                fs::write(draft.path().join("file"), "x").expect("it is there");
+                Ok::<_, soulbox_pool::PoolError>(())
+            })
+            .filter_map(Result::err)
+            .collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(making.is_empty(), "{making:?}");
+        assert!(opening.join().expect("opened") > 0);
+    });
 }
