@@ -101,6 +101,37 @@ def drafts() -> list[str]:
     return os.listdir(POOL / "drafts")
 
 
+def test_steps_of_one_team_hold_up_no_other(server, named):
+    """As many as one team may have are under way and end when the test does; one more of it waits, and says so."""
+    slug = f"fair-{uuid.uuid4().hex[:8]}"
+    admin("team", "create", slug)
+    key = admin("key", "create", slug, "--name", "first")["key"]
+    slow = [requested(server, named()) for _ in range(9)]
+    for number, path in enumerate(slow):
+        begin(server, path, f"echo runs; sleep {600 + number}")
+
+    def running() -> list[str]:
+        return [path for path in slow if any("]: runs" in line for line in lines_of(server, path))]
+
+    until("eight run", lambda: len(running()) == 8, 30)
+    (waiting,) = set(slow) - set(running())
+    says(server, waiting, "waits until steps of other builds have ended")
+
+    status, made = call(server, key, "POST", "/v3/templates", {"name": "mine"})
+    assert status == 202, made
+    path = f"/templates/{made['templateID']}/builds/{made['buildID']}"
+    steps = {"fromImage": "e2bdev/base", "steps": [{"type": "RUN", "args": ["echo mine"]}]}
+    assert call(server, key, "POST", f"/v2{path}", steps)[0] == 202
+    until("it is ready", lambda: call(server, key, "GET", f"{path}/status")[1]["status"] == "ready", 20)
+    assert len(running()) == 8
+
+    # The next one of the same team goes on when one of its steps ends.
+    ended = next(path for path in slow if path != waiting).split("/")[2]
+    assert ask(server, "DELETE", f"/templates/{ended}")[0] == 204
+    says(server, waiting, "]: runs")
+    call(server, key, "DELETE", f"/templates/{made['templateID']}")
+
+
 def test_cp_119_a_build_is_started_once(server, named):
     path = requested(server, named())
     begin(server, path, "true")

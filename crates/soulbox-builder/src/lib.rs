@@ -8,6 +8,7 @@
 //! | `context` | user, folder and environment of the next step, purely |
 //! | `key` | names of layers: a layer's name follows from all that it is made of |
 //! | `script` | what is run inside for steps other than RUN |
+//! | `places` | how many sandboxes of builds run, and whose turn it is |
 //! | `lines` | output of programs as lines of a log |
 //! | `ready` | start and ready commands |
 //!
@@ -21,6 +22,7 @@ mod context;
 mod key;
 mod lines;
 mod perform;
+mod places;
 pub mod ready;
 mod script;
 

@@ -5,6 +5,7 @@ mod contents;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,13 +15,14 @@ use soulbox_control::{
     FinishedBuild, LogLevel, StepRules,
 };
 use soulbox_types::{BuildId, Limits, MiB};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
 use crate::base::{self, ImagePolicy};
 use crate::bench::{Bench, BenchError, Benches, Command, Exit, Guest, KnownBuild, Output};
 use crate::context::Context;
 use crate::key::Key;
 use crate::lines::{Lines, Tail};
+use crate::places::{Place as Permit, Places};
 use crate::ready::{Pace, until_ready};
 use crate::script;
 
@@ -36,6 +38,8 @@ const READY_PACE: Pace = Pace {
     first: Duration::from_millis(250),
     longest: Duration::from_secs(2),
 };
+/// A wait for other builds is not told of when it is shorter.
+const UNTOLD: Duration = Duration::from_secs(3);
 /// Steps of one build; each is a layer, and a root has 400 at most.
 const MOST_STEPS: usize = 300;
 /// The disk of a sandbox is no larger for the asking.
@@ -47,8 +51,8 @@ pub struct Steps {
     policy: ImagePolicy,
     /// Of the daemon in sandboxes of finished builds.
     envd_version: String,
-    /// Sandboxes of builds that run at once.
-    sandboxes: Semaphore,
+    /// Of sandboxes of builds.
+    places: Arc<Places>,
     /// Layers that are being made, so that builds that need the same one wait for it.
     making: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
 }
@@ -79,19 +83,20 @@ struct Place<'a> {
 }
 
 impl Steps {
-    /// At most `sandboxes` of all builds together run at once.
+    /// At most `sandboxes` of one team's builds run at once, and `kept` more for teams of which none runs.
     #[must_use]
     pub fn new(
         benches: Arc<dyn Benches>,
         policy: ImagePolicy,
         envd_version: &str,
         sandboxes: usize,
+        kept: usize,
     ) -> Self {
         Self {
             benches,
             policy,
             envd_version: envd_version.to_owned(),
-            sandboxes: Semaphore::new(sandboxes),
+            places: Places::new(sandboxes + kept, kept),
             making: Mutex::default(),
         }
     }
@@ -454,7 +459,7 @@ impl<'a> Build<'a> {
     async fn make(
         &self,
         place: &Place<'_>,
-        bench: &Held<'_>,
+        bench: &Held,
         command: &Command,
         archive: Option<&std::path::Path>,
         what: &str,
@@ -544,11 +549,23 @@ impl<'a> Build<'a> {
             .await;
     }
 
+    /// The right to have a sandbox; the log says when that is waited for.
+    async fn permit(&self, place: &Place<'_>) -> Permit {
+        let mut taking = pin!(self.steps.places.take(Some(self.job.team_id.clone())));
+        if let Ok(permit) = tokio::time::timeout(UNTOLD, &mut taking).await {
+            return permit;
+        }
+        let line = format!(
+            "{} waits until steps of other builds have ended",
+            place.prefix
+        );
+        self.say(place, line).await;
+        taking.await
+    }
+
     /// A sandbox with all layers so far.
-    async fn bench(&self, place: &Place<'_>) -> Result<Held<'a>, BuildFailure> {
-        // The semaphore is never closed.
-        let permit = self.steps.sandboxes.acquire().await;
-        let permit = permit.map_err(|error| internal(&BenchError::Failed(error.to_string())))?;
+    async fn bench(&self, place: &Place<'_>) -> Result<Held, BuildFailure> {
+        let permit = self.permit(place).await;
         let bench = self
             .steps
             .benches
@@ -686,12 +703,12 @@ impl<'a> Build<'a> {
 }
 
 /// A sandbox, and the right to have one more.
-struct Held<'a> {
+struct Held {
     bench: Box<dyn Bench>,
-    _permit: tokio::sync::SemaphorePermit<'a>,
+    _permit: Permit,
 }
 
-impl Held<'_> {
+impl Held {
     fn guest(&self) -> &dyn Guest {
         &*self.bench
     }

@@ -47,8 +47,10 @@ use records::Records;
 
 /// How long requests under way may go on after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Sandboxes of template builds that run at once.
+/// Sandboxes of one team's template builds that run at once.
 const BUILD_SANDBOXES: usize = 8;
+/// More of them, for teams of which none runs.
+const KEPT_BUILD_SANDBOXES: usize = 2;
 /// How long control may take to let go of its sandboxes then.
 const LET_GO: Duration = Duration::from_secs(2);
 
@@ -188,6 +190,7 @@ async fn run(
         },
         soulbox_envd_proto::ENVD_VERSION,
         BUILD_SANDBOXES,
+        KEPT_BUILD_SANDBOXES,
     ));
     control.set_builder(steps.clone());
     let seen = hosts.templates_seen();

@@ -36,8 +36,7 @@ impl Steps {
     /// See [`AheadError`]; creates go on as before.
     pub async fn start_ahead(&self, build: KnownBuild) -> Result<(), AheadError> {
         let failed = |error: String| AheadError::Sandbox(BenchError::Failed(error));
-        let permit = self.sandboxes.acquire().await;
-        let _permit = permit.map_err(|error| failed(error.to_string()))?;
+        let _permit = self.places.take(None).await;
         let build_id = build.build_id.parse();
         let build_id =
             build_id.map_err(|error: soulbox_types::IdError| failed(error.to_string()))?;

@@ -41,8 +41,7 @@ impl Steps {
         let Some(known) = known else {
             return Ok(None);
         };
-        let permit = self.sandboxes.acquire().await;
-        let _permit = permit.map_err(|error| error.to_string())?;
+        let _permit = self.places.take(None).await;
         let started = self.benches.start(build_id, &known.layers, &known.limits);
         let bench = started.await.map_err(told)?;
         let mut command = as_root(LIST.to_owned());
