@@ -15,6 +15,7 @@ use crate::catalog::{Catalog, ResolveError, TemplateView};
 use crate::clock;
 use crate::error::SandboxError;
 use crate::hosts::{HostSnapshot, Hosts};
+use crate::latest::Latest;
 use crate::lifecycle::{Effect, Event, Machine};
 use crate::list::{self, Cursor, ListQuery, Order, Page};
 use crate::live::{LiveSandbox, Traffic};
@@ -41,9 +42,7 @@ pub(crate) struct Shared {
     pub(crate) around: Arc<Surroundings>,
     pub(crate) keyring: Keyring,
     pub(crate) mint: TokenMint,
-    pub(crate) catalog: RwLock<Arc<Catalog>>,
-    /// Whoever reads the catalog anew.
-    pub(crate) reloading: tokio::sync::Mutex<()>,
+    pub(crate) catalog: Latest<Catalog>,
     pub(crate) spawns: Mutex<HashMap<TemplateId, Spawns>>,
     pub(crate) metrics: Metrics,
     pub(crate) builder: BuilderSlot,
@@ -113,8 +112,7 @@ impl Control {
                 }),
                 keyring,
                 mint,
-                catalog: RwLock::default(),
-                reloading: tokio::sync::Mutex::default(),
+                catalog: Latest::default(),
                 spawns: Mutex::default(),
                 metrics: Metrics::default(),
                 builder: BuilderSlot::default(),
@@ -463,11 +461,7 @@ impl Control {
     }
 
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
-        self.shared
-            .catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.catalog.get()
     }
 
     /// A template may have been built since the hosts were last asked; they are asked at most once a second for it.

@@ -4,7 +4,7 @@
 //! it; that is tried again and again.
 
 use async_trait::async_trait;
-use soulbox_types::{BuildId, UnixMillis};
+use soulbox_types::{BuildId, TemplateId, UnixMillis};
 use tracing::{info, warn};
 
 use crate::clock;
@@ -12,19 +12,34 @@ use crate::control::Control;
 use crate::hosts::HostFailure;
 use crate::store::StoreError;
 
+/// A version that nobody uses any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnusedBuild {
+    pub build_id: BuildId,
+    pub template_id: TemplateId,
+    /// When it failed, or its last tag left it.
+    pub unused_since: UnixMillis,
+}
+
 /// Builds that go, and what is left of them on hosts.
 ///
 /// # Errors
 /// As for [`crate::Store`].
 #[async_trait]
 pub trait RetiredBuilds: Send + Sync + 'static {
-    /// Deletes builds, with their logs, that are over, that hold no tag, that no living sandbox and no snapshot stands on, and to which
-    /// nothing of that has happened since a moment; those that are listed stay. Returns how many.
+    /// Builds that are over, that hold no tag, that no living sandbox and no snapshot stands on, and to which nothing of that has happened
+    /// since a moment, but those that are listed. The longest unused first.
+    async fn unused_builds(
+        &self,
+        unused_since: UnixMillis,
+        but: &[BuildId],
+    ) -> Result<Vec<UnusedBuild>, StoreError>;
+    /// Deletes those builds, with their logs, and tells which they were.
     async fn retire_builds(
         &self,
         unused_since: UnixMillis,
         but: &[BuildId],
-    ) -> Result<usize, StoreError>;
+    ) -> Result<Vec<UnusedBuild>, StoreError>;
     /// Deleted builds, those of deleted templates too, that hosts may still know.
     async fn forgotten_builds(&self) -> Result<Vec<BuildId>, StoreError>;
     /// No host knows these any more.
@@ -35,9 +50,12 @@ impl Control {
     /// Deletes versions that have been without a tag for long, and lets the host forget what is deleted.
     pub(crate) async fn retire_builds(&self) {
         match self.retire().await {
-            Ok(0) => {}
+            Ok(builds) if builds.is_empty() => {}
             Ok(builds) => {
-                info!(builds, "deleted builds that have had no tag for long");
+                info!(
+                    builds = builds.len(),
+                    "deleted builds that have had no tag for long"
+                );
                 if let Err(failure) = self.reload_catalog().await {
                     warn!(error = %crate::chain(&failure), "failed to read the templates");
                 }
@@ -49,7 +67,7 @@ impl Control {
         self.forget_deleted().await;
     }
 
-    async fn retire(&self) -> Result<usize, String> {
+    async fn retire(&self) -> Result<Vec<UnusedBuild>, String> {
         let within = self.settings().command_within;
         let templates = tokio::time::timeout(within, self.hosts().templates())
             .await

@@ -5,7 +5,7 @@
 //! store; calls of the API do not trust them to have arrived and read the row first. With records of its own a server does none of this.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use soulbox_types::{SandboxId, SandboxState, TeamId};
@@ -131,15 +131,8 @@ impl Control {
 
     /// Reads the templates that the store has.
     pub(crate) async fn reload_catalog(&self) -> Result<(), StoreError> {
-        // What was read first would otherwise take the place of what was read later.
-        let _turn = self.shared.reloading.lock().await;
-        let rows = self.store().catalog().await?;
-        *self
-            .shared
-            .catalog
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(Catalog::new(rows));
-        Ok(())
+        let reading = async { self.store().catalog().await.map(Catalog::new) };
+        self.shared.catalog.read(reading).await
     }
 
     /// Lets the owner of a sandbox know its row, or makes one when it has none here. Creates of other servers are theirs alone.

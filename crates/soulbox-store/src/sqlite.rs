@@ -125,7 +125,7 @@ impl SqliteStore {
         })
     }
 
-    /// Tells the server that uses the file that a key or a team was changed by another program.
+    /// Tells the server that uses the file that another program changed keys, teams or templates.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -163,11 +163,16 @@ async fn told<'c>(
 pub(crate) struct Announced {
     readers: SqlitePool,
     told: i32,
+    /// The number says that there was a change, and not of what.
+    also_templates: bool,
 }
 
 #[async_trait]
 impl Changes for Announced {
     async fn next(&mut self) -> Change {
+        if std::mem::take(&mut self.also_templates) {
+            return Change::Templates;
+        }
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             // What cannot be read now is read the next time.
@@ -175,6 +180,7 @@ impl Changes for Announced {
                 && told != self.told
             {
                 self.told = told;
+                self.also_templates = true;
                 return Change::Keys;
             }
         }
@@ -298,7 +304,11 @@ impl SqliteStore {
     pub(crate) async fn listen(&self) -> Result<Announced, sqlx::Error> {
         let readers = self.readers.clone();
         let told = told(&readers).await?;
-        Ok(Announced { readers, told })
+        Ok(Announced {
+            readers,
+            told,
+            also_templates: false,
+        })
     }
 
     pub(crate) async fn checkpoint(&self) -> Result<(), sqlx::Error> {

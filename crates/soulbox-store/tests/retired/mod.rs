@@ -24,8 +24,9 @@ async fn there(store: &dyn Store, numbers: &[u8]) -> Vec<u8> {
 
 /// Deletes what has been unused since then; some of it may be other rules'.
 async fn retire(store: &dyn Store, seconds: u64, but: &[BuildId]) {
+    let unused = store.unused_builds(at(seconds), but).await.expect("read");
     let retired = store.retire_builds(at(seconds), but).await;
-    retired.expect("retired");
+    assert_eq!(retired.expect("retired"), unused, "what was told goes");
 }
 
 fn assigned(template: &TemplateId, build: u8, tag: &str, seconds: u64) -> AssignmentRow {
@@ -69,6 +70,11 @@ pub async fn builds_go_some_time_after_nobody_uses_them(store: Arc<dyn Store>) {
     // The second has been without a tag since the fourth was ready, the third since it failed.
     retire(store, 30, &[]).await;
     assert_eq!(there(store, &all).await, all);
+    let unused = store.unused_builds(at(31), &[]).await.expect("read");
+    let own = unused.iter().filter(|it| it.template_id == template);
+    let told: Vec<_> = own.map(|it| (&it.build_id, it.unused_since)).collect();
+    assert_eq!(told, [(&id(102), at(30))]);
+    assert_eq!(there(store, &all).await, all, "it was only told");
     retire(store, 31, &[]).await;
     assert_eq!(there(store, &all).await, [100, 101, 103]);
     retire(store, 41, &[id(101)]).await;
