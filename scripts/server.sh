@@ -3,6 +3,7 @@
 #   server_start BINARY DATA_DIR LOG [FLAG...]  starts `serve`, waits until it answers; sets server_address.
 #                                               SERVER_LISTEN chooses the address, else it is a free port of loopback
 #   server_env                                  prints the exports for that server
+#   server_key NAME                             prints the key of a new team, for what counts sandboxes beside others
 #   server_stop                                 ends it and every sandbox, and gives all of the host back; idempotent
 #
 # The caller puts server_stop into its EXIT trap.
@@ -50,6 +51,11 @@ server_start() {
 
 server_env() {
     "$server_binary" env --data-dir "$server_data" --listen "$server_address"
+}
+
+server_key() {
+    "$server_binary" admin team create "$1-$$" --data-dir "$server_data" > /dev/null &&
+        "$server_binary" admin key create "$1-$$" --name tests --data-dir "$server_data"
 }
 
 server_stop() {

@@ -52,16 +52,12 @@ exports=$(server_env)
 eval "$exports"
 export E2B_API_KEY E2B_API_URL E2B_SANDBOX_URL SOULBOX_TEMPLATE=$INTERPRETER_TEMPLATE
 # The two longest run beside the others. Each counts the sandboxes of its key, so each has a team of its own.
-key_of_a_team() { # key_of_a_team SLUG
-    "$SOULBOX_BINARY" admin team create "$1" --data-dir "$data" > /dev/null
-    "$SOULBOX_BINARY" admin key create "$1" --name tests --data-dir "$data"
-}
 if wanted python; then
-    key=$(key_of_a_team "python-$$")
+    key=$(server_key python)
     beside "soulbox-agents, Python" env "E2B_API_KEY=$key" .cache/venv-agents/bin/pytest -q tests/integrations/python
 fi
 if wanted typescript; then
-    key=$(key_of_a_team "typescript-$$")
+    key=$(server_key typescript)
     beside "@soulbox/agents, TypeScript" env "E2B_API_KEY=$key" tests/integrations/typescript/run.sh
 fi
 if wanted rust; then part "soulbox agent" .cache/venv-mcp/bin/pytest -q tests/integrations/agent; fi
