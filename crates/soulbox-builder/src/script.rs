@@ -33,8 +33,13 @@ chmod 440 "/etc/sudoers.d/$name""#
     format!(
         r#"set -euo pipefail
 name={name}
-group=(); getent group "$name" >/dev/null && group=(--gid "$name")
-id -u "$name" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "${{group[@]}}" -- "$name"
+if known=$(getent passwd -- "$name"); then
+  # A number finds its user, whose name is what every command of the template will be run by.
+  [ "${{known%%:*}}" = "$name" ] || {{ echo "'$name' is the number of the user '${{known%%:*}}': give the name" >&2; exit 1; }}
+else
+  group=(); getent group -- "$name" >/dev/null && group=(--gid "$name")
+  useradd --create-home --shell /bin/bash "${{group[@]}}" -- "$name"
+fi
 {privileges}"#,
         name = quoted(name),
     )

@@ -216,6 +216,13 @@ def test_a_user_may_have_the_name_of_a_group(build):
     assert inside(name, "id -un; cat ~/group ~/kept") == "users\nusers\nkept"
 
 
+def test_a_user_is_given_by_name(build):
+    """Commands of a template cannot be run by a number, so the step says so and not whoever uses the template."""
+    message = fails(build, lambda t: t.set_user("1000").run_cmd("true"))
+    assert "failed to make the user '1000': exit status 1" in message, message
+    assert "'1000' is the number of the user 'user': give the name" in message, message
+
+
 def test_no_two_files_of_layers_have_one_number(build):
     """By device and number programs know whether two names are one file: `cp` refuses and `mv` deletes then."""
     made = "mkdir ~/step{0} && cd ~/step{0} && seq 300 | xargs touch && cp /etc/passwd /etc/bash.bashrc ."
