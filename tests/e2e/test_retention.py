@@ -38,10 +38,14 @@ def status_of(server: Server, path: str) -> dict:
     return ask(server, "GET", f"{path}/status?logsOffset=0")[1]
 
 
-def collected(*arguments: str) -> set[str]:
+def gc(*arguments: str) -> dict:
     done = run("template", "gc", "--data-dir", str(DATA), "--json", *arguments)
     assert done.returncode == 0, done
-    return set(json.loads(done.stdout)["layers"])
+    return json.loads(done.stdout)
+
+
+def collected(*arguments: str) -> set[str]:
+    return set(gc(*arguments)["layers"])
 
 
 def known(build: str) -> bool:
@@ -107,6 +111,21 @@ def test_a_version_goes_when_nothing_uses_it_any_more(server, named):
     assert ended(server, path)["status"] == "ready"
     cached = [line.startswith("CACHED ") for line in lines_of(server, path) if " RUN " in line]
     assert cached == [True, False], lines_of(server, path)
+
+    # Nobody has to wait for the server's next look: the same goes by hand, and is told before.
+    own = layers_of(newest) - layers_of(tagged) - layers_of(path.rsplit("/", 1)[1])
+    time.sleep(1.1)
+    told = gc("--older-than", "0", "--dry-run")
+    unused = {it["buildID"]: it for it in told["builds"]}
+    assert newest in unused and tagged not in unused and not told["deleted"], told
+    assert unused[newest]["templateID"] == template and unused[newest]["bytes"] >= 4096 and own <= set(told["layers"])
+    assert time.time() - 60 < unused[newest]["unusedSince"] / 1000 < time.time() - 1
+    assert known(newest) and own <= layers()
+    done = gc("--older-than", "0")
+    assert done == told | {"deleted": True}
+    assert not known(newest) and not own & layers()
+    gone = f"/templates/{template}/builds/{newest}/status"
+    until("the server knows it no more", lambda: ask(server, "GET", gone)[0] == 400, 5)
 
 
 def test_a_tag_that_was_taken_away_leaves_a_version_for_as_long(server, named):

@@ -136,7 +136,10 @@ pub fn finish(root: &Path) -> Result<TreeSize, BottomError> {
 }
 
 /// Walks the tree: every id in range, devices only where we made them.
-pub(crate) fn measure(root: &Path) -> Result<TreeSize, BottomError> {
+///
+/// # Errors
+/// Of a read, and what is not as it must be.
+pub fn measure(root: &Path) -> Result<TreeSize, BottomError> {
     let dev = root.join("dev");
     let mut size = TreeSize::default();
     let mut linked = std::collections::HashSet::new();

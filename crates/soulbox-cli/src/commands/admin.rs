@@ -176,10 +176,9 @@ fn on_records(
             Records::Elsewhere(store) => Arc::new(store.clone()),
         };
         let shown = work(&*store).await;
-        // PostgreSQL told of it with the change.
-        let announced = match (&records, &shown) {
-            (Records::Here(store), Ok(_)) => store.announce().await,
-            _ => Ok(()),
+        let announced = match &shown {
+            Ok(_) => records.announce().await,
+            Err(_) => Ok(()),
         };
         records.close().await;
         let shown = shown?;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use soulbox_control::{RetiredBuilds, StoreError};
 use soulbox_store::{
     BackupError, Brought, OpenError, PostgresStore, SqliteStore, postgres_options,
 };
@@ -57,6 +58,21 @@ impl Records {
                 .map(Self::Here),
         };
         opened.map_err(refuse)
+    }
+
+    pub(super) fn retired_builds(&self) -> &dyn RetiredBuilds {
+        match self {
+            Self::Here(store) => store,
+            Self::Elsewhere(store) => store,
+        }
+    }
+
+    /// Tells the server of changes; PostgreSQL told of them with each.
+    pub(super) async fn announce(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Here(store) => store.announce().await,
+            Self::Elsewhere(_) => Ok(()),
+        }
     }
 
     pub(super) async fn close(&self) {

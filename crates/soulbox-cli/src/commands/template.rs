@@ -1,6 +1,7 @@
 //! `soulbox template`: templates of a server, by its API, and the templates that come with an installation, in its pool.
 
 mod folder;
+mod gc;
 mod pool;
 mod server;
 
@@ -64,14 +65,15 @@ pub enum Command {
     },
     /// Print the JSON schema of soulbox.toml
     Schema,
-    /// Delete layers that no build, sandbox or snapshot needs, such as what is left of deleted templates; needs root and a running server
+    /// Delete builds that have been without a tag for longer than the server's keep_builds, and layers that no build, sandbox or snapshot
+    /// needs, such as what is left of deleted templates; needs root and a running server
     Gc {
         #[command(flatten)]
         installation: Installation,
         /// Only list them
         #[arg(long)]
         dry_run: bool,
-        /// Leave what is younger: a build that is under way may want it
+        /// Leave layers that are younger: a build that is under way may want them
         #[arg(long, value_name = "SECONDS", default_value_t = 7200)]
         older_than: u64,
         /// One JSON object instead of lines
@@ -148,7 +150,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
             dry_run,
             older_than,
             json,
-        } => pool::collect(&installation.settings(None)?, dry_run, older_than, json),
+        } => gc::run(&installation.settings(None)?, dry_run, older_than, json),
     }
 }
 

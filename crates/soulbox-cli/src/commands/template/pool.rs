@@ -1,4 +1,4 @@
-//! The pool of this machine's installation: its own templates, and layers that nobody needs.
+//! The pool of this machine's installation: its own templates.
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -6,11 +6,9 @@ use std::path::Path;
 use anyhow::anyhow;
 use soulbox_build::{BuildOptions, build_template};
 use soulbox_pool::{BtrfsPool, Pool, PoolError, PoolOptions};
-use soulbox_wire::host::{Reply, Request};
 
-use super::{print, print_json};
+use super::print;
 use crate::agent::DataDirLock;
-use crate::commands::ask::ask;
 use crate::commands::{require_root, serve};
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -26,47 +24,8 @@ pub(super) fn list(settings: &Settings, json: bool) -> Result<(), Failure> {
     with_pool(settings, "list --local", |pool, _| listed(pool, json))
 }
 
-/// Asks the agent, which knows what sandboxes and snapshots stand on.
-pub(super) fn collect(
-    settings: &Settings,
-    dry_run: bool,
-    older_than: u64,
-    json: bool,
-) -> Result<(), Failure> {
-    require_root("template gc")?;
-    let request = Request::CollectLayers {
-        older_than,
-        dry_run,
-    };
-    let reply = ask(settings, request, |error| {
-        Failure::new(error).hint("the server's log says more")
-    })?;
-    let Reply::Layers(layers) = reply else {
-        let cause = anyhow!("the agent's answer is of another kind");
-        return Err(Failure::new(cause).hint("is the server of this version?"));
-    };
-    if json {
-        return print_json(&serde_json::json!({ "deleted": !dry_run, "layers": layers }));
-    }
-    eprintln!(
-        "{} layers that nobody needs {}",
-        layers.len(),
-        if dry_run {
-            "would be deleted"
-        } else {
-            "were deleted"
-        }
-    );
-    print(
-        &layers
-            .iter()
-            .map(|it| format!("{it}\n"))
-            .collect::<String>(),
-    )
-}
-
 /// Opens (and at first makes) the pool of the installation, and gives the mount back unless a server or sandboxes need it.
-fn with_pool(
+pub(super) fn with_pool(
     settings: &Settings,
     command: &str,
     work: impl FnOnce(&BtrfsPool, &Settings) -> Result<(), Failure>,
@@ -150,7 +109,7 @@ fn listed(pool: &BtrfsPool, json: bool) -> Result<(), Failure> {
 }
 
 /// The failure that a pool's error is, with what helps against it.
-fn pool_failure(error: PoolError) -> Failure {
+pub(super) fn pool_failure(error: PoolError) -> Failure {
     let hint = match &error {
         PoolError::MkfsMissing => Some("apt-get install btrfs-progs"),
         PoolError::DiskTooSmall { .. } => Some("free some disk, or choose a smaller --pool-size"),
