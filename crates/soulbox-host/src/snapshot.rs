@@ -192,11 +192,14 @@ impl Memory {
         self.check_only(images, Which::All)
     }
 
-    /// The same of what CRIU reads to know what to make: all but the contents of memory.
+    /// The same of what CRIU reads to know what to make: all but the contents of memory, of which it looks only how much there is. For
+    /// what is missing CRIU would wait until it is ended.
     ///
     /// # Errors
     /// [`RefusedError::Images`].
     pub fn check_processes(&self, images: &Path) -> Result<(), RefusedError> {
+        let pages = self.images.iter().filter(|it| Which::Pages.has(&it.name));
+        digest::compare_lengths(pages, images)?;
         self.check_only(images, Which::Others)
     }
 

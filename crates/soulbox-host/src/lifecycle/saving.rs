@@ -68,6 +68,10 @@ pub(super) fn step(
         },
         Event::SaveFailed { harmed } => match saving.exited {
             Some(out_of_memory) => {
+                if harmed {
+                    // It ended of what the save has left of it.
+                    next.cause.get_or_insert(DeathCause::Lost);
+                }
                 next.exit(out_of_memory);
                 vec![Effect::SaveFailed, Effect::Bury]
             }

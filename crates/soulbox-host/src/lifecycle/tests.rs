@@ -161,6 +161,13 @@ fn a_failed_save_leaves_it_running_unless_it_was_harmed() {
         let (lost, effects) = play(machine, &[(2, Event::SaveFailed { harmed: true })]);
         assert_eq!(effects, [Effect::SaveFailed, Effect::Signal]);
         assert_eq!(lost.cause, Some(DeathCause::Lost));
+        let ended = Event::Exited {
+            out_of_memory: false,
+        };
+        let failed = Event::SaveFailed { harmed: true };
+        let (ended_of_it, _) = play(machine, &[(2, ended), (3, failed)]);
+        assert_eq!(ended_of_it.cause, Some(DeathCause::Lost));
+        assert_eq!(ended_of_it.phase, Phase::Gone);
         // Whoever wants something of it then shall not take it for one whose time was over.
         let deadline = Event::SetDeadline {
             epoch: Epoch(3),

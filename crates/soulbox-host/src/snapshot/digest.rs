@@ -285,13 +285,7 @@ pub(super) fn compare<'images>(
         let Some(found) = found.iter().find(|found| found.name == expected.name) else {
             return Err(DigestError::Missing(name()));
         };
-        if found.bytes != expected.bytes {
-            return Err(DigestError::Length {
-                name: name(),
-                expected: expected.bytes,
-                found: found.bytes,
-            });
-        }
+        same_length(expected, found.bytes)?;
         if found.sha256 != expected.sha256 {
             return Err(DigestError::Changed(name()));
         }
@@ -303,6 +297,35 @@ pub(super) fn compare<'images>(
         Some(surplus) => Err(DigestError::Surplus(surplus.name.clone())),
         None => Ok(()),
     }
+}
+
+/// Looks only whether `expected` are there and as long as they were.
+pub(super) fn compare_lengths<'images>(
+    expected: impl Iterator<Item = &'images ImageFile>,
+    folder: &Path,
+) -> Result<(), DigestError> {
+    for expected in expected {
+        let path = folder.join(&expected.name);
+        match path.metadata() {
+            Ok(found) => same_length(expected, found.len())?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DigestError::Missing(expected.name.clone()));
+            }
+            Err(source) => return Err(DigestError::Unreadable { path, source }),
+        }
+    }
+    Ok(())
+}
+
+fn same_length(expected: &ImageFile, found: u64) -> Result<(), DigestError> {
+    if found == expected.bytes {
+        return Ok(());
+    }
+    Err(DigestError::Length {
+        name: expected.name.clone(),
+        expected: expected.bytes,
+        found,
+    })
 }
 
 type PartDigest = [u8; 32];

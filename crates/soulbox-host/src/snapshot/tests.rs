@@ -133,6 +133,8 @@ fn every_change_of_the_images_is_found() {
         refused.contains("34603007 bytes and had 34603008"),
         "{refused}"
     );
+    let before_it_begins = memory.check_processes(folder.path());
+    assert!(before_it_begins.is_err(), "CRIU would wait for the rest");
     fs::write(path("pages-1.img"), &pages).expect("write");
     fs::write(path("more.img"), "").expect("write");
     let refused = verify().expect_err("one too many").to_string();
