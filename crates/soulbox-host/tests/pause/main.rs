@@ -193,8 +193,13 @@ async fn no_snapshot_that_was_touched_is_used() {
     file.write_all_at(&byte, 5000).expect("write");
     let bytes = file.metadata().expect("metadata").len();
     file.set_len(bytes - 4096).expect("truncate");
+    let began = std::time::Instant::now();
     let message = refused(&host, from("whole")).await;
     assert!(message.contains(&format!("had {bytes}")), "{message}");
+    assert!(
+        began.elapsed() < PATIENCE,
+        "CRIU has waited for what is missing"
+    );
     // What it made meanwhile is gone, and the slots are free again.
     assert_eq!(place.left(), 1, "the upper of the one that runs");
 
