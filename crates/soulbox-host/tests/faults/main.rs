@@ -496,6 +496,31 @@ async fn a_step_of_a_build_begins_from_its_layers_and_is_in_no_list() {
         .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn layers_are_collected_every_half_an_hour_without_being_asked() {
+    let data = tempfile::tempdir().expect("directory");
+    let world = World::default();
+    let host = world.start(data.path(), 0, 0).await;
+    world.add_layers(&[layer('b')]);
+    let claimed = host.find_layer("build-9", &layer('b')).await;
+    assert_eq!(claimed.expect("asked"), Some(layer('b')));
+    for round in ["at first", "and again"] {
+        world.add_layers(&[layer('a')]);
+        tokio::time::sleep(Duration::from_secs(1700)).await;
+        assert_eq!(world.layers().len(), 2, "{round}: it is not time yet");
+        tokio::time::sleep(Duration::from_secs(105)).await;
+        // The pool is asked on threads, for which the clock does not wait.
+        for _ in 0..1000 {
+            if world.layers().len() == 1 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(world.layers(), [layer('b')], "{round}");
+    }
+}
+
 #[tokio::test]
 async fn layers_are_not_collected_while_somebody_uses_them() {
     let data = tempfile::tempdir().expect("directory");
