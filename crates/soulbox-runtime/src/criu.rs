@@ -25,10 +25,10 @@ use rustix::mount::{
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::launch::channel::{Channel, CriuPlan, ToLauncher, WatchPlan};
-use watch::{Stopped, Watch};
+use watch::Watch;
 
 pub use images::{ImagesError, remap};
 pub(crate) use wire::{Options, Request, RequestKind, Response};
@@ -249,20 +249,9 @@ impl Session {
         Ok(())
     }
 
-    /// CRIU has stopped all threads and waits for an answer: from now on they can be made again what they are.
-    ///
-    /// # Errors
-    /// They cannot; all else goes on.
-    pub(crate) fn note(&mut self) -> io::Result<()> {
-        let Some(watch) = &mut self.watch else {
-            return Err(io::ErrorKind::NotFound.into());
-        };
-        let criu = &self.ended;
-        watch.note(|| Ok(pidfd_send_signal(criu, Signal::WINCH)?))
-    }
-
-    /// Ends CRIU, which has given no last answer. Nothing when what it held was not to be stopped, or nobody has watched.
-    pub(crate) fn end(mut self) -> Option<Stopped> {
+    /// Ends CRIU, which has given no last answer. Whether what it held was stopped, or why not; nothing when it was not to be, or nobody
+    /// has watched.
+    pub(crate) fn end(mut self) -> Option<io::Result<()>> {
         let watch = self.watch.take();
         drop(self);
         watch?.end()

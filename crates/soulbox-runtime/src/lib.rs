@@ -28,4 +28,3 @@ pub mod network;
 pub mod plan;
 pub mod rootfs;
 pub mod seccomp;
-mod traced;

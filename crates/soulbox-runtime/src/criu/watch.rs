@@ -6,23 +6,16 @@ use std::process::Child;
 use std::time::Duration;
 
 use crate::launch::channel::{Channel, FromLauncher, ToLauncher, WatchPlan};
+use crate::launch::watch::STOP_WITHIN;
 
 /// A watcher that has not answered by then never will.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-
-/// Each thread takes some calls of the kernel that CRIU makes for it, or a stop.
-const NOTE_WITHIN: Duration = Duration::from_secs(10);
-
-/// Of a CRIU that has ended: whether what it held was stopped before that, or why not; and why it is not all what it was.
-pub(crate) type Stopped = io::Result<Option<String>>;
 
 /// A process that traces CRIU until that has ended. Dropped, it is waited for, so CRIU has to be ended first.
 #[derive(Debug)]
 pub(crate) struct Watch {
     control: Option<Channel>,
     process: Child,
-    /// Heard before it was to be.
-    stopped: Option<Stopped>,
 }
 
 impl Watch {
@@ -33,7 +26,6 @@ impl Watch {
         let watch = Self {
             control: Some(control),
             process,
-            stopped: None,
         };
         watch.send(&ToLauncher::Watch(plan))?;
         match watch.hear(ANSWER_WITHIN)? {
@@ -52,28 +44,13 @@ impl Watch {
         let _ = self.send(&ToLauncher::LetGo);
     }
 
-    /// Of a CRIU that waits for an answer, with all threads stopped and as they were: has it noted what they are like. `wake` sends CRIU
-    /// [`crate::launch::watch::WAKE`].
-    ///
-    /// # Errors
-    /// Nothing was noted.
-    pub(crate) fn note(&mut self, wake: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        self.send(&ToLauncher::Note)?;
-        wake()?;
-        match self.hear(NOTE_WITHIN)? {
-            Some(FromLauncher::Noted(noted)) => noted.map(drop).map_err(io::Error::other),
-            // It has died.
-            other => {
-                self.stopped = other.and_then(stopped);
-                Err(io::ErrorKind::UnexpectedEof.into())
-            }
+    /// Of a CRIU that has ended: whether what it held was stopped before that, or why not; nothing when it was not to be.
+    pub(crate) fn end(self) -> Option<io::Result<()>> {
+        match self.hear(STOP_WITHIN * 2) {
+            Ok(Some(FromLauncher::Stopped)) => Some(Ok(())),
+            Ok(Some(FromLauncher::Failed { step, .. })) => Some(Err(io::Error::other(step))),
+            _ => None,
         }
-    }
-
-    /// Of a CRIU that has ended; nothing when what it held was not to be stopped.
-    pub(crate) fn end(mut self) -> Option<Stopped> {
-        let heard = self.stopped.take();
-        heard.or_else(|| stopped(self.hear(NOTE_WITHIN).ok()??))
     }
 
     fn send(&self, message: &ToLauncher) -> io::Result<()> {
@@ -87,14 +64,6 @@ impl Watch {
         };
         let heard = control.receive(Some(within))?;
         Ok(heard.map(|(message, _)| message))
-    }
-}
-
-fn stopped(message: FromLauncher) -> Option<Stopped> {
-    match message {
-        FromLauncher::Stopped(unmended) => Some(Ok(unmended)),
-        FromLauncher::Failed { step, .. } => Some(Err(io::Error::other(step))),
-        _ => None,
     }
 }
 

@@ -43,9 +43,6 @@ pub enum ToLauncher {
     Reset(Connections),
     /// First message: watch CRIU.
     Watch(WatchPlan),
-    /// CRIU has stopped all threads of the sandbox, has done nothing to them yet, and waits for an answer: note what they are like. With a
-    /// signal to CRIU.
-    Note,
     /// CRIU holds nothing any more.
     LetGo,
 }
@@ -87,10 +84,8 @@ pub enum FromLauncher {
     Furnished,
     /// It traces CRIU.
     Watching,
-    /// How many threads, or why it is not known what they are like.
-    Noted(Result<usize, String>),
-    /// CRIU has died, and what it held stands still; all of it is what it was before, or why not.
-    Stopped(Option<String>),
+    /// CRIU is dying, and what it held stands still.
+    Stopped,
     Failed {
         step: String,
         errno: i32,

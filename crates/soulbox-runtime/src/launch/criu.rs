@@ -12,12 +12,11 @@ use std::process::Command;
 use rustix::fs::CWD;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
-use rustix::process::{Pid, WaitOptions, setpriority_process, setsid, waitpid};
+use rustix::process::{Pid, WaitOptions, setsid, waitpid};
 use soulbox_sys::namespace::{Forked, fork, unshare};
 
 use super::channel::{Channel, CriuPlan, FromLauncher, ToLauncher};
 use super::outside::write_maps;
-use super::watch::PRIORITY;
 use super::{LaunchError, Step};
 
 /// Where the mounts of a restore lie while CRIU works: in its own /run.
@@ -63,9 +62,6 @@ pub(super) fn run(
         namespaces |= libc::CLONE_NEWCGROUP;
     } else {
         held.extend(descriptors);
-        // A sandbox stands still for it. And killed, it has to be gone before a process that it was making call the kernel has done so: that one
-        // would meet a trap, and end by it. Without the priority it goes on all the same.
-        let _ = setpriority_process(None, PRIORITY);
     }
     unshare(namespaces).step("make namespaces for CRIU")?;
     mount_change(

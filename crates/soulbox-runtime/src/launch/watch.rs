@@ -3,12 +3,8 @@
 //! A process that is killed lets go of all that it traces, and those go on at once, wherever they are. Of a process that is traced itself
 //! the kernel tells before: it stops once more on its way out (PTRACE_EVENT_EXIT), with everything still in its hands. A process of its own
 //! watches and no thread of the agent, since agent and CRIU may be killed together: then what was held stands still until the next agent
-//! takes it over. It then makes the threads what they were before CRIU made them do anything, as far as that is known ([`noted`]).
+//! takes it over.
 
-mod noted;
-
-use std::io;
-use std::iter;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -16,50 +12,27 @@ use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use noted::{Noted, Unmended};
-use rustix::process::setpriority_process;
 
 use super::channel::{Channel, FromLauncher, ToLauncher, WatchPlan};
 use super::{LaunchError, Step};
-use crate::cgroup::{CgroupError, Hierarchies};
+use crate::cgroup::{CgroupError, Frozen, Hierarchies};
 use crate::native::checkpoint::is_ending;
 
 /// Stopping takes a moment for each process that is not stopped by CRIU already.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(1);
 
-/// With which the agent wakes a CRIU that waits for its answer, so that it is looked what the agent has asked for.
-pub(crate) const WAKE: Signal = Signal::SIGWINCH;
-/// Of CRIU and of who watches it. What CRIU held shall not come far without it, and on a busy machine its end is noticed milliseconds later
-/// otherwise.
-pub(super) const PRIORITY: i32 = -20;
-
 /// Returns when CRIU has ended and the agent has taken over what was stopped, or is gone.
 pub(super) fn run(control: &Channel, plan: &WatchPlan) -> Result<(), LaunchError> {
     let criu = Pid::from_raw(plan.criu);
-    let hierarchies = Hierarchies::discover()
-        .map_err(|error| io::Error::other(error.to_string()))
-        .step("find the cgroups")?;
-    // Without it there is less hurry.
-    let _ = setpriority_process(None, PRIORITY);
     ptrace::seize(criu, ptrace::Options::PTRACE_O_TRACEEXIT).step("trace CRIU")?;
     control.send(&FromLauncher::Watching, &[]).step("report")?;
-    let mut noted: Result<Noted, _> = Err("nothing was noted of it yet".to_owned());
-    let mut stopped = None;
-    // What has come of CRIU and was not seen to yet.
-    let mut event = None;
+    let mut frozen = None;
     loop {
-        let next = match event.take() {
-            Some(event) => Ok(event),
-            None => waitid(Id::Pid(criu), WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED),
-        };
-        let signal = match next {
+        let signal = match waitid(Id::Pid(criu), WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED) {
             Ok(WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT)) => {
                 let end = ptrace::getevent(criu).unwrap_or(libc::SIGKILL.into());
                 if is_to_be_stopped(control, end) && !is_ending(plan.init) {
-                    stopped = Some(hierarchies.adopt(&plan.cgroup).freeze(STOP_WITHIN));
-                    if let Ok(noted) = &mut noted {
-                        noted.retain_held(criu);
-                    }
+                    frozen = tell(control, stop(plan));
                 }
                 None
             }
@@ -71,20 +44,6 @@ pub(super) fn run(control: &Channel, plan: &WatchPlan) -> Result<(), LaunchError
                 let _ = soulbox_sys::trace::leave_stopped(plan.criu);
                 continue;
             }
-            Ok(WaitStatus::PtraceEvent(_, WAKE, 0)) if is_asked(control) => {
-                let taken = Noted::take(criu, &hierarchies.processes(&plan.cgroup), &mut event);
-                noted = taken.map_err(|error| format!("nothing was noted of it: {error}"));
-                let answer = match &noted {
-                    Ok(noted) => Ok(noted.threads()),
-                    Err(reason) => Err(reason.clone()),
-                };
-                // Without an agent CRIU hears no answer and gives up.
-                let _ = control.send(&FromLauncher::Noted(answer), &[]);
-                if event.is_some() {
-                    continue;
-                }
-                None
-            }
             // A signal on its way to it.
             Ok(WaitStatus::PtraceEvent(_, signal, 0)) => Some(signal),
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => break,
@@ -94,23 +53,6 @@ pub(super) fn run(control: &Channel, plan: &WatchPlan) -> Result<(), LaunchError
         // It may be gone by now, which the next turn sees.
         let _ = ptrace::cont(criu, signal);
     }
-    let Some(stopped) = stopped else {
-        return Ok(());
-    };
-    // Nobody traces any of them now.
-    let (frozen, message) = match (stopped, noted) {
-        (Err(error), _) => (None, failed(&error)),
-        (Ok(frozen), Err(reason)) => (Some(frozen), FromLauncher::Stopped(Some(reason))),
-        (Ok(frozen), Ok(noted)) => match noted.put_back(&hierarchies, &plan.cgroup, frozen) {
-            (None, Err(Unmended::CannotStop(error))) => (None, failed(&error)),
-            (frozen, put_back) => {
-                let reason = put_back.err().map(|error| chain(&error));
-                (frozen, FromLauncher::Stopped(reason))
-            }
-        },
-    };
-    // The agent may be gone.
-    let _ = control.send(&message, &[]);
     if let Some(frozen) = frozen {
         match control.receive::<ToLauncher>(None) {
             // CRIU had nothing in its hands any more.
@@ -122,45 +64,39 @@ pub(super) fn run(control: &Channel, plan: &WatchPlan) -> Result<(), LaunchError
     Ok(())
 }
 
-/// Whether the agent wants it noted what all threads are like.
-fn is_asked(control: &Channel) -> bool {
-    matches!(
-        control.receive::<ToLauncher>(Some(Duration::ZERO)),
-        Ok(Some((ToLauncher::Note, _)))
-    )
-}
-
 /// Whether CRIU may have left something behind. `end` is how it ends, as wait(2) tells it.
 fn is_to_be_stopped(control: &Channel, end: libc::c_long) -> bool {
-    loop {
-        return match control.receive::<ToLauncher>(Some(Duration::ZERO)) {
-            // It was to be asked, and died before.
-            Ok(Some((ToLauncher::Note, _))) => continue,
-            // It holds nothing any more: its end may come.
-            Ok(Some(_)) => false,
-            // Without an agent it gives up by itself, in good order.
-            Ok(None) => libc::WIFSIGNALED(i32::try_from(end).unwrap_or(libc::SIGKILL)),
-            Err(_) => end != 0,
-        };
+    match control.receive::<ToLauncher>(Some(Duration::ZERO)) {
+        // It holds nothing any more: its end may come.
+        Ok(Some(_)) => false,
+        // Without an agent it gives up by itself, in good order.
+        Ok(None) => libc::WIFSIGNALED(i32::try_from(end).unwrap_or(libc::SIGKILL)),
+        Err(_) => end != 0,
     }
 }
 
-fn failed(error: &CgroupError) -> FromLauncher {
-    let errno = match error {
-        CgroupError::File { source, .. } => source.raw_os_error(),
-        _ => None,
+fn stop(plan: &WatchPlan) -> Result<Frozen, CgroupError> {
+    Hierarchies::discover()?
+        .adopt(&plan.cgroup)
+        .freeze(STOP_WITHIN)
+}
+
+/// Tells the agent, which may be gone.
+fn tell(control: &Channel, stopped: Result<Frozen, CgroupError>) -> Option<Frozen> {
+    let (message, frozen) = match stopped {
+        Ok(frozen) => (FromLauncher::Stopped, Some(frozen)),
+        Err(error) => {
+            let errno = match &error {
+                CgroupError::File { source, .. } => source.raw_os_error(),
+                _ => None,
+            };
+            let step = format!("stop what CRIU held: {error}");
+            let errno = errno.unwrap_or(0);
+            (FromLauncher::Failed { step, errno }, None)
+        }
     };
-    FromLauncher::Failed {
-        step: format!("stop what CRIU held: {error}"),
-        errno: errno.unwrap_or(0),
-    }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = iter::successors(Some(error), |error| error.source());
-    let causes: Vec<String> = causes.map(ToString::to_string).collect();
-    causes.join(": ")
+    let _ = control.send(&message, &[]);
+    frozen
 }
 
 #[cfg(test)]

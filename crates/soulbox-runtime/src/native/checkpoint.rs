@@ -58,11 +58,9 @@ pub enum CheckpointError {
     #[error(transparent)]
     Criu(#[from] CriuError),
     /// CRIU ended while it had hold of the tree, which cannot go on.
-    #[error("{harm}{}", unmended.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default())]
+    #[error("{harm}")]
     Harmed {
         harm: Harm,
-        /// Why it was not put back.
-        unmended: Option<String>,
         #[source]
         source: CriuError,
     },
@@ -140,7 +138,7 @@ impl Native {
             notify_success: None,
         })?;
         let mut copied = None;
-        let died = match attend_dump(&mut session, running.pid, &mut copied, stopped) {
+        let died = match attend_dump(&session, running.pid, &mut copied, stopped) {
             Ok(success) => {
                 return match copied {
                     Some(Err(error)) => Err(CheckpointError::Copy(error)),
@@ -160,19 +158,15 @@ impl Native {
         if all_is_saved && after == After::End {
             return Ok(());
         }
-        let (rescued, unmended) = match (stopped, frozen) {
-            (Some(Err(error)), _) => (Err(Harm::NotBeStopped(error)), None),
-            (Some(Ok(unmended)), Some(frozen)) => (self.rescue(running, frozen), unmended),
-            _ => (Err(Harm::NotStopped), None),
+        let rescued = match (stopped, frozen) {
+            (Some(Err(error)), _) => Err(Harm::NotBeStopped(error)),
+            (Some(Ok(())), Some(frozen)) => self.rescue(running, frozen),
+            _ => Err(Harm::NotStopped),
         };
         match rescued {
             Ok(()) if all_is_saved => Ok(()),
             Ok(()) => Err(died.into()),
-            Err(harm) => Err(CheckpointError::Harmed {
-                harm,
-                unmended,
-                source: died,
-            }),
+            Err(harm) => Err(CheckpointError::Harmed { harm, source: died }),
         }
     }
 
@@ -361,7 +355,7 @@ impl Native {
 
 /// Serves CRIU's stages until its answer, whether it succeeded. `copied` tells what `stopped` gave, once it was called.
 fn attend_dump(
-    session: &mut Session,
+    session: &Session,
     init: i32,
     copied: &mut Option<io::Result<()>>,
     stopped: &mut dyn FnMut() -> io::Result<()>,
@@ -374,11 +368,8 @@ fn attend_dump(
             return Ok(response.success);
         }
         let stage = response.notify.and_then(|it| it.script).unwrap_or_default();
-        match stage.as_str() {
-            // All threads are stopped, and as they were. When that cannot be noted, more is lost if CRIU dies, and nothing if it does not.
-            "network-lock" => drop(session.note()),
-            "post-dump" => *copied = Some(stopped()),
-            _ => {}
+        if stage == "post-dump" {
+            *copied = Some(stopped());
         }
         session
             .acknowledge(!matches!(copied, Some(Err(_))))
@@ -524,24 +515,15 @@ fn obstacle(status: &str, namespace: Option<&str>) -> Option<String> {
 }
 
 /// A process as those inside know it: its pid there and its name.
-fn title(status: &str) -> Option<String> {
+pub(super) fn title(status: &str) -> Option<String> {
     // The pid of the innermost namespace stands last.
     let pid = field(status, "NSpid")?.split_whitespace().last()?;
     let name = field(status, "Name").unwrap_or("?");
     Some(format!("{pid} ({name})"))
 }
 
-/// How a process is called where people read it.
-pub(crate) fn name(pid: i32) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"));
-    status
-        .ok()
-        .and_then(|status| title(&status))
-        .unwrap_or_else(|| "?".to_owned())
-}
-
 /// A line of a /proc/PID/status.
-pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))

@@ -1,8 +1,7 @@
 //! What becomes of a tree whose CRIU died while it had hold of it.
 //!
-//! The tree is stopped before CRIU lets go of it, and its threads are made what they were before CRIU touched them ([`crate::launch::watch`]
-//! sees to both), so nothing runs on in a state that is not its own. Where the second was not to be done, it can be seen what CRIU has made
-//! of a process: its code stands in memory, a thread is in that code, or blocks all
+//! The tree is stopped before CRIU lets go of it ([`crate::launch::watch`] sees to that), so nothing runs on in a state that is not its own. CRIU
+//! works on one process at a time, and what it does to it can be seen: its code stands in memory, a thread is in that code, or blocks all
 //! signals for it. A leader of threads that serves as CRIU's daemon finds back by itself when the connection to CRIU ends, since it has its
 //! registers and its mask of signals with it. Whatever else is in CRIU's code has lost them: only CRIU knew them. TCP connections that CRIU
 //! has read are of no use until they are told that it is over.
@@ -14,6 +13,7 @@ mod leftover;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -23,11 +23,10 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
-use super::checkpoint::{field, name, pid_descriptor};
+use super::checkpoint::{field, pid_descriptor, title};
 use super::{Native, Running};
 use crate::cgroup::{CgroupError, Frozen};
 use crate::launch::watch::STOP_WITHIN;
-use crate::traced::Mapping;
 
 /// Finding back takes microseconds, on a processor that is free.
 const FIND_BACK_WITHIN: Duration = Duration::from_secs(2);
@@ -38,6 +37,7 @@ const INJECTED: [[u8; 8]; 2] = [
 ];
 /// What stands behind that while the memory for CRIU's code is made: the name of that memory.
 const MEMORY: &[u8; 8] = b"CRIUMFD\0";
+const MEMORY_FILE: &str = "/memfd:CRIUMFD";
 /// All signals but SIGKILL and SIGSTOP, as /proc shows them.
 const ALL_BLOCKED: &str = "fffffffffffbfeff";
 
@@ -167,6 +167,30 @@ fn examine(pid: i32) -> Result<Whereabouts, Harm> {
     Ok(whereabouts)
 }
 
+/// A line of /proc/PID/maps.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping {
+    range: Range<u64>,
+    is_executable: bool,
+    is_crius: bool,
+}
+
+impl Mapping {
+    fn parse(line: &str) -> Option<Self> {
+        // 7f00-7f10 rwxs 00000000 00:01 1042 /memfd:CRIUMFD (deleted)
+        let mut fields = line.splitn(6, ' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        let address = |text: &str| u64::from_str_radix(text, 16).ok();
+        Some(Self {
+            range: address(start)?..address(end)?,
+            is_executable: fields.next()?.contains('x'),
+            is_crius: fields
+                .nth(3)
+                .is_some_and(|path| path.trim_start().starts_with(MEMORY_FILE)),
+        })
+    }
+}
+
 fn is_injected(start: &[u8; 16]) -> bool {
     INJECTED.iter().any(|code| start.starts_with(code)) || start.ends_with(MEMORY)
 }
@@ -226,6 +250,15 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         }
         other => other.map(Some),
     }
+}
+
+/// How a process is called where people read it.
+fn name(pid: i32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    status
+        .ok()
+        .and_then(|status| title(&status))
+        .unwrap_or_else(|| "?".to_owned())
 }
 
 fn has_ended(pid: i32) -> bool {

@@ -5,14 +5,25 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::traced::{Mapping, Traced, call_in};
+use nix::errno::Errno;
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::Mapping;
 
 /// A stop takes microseconds, on a processor that is free.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// Signals that come first are delivered first, each in a try of its own.
 const MOST_TRIES: usize = 20;
+/// A call of the kernel.
+const CALL: [u8; 2] = [0x0f, 0x05];
 
 /// Has a process that runs in its own code unmap CRIU's. Blocks for some milliseconds.
 ///
@@ -33,26 +44,104 @@ pub(super) fn unmap(pid: i32) -> io::Result<()> {
     }
     let call = call_in(pid, &code.range)?;
     for _ in 0..MOST_TRIES {
-        let mut traced = Traced::seize(pid)?;
-        let deadline = Instant::now() + STOP_WITHIN;
-        traced.stopped(deadline)?;
-        let arguments = [code.range.start, end - code.range.start, 0, 0, 0, 0];
-        match traced.call(call, libc::SYS_munmap, arguments, deadline)? {
-            Some(0) => return Ok(()),
-            Some(_) => return Err(io::ErrorKind::InvalidInput.into()),
-            None => {}
+        if Traced::seize(pid)?.unmap(call, code.range.start..end)? {
+            return Ok(());
         }
     }
     Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Where in the code the kernel is called.
+fn call_in(pid: i32, code: &Range<u64>) -> io::Result<u64> {
+    let length = usize::try_from(code.end - code.start).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    fs::File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut bytes, code.start)?;
+    let at = bytes.windows(CALL.len()).position(|found| found == CALL);
+    at.map(|at| code.start + at as u64)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// A process that is stopped by this thread; it goes on when this is dropped.
+struct Traced {
+    pid: Pid,
+    /// To be delivered when it goes on.
+    signal: Option<Signal>,
+}
+
+impl Traced {
+    fn seize(pid: i32) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid);
+        ptrace::seize(pid, ptrace::Options::empty())?;
+        let traced = Self { pid, signal: None };
+        ptrace::interrupt(pid)?;
+        traced.stopped()?;
+        Ok(traced)
+    }
+
+    /// Why it has stopped; nothing when that is no signal.
+    fn stopped(&self) -> io::Result<Option<Signal>> {
+        let deadline = Instant::now() + STOP_WITHIN;
+        loop {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+                Ok(WaitStatus::Stopped(_, signal)) => return Ok(Some(signal)),
+                Ok(WaitStatus::PtraceEvent(..)) => return Ok(None),
+                Ok(WaitStatus::StillAlive) if Instant::now() > deadline => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Ok(WaitStatus::StillAlive) => thread::sleep(Duration::from_micros(100)),
+                Ok(_) => return Err(Errno::ESRCH.into()),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Makes it unmap a range by the call that stands at `call`; false when a signal was to be delivered first.
+    #[cfg(target_arch = "x86_64")]
+    fn unmap(mut self, call: u64, range: Range<u64>) -> io::Result<bool> {
+        let own = ptrace::getregs(self.pid)?;
+        let mut made = own;
+        made.rip = call;
+        made.rax = libc::SYS_munmap.cast_unsigned();
+        made.rdi = range.start;
+        made.rsi = range.end - range.start;
+        // It is in no call of its own that would be begun anew.
+        made.orig_rax = u64::MAX;
+        ptrace::setregs(self.pid, made)?;
+        let stepped = ptrace::step(self.pid, None).map_err(io::Error::from);
+        let signal = stepped.and_then(|()| self.stopped());
+        let outcome = ptrace::getregs(self.pid).map(|found| found.rax);
+        ptrace::setregs(self.pid, own)?;
+        match signal? {
+            Some(Signal::SIGTRAP) => match outcome? {
+                0 => Ok(true),
+                _ => Err(io::ErrorKind::InvalidInput.into()),
+            },
+            // A stop of its own, for which there is no signal, is over when it goes on.
+            other => {
+                self.signal = other;
+                Ok(false)
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn unmap(self, _: u64, _: Range<u64>) -> io::Result<bool> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // It may be gone.
+        let _ = ptrace::detach(self.pid, self.signal);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Command, Stdio};
-
-    use nix::sys::signal::Signal;
-    use nix::unistd::Pid;
 
     use super::*;
 
