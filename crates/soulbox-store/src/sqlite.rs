@@ -43,9 +43,9 @@ impl SqliteStore {
     /// # Errors
     /// The file cannot be opened, or is of a newer schema.
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
-        let store = Self::connect(path, true).await?;
-        store.migrate().await?;
-        Ok(store)
+        let durable = open_durable(path, true).await?;
+        Schema::sqlite().bring_up(&durable).await?;
+        Self::around(durable, path).await
     }
 
     /// Opens a file of the newest schema beside the server that uses it; changes nothing.
@@ -53,51 +53,37 @@ impl SqliteStore {
     /// # Errors
     /// There is no such file, or it has another schema.
     pub async fn open_as_is(path: &Path) -> Result<Self, OpenError> {
-        let store = Self::connect(path, false).await?;
-        Schema::sqlite().demand_newest(&store.durable).await?;
-        Ok(store)
+        let durable = open_durable(path, false).await?;
+        Schema::sqlite().demand_newest(&durable).await?;
+        Self::around(durable, path).await
     }
 
-    /// Brings the schema to the newest version.
+    /// Brings the schema of a file to the newest version.
     ///
     /// # Errors
-    /// It is newer than this build knows, or a step failed.
-    pub async fn migrate(&self) -> Result<Brought, OpenError> {
-        Schema::sqlite().bring_up(&self.durable).await
+    /// There is no such file, it is newer than this build knows, or a step failed.
+    pub async fn migrate(path: &Path) -> Result<Brought, OpenError> {
+        let durable = open_durable(path, false).await?;
+        let brought = Schema::sqlite().bring_up(&durable).await;
+        durable.close().await;
+        brought
     }
 
-    /// Opens the file and leaves its schema as it is, whatever it is.
-    ///
-    /// # Errors
-    /// It is not there and shall not be made, or is no database.
-    pub async fn connect(path: &Path, create: bool) -> Result<Self, OpenError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(create)
-            .journal_mode(SqliteJournalMode::Wal)
-            .busy_timeout(BUSY)
-            .foreign_keys(true);
-        let fast = options
-            .clone()
+    /// The other connections, for a schema that does not change any more: one that has read an older one ends its thread when a statement
+    /// of it turns out to have another number of columns.
+    async fn around(durable: SqlitePool, path: &Path) -> Result<Self, OpenError> {
+        let fast = options(path)
             .synchronous(SqliteSynchronous::Normal)
             // A checkpoint syncs; the durable writer does that.
             .pragma("wal_autocheckpoint", "0");
-        let durable = options.clone().synchronous(SqliteSynchronous::Full);
-        let wrap = |source| OpenError::Open {
-            path: path.to_owned(),
-            source,
-        };
-        // The durable connection comes first: it makes the file.
-        let durable = pool(1).connect_with(durable).await.map_err(wrap)?;
-        let fast = pool(1).connect_with(fast).await.map_err(wrap)?;
-        let readers = pool(READERS)
-            .connect_with(options.read_only(true))
-            .await
-            .map_err(wrap)?;
+        let readers = options(path).read_only(true);
         Ok(Self {
-            fast,
             durable,
-            readers,
+            fast: pool(1).connect_with(fast).await.map_err(unopened(path))?,
+            readers: pool(READERS)
+                .connect_with(readers)
+                .await
+                .map_err(unopened(path))?,
         })
     }
 
@@ -185,6 +171,28 @@ impl Changes for Announced {
             }
         }
     }
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(BUSY)
+        .foreign_keys(true)
+}
+
+fn unopened(path: &Path) -> impl FnOnce(sqlx::Error) -> OpenError {
+    let path = path.to_owned();
+    |source| OpenError::Open { path, source }
+}
+
+/// The connection that comes first: it makes the file and its schema.
+async fn open_durable(path: &Path, create: bool) -> Result<SqlitePool, OpenError> {
+    let options = options(path)
+        .create_if_missing(create)
+        .synchronous(SqliteSynchronous::Full);
+    let opened = pool(1).connect_with(options).await;
+    opened.map_err(unopened(path))
 }
 
 /// All connections from the start on: each has a thread, and a server that has opened its last one does not grow any more.

@@ -635,6 +635,41 @@ async fn a_file_keeps_its_rows_and_takes_its_migrations_once() {
     store.close().await;
 }
 
+/// A connection that has read the schema before it changed would end its thread when it reads a row.
+#[tokio::test]
+async fn no_connection_knows_an_older_schema_than_the_file_has() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("soulbox.db");
+    let file = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(true)
+        .journal_mode(sqlx::sqlite::SqliteJournalMode::Wal);
+    let other = sqlx::SqlitePool::connect_with(file).await.expect("open");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
+    let all = sqlx::migrate::Migrator::new(folder).await.expect("read");
+    let mut older = sqlx::migrate::Migrator::DEFAULT;
+    let first = all.iter().filter(|it| it.version <= 4);
+    older.migrations = first.cloned().collect::<Vec<_>>().into();
+    older.run(&other).await.expect("an older schema");
+
+    // So long that all connections are there that do not wait for the migration.
+    let writing = other.begin_with("BEGIN IMMEDIATE").await.expect("begin");
+    let opened = path.clone();
+    let opening = tokio::spawn(async move { SqliteStore::open(&opened).await });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    writing.rollback().await.expect("roll back");
+    let store = opening.await.expect("a task").expect("open");
+
+    let row = sandbox(1, &team("one"));
+    store.reserve(&row, 9, None).await.expect("reserve");
+    let reads = (0..16).map(|_| store.sandbox(&row.sandbox_id));
+    for read in futures_util::future::join_all(reads).await {
+        assert_eq!(read.expect("read"), Some(row.clone()));
+    }
+    store.close().await;
+    other.close().await;
+}
+
 #[tokio::test]
 async fn a_file_that_is_no_database_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -110,12 +110,7 @@ async fn migrate(settings: &Settings) -> Result<(), Failure> {
         None => {
             // A running server has its own idea of the schema.
             let _lock = DataDirLock::take(&settings.data_dir)?;
-            let store = SqliteStore::connect(&existing(settings)?, false)
-                .await
-                .map_err(refuse)?;
-            let brought = store.migrate().await;
-            store.close().await;
-            brought
+            SqliteStore::migrate(&existing(settings)?).await
         }
     }
     .map_err(refuse)?;
