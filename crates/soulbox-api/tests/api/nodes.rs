@@ -16,7 +16,7 @@ async fn the_administrator_sees_and_drains_the_host() {
         (&node["sandboxCount"], &node["sandboxStartingCount"]),
         (&json!(1), &json!(1))
     );
-    assert_eq!(node["statusChangedAt"], "1970-01-01T00:00:07Z");
+    assert_eq!(node["statusChangedAt"], "1970-01-01T00:00:07.000Z");
     assert_eq!(node["machineInfo"]["cpuModelName"], "a processor");
     assert_eq!(node["metrics"]["allocatedCPU"], 2);
     assert_eq!(node["metrics"]["allocatedMemoryBytes"], 1024_u64 << 20);
