@@ -263,7 +263,7 @@ def test_cli_072_values_are_expanded(tour):
 def test_cli_073_the_environment_of_an_image(raw):
     for image, names in (("node:20", "YARN_VERSION"), ("python:3.11", "LANG")):
         one = raw()
-        assert one.start([step("RUN", f'echo "PATH=$PATH {names}=${names}"')], fromImage=image) == 202
+        assert one.start([step("RUN", f': {RUN}; echo "PATH=$PATH {names}=${names}"')], fromImage=image) == 202
         assert one.ended()["status"] == "ready", one.status()
         (said,) = [line["message"] for line in one.logs("?limit=100") if "[stdout]: " in line["message"]]
         known = {"YARN_VERSION": "1.22.19", "LANG": "C.UTF-8"}[names]
