@@ -13,7 +13,7 @@ from footprint import Footprint, Objects
 from held import Held
 
 ROUNDS = int(os.environ.get("SOULBOX_PAUSE_ROUNDS", "10"))
-# A thread left by each round would be many more than the two that may be idle. Rounds until caches, pools of threads and the tree of the file system have their size.
+# Rounds until caches, pools of threads and the tree of the file system have their size.
 SETTLING = 3
 AHEAD = 3
 
@@ -77,6 +77,7 @@ def test_rounds_keep_everything_and_cost_the_same(server: Server):
     assert disk_after <= disk_before + 16, "the disk fills"
 
     def as_before() -> bool:
+        # A thread left by each round would be many more than two.
         last[:] = Footprint.of(server).grown(before, idle_threads=2)
         return not last
 

@@ -149,40 +149,34 @@ pub fn is_abandoned(
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_younger_than_the_list_is_not_lost() {
-        let started = UnixMillis(1_000);
-        let row = |state| Progress {
+    const STARTED: UnixMillis = UnixMillis(1_000);
+
+    fn row(state: SandboxState) -> Progress {
+        Progress {
             state,
             epoch: Epoch(3),
-            started_at: Some(started),
+            started_at: Some(STARTED),
             deadline: UnixMillis(90_000),
             ended_at: None,
             cause: None,
             pause: None,
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_younger_than_the_list_is_not_lost() {
         let running = row(SandboxState::Running);
         assert!(!is_lost(&running, UnixMillis(500)));
-        assert!(!is_lost(&running, started.plus_millis(SETTLED_MILLIS)));
-        let settled = started.plus_millis(SETTLED_MILLIS + 1);
+        assert!(!is_lost(&running, STARTED.plus_millis(SETTLED_MILLIS)));
+        let settled = STARTED.plus_millis(SETTLED_MILLIS + 1);
         assert!(is_lost(&running, settled));
         assert!(!is_lost(&row(SandboxState::Pausing), settled));
     }
 
     #[test]
     fn a_resume_that_nobody_owns_waits_for_its_deadline_only_if_another_server_may_own_it() {
-        let started = UnixMillis(1_000);
-        let row = |state| Progress {
-            state,
-            epoch: Epoch(3),
-            started_at: Some(started),
-            deadline: UnixMillis(90_000),
-            ended_at: None,
-            cause: None,
-            pause: None,
-        };
         let abandoned = |state, shared, now| {
-            is_abandoned(&row(state), started, 30_000, shared, UnixMillis(now))
+            is_abandoned(&row(state), STARTED, 30_000, shared, UnixMillis(now))
         };
         assert!(abandoned(SandboxState::Resuming, false, 2_000));
         assert!(!abandoned(SandboxState::Resuming, true, 2_000));

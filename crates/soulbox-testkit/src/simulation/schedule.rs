@@ -255,13 +255,7 @@ impl Schedule {
             until: BUSY_MILLIS,
             by,
         };
-        Self {
-            seed,
-            fronts: 1,
-            limit: 1,
-            ops: vec![create, kill],
-            faults: vec![slow, Fault::Lost { n: 0 }],
-        }
+        Self::alone(seed, vec![create, kill], vec![slow, Fault::Lost { n: 0 }])
     }
 
     /// A decision of a front that dies, not saved and late, and one of its successor meanwhile: too rare as well.
@@ -297,13 +291,7 @@ impl Schedule {
                 by: random.between(4_000, 9_000),
             },
         ];
-        Self {
-            seed,
-            fronts: 1,
-            limit: 1,
-            ops,
-            faults,
-        }
+        Self::alone(seed, ops, faults)
     }
 
     /// A resume that takes its place late and is not answered: its owner gives up before the call does.
@@ -329,13 +317,7 @@ impl Schedule {
                 by: random.between(31_000, 60_000),
             },
         ];
-        Self {
-            seed,
-            fronts: 1,
-            limit: 1,
-            ops,
-            faults,
-        }
+        Self::alone(seed, ops, faults)
     }
 
     /// The kill of a front that dies, written late, and a resume of its successor before that.
@@ -358,6 +340,11 @@ impl Schedule {
                 at: killed_at + random.between(1, 100),
             },
         ];
+        Self::alone(seed, ops, faults)
+    }
+
+    /// One front, and room for one sandbox.
+    fn alone(seed: u64, ops: Vec<Op>, faults: Vec<Fault>) -> Self {
         Self {
             seed,
             fronts: 1,
